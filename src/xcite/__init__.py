@@ -1,0 +1,83 @@
+"""XCiT for PaddlePaddle and PyTorch. Importing this package imports no framework."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xcite.errors import XciteError
+from xcite.variants import list_models
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from xcite.deployment.predictor import Predictor
+
+__all__ = ["Predictor", "XciteError", "create_model", "list_models", "load_weights", "read_weights"]
+__version__ = "0.1.0"
+
+
+def create_model(
+    name: str,
+    *,
+    engine: str = "paddle",
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    weights: "str | Path | Mapping[str, np.ndarray] | None" = None,
+    **overrides: Any,
+) -> Any:
+    """Build a model as the framework's own module.
+
+    Args:
+        name: an architecture or a published name, see `list_models`; also "regnety_160".
+        engine: "paddle" gives a `paddle.nn.Layer`, "torch" a `torch.nn.Module`.
+        num_classes: 0 for features (B, D) instead of logits.
+        weights: a file of any dialect, a published name, or canonical names to arrays; None draws
+            them. Published names are downloaded once into the cache.
+        overrides: fields of `xcite.variants.XCiTArchitecture` to replace, such as ``depth``.
+
+    Returns:
+        A module; ``model(images)`` takes normalised float32 (B, in_chans, H, W) of any H and W.
+
+    Raises:
+        XciteError: unknown name or engine, or weights that do not fit.
+    """
+    from xcite import variants
+    from xcite.engines import engine_package
+
+    architecture = variants.find(name, num_classes=num_classes, in_chans=in_chans, **overrides)
+    model = engine_package(engine).build(architecture)
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def load_weights(model: Any, weights: "str | Path | Mapping[str, np.ndarray]") -> Any:
+    """Set the weights of a model made by `create_model`; returns the model.
+
+    Raises:
+        XciteError: unreadable file, or missing, left-over or misshapen tensors.
+    """
+    from xcite.engines import engine_package
+
+    if not isinstance(weights, Mapping):
+        from xcite.weights import open_weights
+
+        weights = open_weights(weights, architecture=model.architecture).tensors
+    engine_package(model.engine).load_weights(model, weights)
+    return model
+
+
+def read_weights(model: Any) -> "dict[str, np.ndarray]":
+    """Canonical (official PyTorch) names to NumPy arrays, copies, of a model of either engine."""
+    from xcite.engines import engine_package
+
+    result: dict[str, np.ndarray] = engine_package(model.engine).read_weights(model)
+    return result
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Predictor":
+        from xcite.deployment.predictor import Predictor
+
+        return Predictor
+    raise AttributeError(f"module 'xcite' has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""From weights to a checked bundle, a predictor and a server."""

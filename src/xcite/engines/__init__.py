@@ -1,0 +1,43 @@
+"""Engines by name; a framework is imported only when its engine is asked for."""
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+from xcite.errors import XciteError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from xcite.engines.interface import Engine
+    from xcite.variants import Architecture
+
+NAMES = ("paddle", "torch")
+
+
+def installed() -> list[str]:
+    """Engines whose framework can be imported, the default first."""
+    return [name for name in NAMES if importlib.util.find_spec(name) is not None]
+
+
+def engine_package(name: str) -> "ModuleType":
+    """``xcite.engines.<name>``, which exports Engine, XCiT, RegNet, build, load_weights, read_weights.
+
+    Raises:
+        XciteError: unknown engine, or its framework is not installed.
+    """
+    if name not in NAMES:
+        raise XciteError(f"unknown engine {name!r}; choose {' or '.join(NAMES)}")
+    if importlib.util.find_spec(name) is None:
+        others = [other for other in installed() if other != name]
+        instead = f", or use --engine {others[0]}" if others else ""
+        raise XciteError(
+            f"engine {name!r} is not installed: pip install 'xcite[{name}]'{instead}"
+        )
+    return importlib.import_module(f"xcite.engines.{name}")
+
+
+def create_engine(name: str, architecture: "Architecture", **options: Any) -> "Engine":
+    """Build an engine; ``options`` are those of `xcite.engines.interface.Engine`."""
+    engine: Engine = engine_package(name).Engine(architecture, **options)
+    return engine

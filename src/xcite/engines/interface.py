@@ -1,0 +1,165 @@
+"""The whole boundary between Xcite and a framework: NumPy and plain Python in and out.
+
+An engine supplies steps, never epochs, logging or saving. `tests/contract` walks this class and
+compares the names, arguments and defaults of every installed engine with it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from xcite.data.batch import Batch
+from xcite.preprocessing import Preprocessing
+from xcite.recipe import DistillRecipe, OptimRecipe
+from xcite.variants import Architecture
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a training step tells the loop.
+
+    Attributes:
+        loss: mean over the step's pictures (over all processes).
+        gradient_norm: L2 norm over all parameters before clipping.
+    """
+
+    loss: float
+    gradient_norm: float
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """Attention of every layer, softmax already applied, float32.
+
+    Attributes:
+        classes: per class-attention layer (B, heads, 1 + N): CLS over CLS and the N patches,
+            row-major over the grid of ceil(H / patch) x ceil(W / patch).
+        channels: per XCA block (B, heads, C / heads, C / heads): rows are q's channels.
+    """
+
+    classes: list[np.ndarray]
+    channels: list[np.ndarray]
+
+
+class Engine(Protocol):
+    """One model on one framework, with what is needed to train and to use it.
+
+    Attributes:
+        name: "paddle" or "torch".
+        architecture: what the model was built from.
+        model: the framework's own module.
+        rank: number of this process; 0 alone writes files.
+        world_size: number of processes.
+    """
+
+    name: str
+    architecture: Architecture
+    model: Any
+    rank: int
+    world_size: int
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        *,
+        seed: int = 0,
+        precision: str = "float32",
+        attention: str = "auto",
+        activation_checkpointing: bool = False,
+        compile: bool = False,
+        threads: int | None = None,
+    ) -> None:
+        """Build the model with `xcite.canonical.initial_weights(architecture, seed)`.
+
+        Args:
+            precision: "float32" or "bf16" (autocast; parameters stay float32).
+            attention: "auto", "usual" or "covariance" form, see docs/performance.md.
+            compile: torch.compile; refused with XciteError by an engine that has no such thing.
+            threads: compute threads; None for all cores.
+        """
+
+    def load_weights(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Set the model's weights from canonical arrays; strict (`xcite.canonical.check`)."""
+
+    def read_weights(self, *, ema: bool = False) -> dict[str, np.ndarray]:
+        """Canonical weights as copies; those of the moving average if ``ema``."""
+
+    def predict(self, images: np.ndarray, *, ema: bool = False) -> np.ndarray:
+        """Logits float32 (B, K) in evaluation mode of normalised float32 images (B, C, H, W)."""
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """What the classifier sees, float32 (B, D), in evaluation mode."""
+
+    def activations(self, images: np.ndarray, *, train: bool = False) -> dict[str, np.ndarray]:
+        """Outputs of the named parts in forward order, for alignment.
+
+        Keys: "patch_embed", "blocks.{i}", "cls_attn_blocks.{i}", "norm", "head" (tokens as
+        (B, N, C), CLS first where there is one); RegNet: "stem", "s{a}.b{b}", "head".
+        With ``train`` the batch's own statistics are used and running ones are left untouched.
+        """
+
+    def attention(self, images: np.ndarray) -> AttentionMaps:
+        """Attention maps of an XCiT in evaluation mode."""
+
+    def images(self, batch: Batch, preprocessing: Preprocessing) -> np.ndarray:
+        """The batch as the model sees it: normalised, erased, mixed; float32 (B, C, H, W)."""
+
+    def start_training(
+        self,
+        optim: OptimRecipe,
+        distill: DistillRecipe,
+        preprocessing: Preprocessing,
+        *,
+        frozen: Sequence[str] = (),
+    ) -> None:
+        """Create optimiser state and moving average; names starting with ``frozen`` are not trained."""
+
+    def train_step(
+        self,
+        batches: Sequence[Batch],
+        *,
+        learning_rate: float,
+        paths: Sequence[np.ndarray | None],
+        teacher: Sequence[np.ndarray | None],
+    ) -> StepResult:
+        """One optimiser step over the parts of a batch (gradient accumulation).
+
+        Args:
+            paths: per part, drop-path scales float32 (depth, 3, B) in the order XCA, LPI, MLP.
+            teacher: per part, the teacher's logits float32 (B, K), or its classes int64 (B,) for
+                the hard loss; None without distillation.
+
+        A non-finite loss leaves weights, optimiser and average untouched and is returned as it is.
+        """
+
+    def gradients(
+        self,
+        batch: Batch,
+        *,
+        paths: np.ndarray | None = None,
+        teacher: np.ndarray | None = None,
+    ) -> tuple[float, dict[str, np.ndarray]]:
+        """Loss and gradient per canonical parameter name in train mode; changes nothing."""
+
+    def training_state(self) -> dict[str, np.ndarray]:
+        """Everything a run needs to go on, on either engine.
+
+        Keys: "weights/NAME", "moment1/NAME", "moment2/NAME", "ema/NAME" with canonical names and
+        shapes, and "step" (int64 scalar: optimiser steps done).
+        """
+
+    def restore_training(self, state: Mapping[str, np.ndarray]) -> None:
+        """Continue from `training_state` of either engine, after `start_training`."""
+
+    def average(self, values: np.ndarray) -> np.ndarray:
+        """Mean over all processes of float64 values; every process gets the result."""
+
+    def save_program(self, path: Path, *, size: tuple[int, int] | None = None) -> None:
+        """Write the model as the framework's own inference program, batch always dynamic.
+
+        Paddle: ``path.json`` and ``path.pdiparams`` (paddle.jit.save); PyTorch: ``path.pt2``
+        (torch.export). ``size`` None leaves height and width dynamic.
+        """

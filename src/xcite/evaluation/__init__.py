@@ -1,0 +1,1 @@
+"""Accuracy, evaluation of engines and bundles, alignment of engines."""

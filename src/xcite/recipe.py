@@ -1,0 +1,320 @@
+"""The typed recipe: everything a run depends on, in one YAML file.
+
+A recipe is read, checked and never guessed at: an unknown key, a wrong type or a contradiction is
+refused before anything runs, with the key's path and the nearest valid name.
+"""
+
+import difflib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from xcite.errors import XciteError
+from xcite.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from xcite.variants import XCiTArchitecture, find
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A part of the recipe: immutable, no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ModelRecipe(Section):
+    """Which model is trained. Fields left empty come from the named variant."""
+
+    name: str = Field("xcit_nano_12_p8", description="architecture, see `xcite models`")
+    patch_size: Literal[2, 4, 8, 16] | None = None
+    embed_dim: int | None = Field(None, ge=1)
+    depth: int | None = Field(None, ge=1)
+    num_heads: int | None = Field(None, ge=1)
+    mlp_ratio: Positive | None = None
+    cls_attn_layers: int | None = Field(None, ge=1)
+    eta: Positive | None = None
+    tokens_norm: bool | None = None
+    drop_path: Annotated[float, Field(ge=0, lt=1)] | None = None
+    drop_rate: Annotated[float, Field(ge=0, lt=1)] | None = None
+    attn_drop_rate: Annotated[float, Field(ge=0, lt=1)] | None = None
+    # RegNetY's own
+    w0: int | None = Field(None, ge=8)
+    wa: NotNegative | None = None
+    wm: Positive | None = None
+    group_size: int | None = Field(None, ge=1)
+    se_ratio: NotNegative | None = None
+    stem_width: int | None = Field(None, ge=1)
+
+    def overrides(self) -> dict[str, Any]:
+        """The fields that differ from the named variant."""
+        return self.model_dump(exclude={"name"}, exclude_none=True)
+
+
+class InitRecipe(Section):
+    """Where the weights come from; empty: drawn from the seed."""
+
+    weights: str | None = Field(None, description="a file, a run folder or a published name")
+    dialect: str | None = Field(None, description="only when it is not recognised by itself")
+    reset_head: bool = Field(False, description="draw the classifier anew")
+    freeze_patch_embed: bool = Field(False, description="the official 'surgery': the stem stays")
+
+
+class DataRecipe(Section):
+    """Where the pictures are."""
+
+    train: str = Field("digits", description="folder, tar shards (glob), list file or 'digits'")
+    validation: str | None = Field("digits", description="the same; empty: no validation")
+    root: str | None = Field(None, description="folder that a list file's paths start from")
+    classes: str | None = Field(None, description="file of class names, one a line")
+    workers: int = Field(2, ge=0, le=64)
+    prefetch: int = Field(2, ge=1, le=64, description="batches read ahead per worker")
+    repeats: int = Field(1, ge=1, le=16, description="repeated augmentation: copies per picture")
+    on_error: Literal["stop", "skip"] = "stop"
+    max_pixels: int = Field(178_956_970, ge=1, description="a larger picture is refused as a bomb")
+    scaled_decoding: bool = Field(
+        False, description="let JPEG decode at 1/2, 1/4 or 1/8 where the crop allows; training only"
+    )
+
+
+class AugmentRecipe(Section):
+    """What is done to a training picture, in this order."""
+
+    scale: tuple[Positive, Positive] = Field((0.08, 1.0), strict=False)
+    ratio: tuple[Positive, Positive] = Field((3 / 4, 4 / 3), strict=False)
+    crop: Literal["random_resized", "padded", "none"] = Field(
+        "random_resized", description="padded: shift by up to 1/8 of the side; none: as evaluation"
+    )
+    flip: Probability = 0.5
+    randaugment: str | None = Field("rand-m9-mstd0.5-inc1", description="empty: off")
+    color_jitter: NotNegative = Field(0.0, description="acts only without randaugment, as in timm")
+    erasing: Probability = Field(0.25, description="random erasing in pixel mode")
+    mixup: NotNegative = Field(0.8, description="alpha of mixup; 0: off")
+    cutmix: NotNegative = Field(1.0, description="alpha of cutmix; 0: off")
+    mix_probability: Probability = 1.0
+    switch_probability: Probability = Field(0.5, description="of cutmix where both are on")
+    mix_mode: Literal["batch", "pair", "elem"] = "batch"
+    cutmix_box: Literal["timm-0.4.9", "timm-1.0"] = Field(
+        "timm-0.4.9", description="0.4.9, which XCiT used, shortens odd boxes by one"
+    )
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+class OptimRecipe(Section):
+    """AdamW and its learning rate."""
+
+    epochs: int = Field(400, ge=1)
+    batch: int = Field(1024, ge=1, description="pictures per step over all processes")
+    accumulate: int = Field(1, ge=1, description="parts into which a step's batch is cut")
+    lr: Positive = 5e-4
+    lr_per: int | None = Field(512, ge=1, description="lr is scaled by batch / this; empty: not")
+    min_lr: NotNegative = 1e-5
+    warmup_lr: NotNegative = 1e-6
+    warmup_epochs: NotNegative = 5.0
+    schedule: Literal["cosine", "cosine-after-warmup", "official", "constant"] = Field(
+        "cosine",
+        description="cosine: reaches min_lr at the end; cosine-after-warmup: PASSL's; "
+        "official: main.py's, constant within an epoch and one epoch late",
+    )
+    weight_decay: NotNegative = 0.05
+    decay_rule: Literal["brief", "official", "passl"] = Field(
+        "brief", description="which parameters decay: the public codes disagree"
+    )
+    betas: tuple[Probability, Probability] = Field((0.9, 0.999), strict=False)
+    eps: Positive = 1e-8
+    clip: Positive | None = Field(None, description="largest gradient norm")
+    ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="EMA decay; empty: off")
+
+
+class DistillRecipe(Section):
+    """The teacher, if there is one."""
+
+    loss: Literal["none", "hard", "soft", "dml"] = "none"
+    alpha: Probability = Field(0.5, description="weight of the distillation part")
+    tau: Positive = Field(1.0, description="temperature of 'soft'")
+    teacher: str | None = Field(None, description="weights file, run folder, .onnx or OpenVINO .xml")
+    teacher_model: ModelRecipe | None = Field(None, description="empty: read from the weights")
+    teacher_size: int | None = Field(None, ge=1, description="teacher's input side; empty: same")
+    teacher_engine: Literal["paddle", "torch"] | None = Field(None, description="empty: same")
+    cache: str | None = Field(None, description="folder written by `xcite teach`")
+    views: int | None = Field(None, ge=1, description="epochs cached; empty: all of them")
+    top: int = Field(16, ge=1, description="soft cache: probabilities kept per picture")
+
+
+class RunRecipe(Section):
+    """How the run itself goes."""
+
+    seed: int = Field(0, ge=0)
+    engine: Literal["paddle", "torch"] = "paddle"
+    precision: Literal["float32", "bf16"] = "float32"
+    attention: Literal["auto", "usual", "covariance"] = "auto"
+    activation_checkpointing: bool = False
+    compile: bool = Field(False, description="torch.compile; PyTorch only")
+    evaluate_every: int = Field(1, ge=1, description="epochs")
+    keep: int = Field(1, ge=0, description="numbered checkpoints kept beside last and best")
+    checkpoint_every: int = Field(1, ge=1, description="epochs")
+    log_every: int = Field(10, ge=1, description="steps")
+    tensorboard: bool = False
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    model: ModelRecipe = ModelRecipe()
+    init: InitRecipe = InitRecipe()
+    data: DataRecipe = DataRecipe()
+    preprocessing: Preprocessing = Preprocessing()
+    augment: AugmentRecipe = AugmentRecipe()
+    optim: OptimRecipe = OptimRecipe()
+    distill: DistillRecipe = DistillRecipe()
+    run: RunRecipe = RunRecipe()
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> "Recipe":
+        find(self.model.name, **self.model.overrides())
+        mixes = self.augment.mixup > 0 or self.augment.cutmix > 0
+        if mixes and self.augment.mix_mode == "pair" and self.optim.batch % 2:
+            raise ValueError("augment.mix_mode 'pair' needs an even optim.batch")
+        if self.optim.batch % self.optim.accumulate:
+            raise ValueError(
+                f"optim.batch {self.optim.batch} is not a multiple of "
+                f"optim.accumulate {self.optim.accumulate}"
+            )
+        if self.augment.randaugment and self.augment.color_jitter:
+            raise ValueError(
+                "augment.color_jitter acts only without augment.randaugment; set one of them off"
+            )
+        if self.distill.loss == "none" and (self.distill.teacher or self.distill.cache):
+            raise ValueError("distill.teacher is given but distill.loss is 'none'")
+        if self.distill.loss != "none" and not (self.distill.teacher or self.distill.cache):
+            raise ValueError("distill.loss needs distill.teacher or distill.cache")
+        if self.optim.warmup_epochs > self.optim.epochs:
+            raise ValueError("optim.warmup_epochs is longer than optim.epochs")
+        if self.run.compile and self.run.engine != "torch":
+            raise ValueError("run.compile needs run.engine 'torch'")
+        return self
+
+    def learning_rate(self) -> float:
+        """Peak learning rate after linear scaling with the batch."""
+        scale = self.optim.batch / self.optim.lr_per if self.optim.lr_per else 1.0
+        return self.optim.lr * scale
+
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Recipe", "XCiTArchitecture", "load", "shipped"]
+
+
+def shipped() -> list[str]:
+    """Names of the recipes inside the package."""
+    folder = resources.files("xcite").joinpath("recipes")
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def load(name: str, settings: Sequence[str] = ()) -> Recipe:
+    """Read a shipped recipe or a YAML file and apply ``a.b=c`` settings.
+
+    Raises:
+        XciteError: no such recipe, not YAML, unknown key, wrong type or a contradiction.
+    """
+    path = Path(name)
+    if path.is_dir() and (path / "recipe.yaml").is_file():
+        path = path / "recipe.yaml"
+    if path.suffix in (".yaml", ".yml"):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise XciteError(f"cannot read the recipe {name}: {error}") from error
+    elif name in shipped():
+        text = resources.files("xcite").joinpath("recipes", f"{name}.yaml").read_text("utf-8")
+    else:
+        near = difflib.get_close_matches(name, shipped(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"shipped: {', '.join(shipped())}"
+        raise XciteError(f"no recipe {name!r}; give a .yaml file or a shipped name; {hint}")
+    return parse(text, name, settings)
+
+
+def parse(text: str, origin: str, settings: Sequence[str] = ()) -> Recipe:
+    """Make a `Recipe` of YAML text; ``origin`` names it in errors."""
+    values = _yaml(text, origin)
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise XciteError(f"{origin}: a recipe is a mapping of sections, not a {_kind(values)}")
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise XciteError(f"--set {setting}: write it as section.key=value")
+        _place(values, key.strip().split("."), _yaml(value, f"--set {setting}"), setting)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise XciteError(f"{origin}: {_explain(error)}") from error
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every default written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML where 1e-5 is a number, as everybody expects (YAML 1.1 wants 1.0e-5)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    __import__("re").compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def _yaml(text: str, origin: str) -> Any:
+    if len(text) > 1_000_000:
+        raise XciteError(f"{origin}: longer than a recipe can be")
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" in line {where.line + 1}" if where else ""
+        reason = getattr(error, "problem", None) or "it cannot be parsed"
+        raise XciteError(f"{origin} is not YAML{line}: {reason}") from error
+
+
+def _place(values: dict[str, Any], keys: list[str], value: Any, setting: str) -> None:
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise XciteError(f"--set {setting}: {key} is not a section")
+    values[keys[-1]] = value
+
+
+def _kind(value: Any) -> str:
+    return {list: "list", str: "text", int: "number", float: "number"}.get(type(value), "value")
+
+
+def _explain(error: ValidationError) -> str:
+    parts = []
+    for problem in error.errors()[:5]:
+        path = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = _known(problem["loc"][:-1])
+            near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            parts.append(f"unknown key {path}; {hint}")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            given = f" (given: {problem['input']!r})" if path and problem["loc"] else ""
+            parts.append(f"{path}: {message}{given[:80]}" if path else message)
+    return "; ".join(parts)
+
+
+def _known(path: tuple[Any, ...]) -> list[str]:
+    model: Any = Recipe
+    for part in path:
+        annotation = model.model_fields[part].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return list(model.model_fields)

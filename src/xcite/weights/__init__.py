@@ -1,0 +1,1 @@
+"""Weights of every dialect, read without executing anything."""
