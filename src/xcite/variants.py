@@ -217,6 +217,4 @@ def list_models(pattern: str | None = None) -> list[str]:
     names = [*ARCHITECTURES, *list_published_names()]
     if pattern is None:
         return names
-    return [
-        name for name in names if pattern in name or fnmatch.fnmatch(name, pattern)
-    ]
+    return [name for name in names if fnmatch.fnmatch(name, f"*{pattern}*")]
