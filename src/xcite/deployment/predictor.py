@@ -1,0 +1,344 @@
+"""Run a bundle: pictures in, names with probabilities out. Needs no training framework."""
+
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from xcite.deployment.bundle import BundleInfo, read_info
+from xcite.errors import XciteError
+from xcite.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    Picture = str | os.PathLike[str] | bytes | np.ndarray | Image
+
+CHUNK = 32  # pictures per run of `predict`: bounds memory, and larger batches are not faster
+RUNTIMES = {  # per bundle format, the preferred one first
+    "onnx": ("openvino", "onnxruntime"),
+    "openvino": ("openvino",),
+    "paddle": ("paddle",),
+}
+
+
+class _Runtime(Protocol):
+    name: str
+    precision: str
+    streams: int
+
+    def run(self, images: np.ndarray) -> dict[str, np.ndarray]: ...
+
+
+class Predictor:
+    """A bundle, loaded and ready. May be called from several threads at once.
+
+    Attributes:
+        info: the bundle's description, see `xcite.deployment.bundle.BundleInfo`.
+        preprocessing: how pictures become inputs.
+        class_names: one per logit.
+        runtime: "openvino", "onnxruntime" or "paddle".
+        precision: "f32", "bf16" or "int8", as it runs.
+        threads: compute threads in all.
+        streams: batches that run at the same time, each on threads / streams.
+        mode: "latency" or "throughput".
+    """
+
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str],
+        *,
+        runtime: str | None = None,
+        threads: int | None = None,
+        streams: int | None = None,
+        mode: str = "latency",
+        precision: str | None = None,
+    ) -> None:
+        """Load and verify a bundle.
+
+        Args:
+            bundle: the folder `xcite export` wrote.
+            runtime: None for the fastest installed one that reads the bundle's format.
+            threads: None for all cores this process may use.
+            streams: None for 1 (latency) or as many as there are threads, 4 at most (throughput).
+            mode: "latency" answers one batch as soon as possible; "throughput" cuts a batch into
+                one part per stream, which wastes less on waiting between threads.
+            precision: "bf16" runs a float32 bundle in bfloat16 where the runtime can; None as the
+                bundle says.
+
+        Raises:
+            XciteError: damaged bundle, missing or unfit runtime, or a contradiction in the options.
+        """
+        if mode not in ("latency", "throughput"):
+            raise XciteError(f"mode is {mode!r}; choose latency or throughput")
+        for name, value in (("threads", threads), ("streams", streams)):
+            if value is not None and value < 1:
+                raise XciteError(f"{name} is {value}; it must be at least 1")
+        self.bundle = Path(bundle)
+        self.info: BundleInfo = read_info(self.bundle)
+        self.preprocessing: Preprocessing = self.info.preprocessing
+        self.mode = mode
+        self.threads = threads or len(os.sched_getaffinity(0))
+        if streams is None:
+            streams = min(self.threads, 4) if mode == "throughput" else 1
+        self._runtime = _load(self.bundle, self.info, runtime, self.threads, streams, precision)
+        self.runtime = self._runtime.name
+        self.precision = self._runtime.precision
+        self.streams = self._runtime.streams
+        self.class_names = list(self.info.class_names)
+
+    def predict(
+        self, pictures: "Picture | Sequence[Picture]", top: int = 5
+    ) -> list[list[tuple[str, float]]]:
+        """The ``top`` most probable classes of every picture, most probable first.
+
+        Args:
+            pictures: paths, encoded bytes, uint8 arrays (H, W, C) or Pillow pictures, one or many.
+
+        Returns:
+            Per picture (class name, probability); the class's number where no name is known.
+
+        Raises:
+            XciteError: a picture that cannot be read.
+        """
+        if top < 1:
+            raise XciteError(f"top is {top}; it must be at least 1")
+        if isinstance(pictures, Sequence) and not isinstance(pictures, str | bytes):
+            many = list(pictures)
+        else:
+            many = [pictures]
+        result: list[list[tuple[str, float]]] = []
+        for start in range(0, len(many), CHUNK):
+            pixels = np.stack([self.pixels(picture) for picture in many[start : start + CHUNK]])
+            for row in probabilities(self.logits(self.images(pixels))):
+                best = np.argsort(-row, kind="stable")[:top]
+                result.append([(self.name(int(k)), float(row[k])) for k in best])
+        return result
+
+    def name(self, index: int) -> str:
+        """The name of class ``index``."""
+        return self.class_names[index] if index < len(self.class_names) else str(index)
+
+    def pixels(self, picture: "Picture", *, max_pixels: int | None = None) -> np.ndarray:
+        """Decode, resize and crop one picture: uint8 (H, W, C), as the model will see it.
+
+        Raises:
+            XciteError: not a picture, or one of more than ``max_pixels`` pixels.
+        """
+        from xcite.data.decoding import decode
+
+        channels = self.preprocessing.channels
+        if not isinstance(picture, str | os.PathLike | bytes | np.ndarray):
+            picture = np.asarray(picture.convert("RGB" if channels == 3 else "L"))
+        limit = {} if max_pixels is None else {"max_pixels": max_pixels}
+        decoded = decode(picture, channels=channels, **limit)
+        return input_pixels(decoded, self.preprocessing, self.info.size)
+
+    def images(self, pixels: np.ndarray) -> np.ndarray:
+        """Normalised float32 (B, C, H, W) of uint8 pixels (B, H, W, C)."""
+        from xcite.data.transforms import normalise
+
+        return normalise(pixels, self.preprocessing)
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Logits float32 (B, K) of normalised float32 images (B, C, H, W)."""
+        return self.run(images)["logits"]
+
+    def attention(self, images: np.ndarray) -> np.ndarray:
+        """Class attention float32 (B, layers, heads, 1 + N); N as in `BundleInfo.grid`.
+
+        Raises:
+            XciteError: the bundle's graph does not give it.
+        """
+        if "class_attention" not in self.info.outputs:
+            raise XciteError(
+                f"bundle {self.bundle} ({self.info.format}) gives no attention; "
+                "export an XCiT with --format openvino or onnx"
+            )
+        return self.run(images)["class_attention"]
+
+    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """All outputs of one pass by name, see `BundleInfo.outputs`.
+
+        Raises:
+            XciteError: images of another type, shape or size than the graph takes.
+        """
+        channels, size = self.preprocessing.channels, self.info.size
+        if images.ndim != 4 or images.shape[1] != channels or images.dtype != np.float32:
+            raise XciteError(
+                f"images are {images.dtype} {images.shape}; expected float32 (B, {channels}, H, W)"
+            )
+        if size is not None and images.shape[2:] != size:
+            raise XciteError(
+                f"images are {images.shape[2]} x {images.shape[3]} pixels; this bundle was made "
+                f"for {size[0]} x {size[1]}: export with --size dynamic for any size"
+            )
+        if not len(images):
+            raise XciteError("the batch is empty")
+        return self._runtime.run(np.ascontiguousarray(images))
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Softmax over the last axis, in float64 to sum to 1."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    result: np.ndarray = shifted / shifted.sum(axis=-1, keepdims=True)
+    return result
+
+
+def input_pixels(
+    picture: np.ndarray, preprocessing: Preprocessing, size: tuple[int, int] | None
+) -> np.ndarray:
+    """`evaluation_pixels`, and of that square the centre where the graph's input is an oblong."""
+    from xcite.data.transforms import evaluation_pixels
+
+    square = evaluation_pixels(picture, preprocessing)
+    if size is None:
+        return square
+    top, left = ((side - wanted) // 2 for side, wanted in zip(square.shape, size, strict=False))
+    return square[top : top + size[0], left : left + size[1]]
+
+
+def _load(
+    bundle: Path,
+    info: BundleInfo,
+    runtime: str | None,
+    threads: int,
+    streams: int,
+    precision: str | None,
+) -> _Runtime:
+    able = RUNTIMES[info.format]
+    if runtime is not None and runtime not in able:
+        raise XciteError(
+            f"runtime {runtime!r} does not read {info.format} bundles; choose {' or '.join(able)}"
+        )
+    if precision not in (None, info.precision) and (info.precision, precision) != ("f32", "bf16"):
+        raise XciteError(
+            f"the bundle is {info.precision} and cannot run in {precision}; export it that way"
+        )
+    precision = precision or info.precision
+    candidates = (runtime,) if runtime else able
+    for name in candidates:
+        try:
+            return _RUNTIMES[name](bundle, info, threads, streams, precision)
+        except ImportError:
+            continue
+    package = {"openvino": "deploy", "onnxruntime": "deploy", "paddle": "paddle"}[candidates[0]]
+    raise XciteError(f"{' or '.join(candidates)} is not installed: pip install 'xcite[{package}]'")
+
+
+class _OpenVINO:
+    """Compiled once; every call borrows an infer request, so calls may overlap."""
+
+    name = "openvino"
+
+    def __init__(
+        self, bundle: Path, info: BundleInfo, threads: int, streams: int, precision: str
+    ) -> None:
+        import openvino
+
+        core = openvino.Core()
+        if info.format == "onnx":
+            model = core.read_model((bundle / "model.onnx").read_bytes())
+        else:
+            model = core.read_model(
+                (bundle / "model.xml").read_bytes(), (bundle / "model.bin").read_bytes()
+            )
+        self.precision = precision
+        self.streams = streams
+        self._compiled = compile_openvino(core, model, precision, threads, streams)
+        self._outputs = [output.get_any_name() for output in self._compiled.outputs]
+        self._idle: list[Any] = []
+        self._lock = threading.Lock()
+
+    def _borrow(self) -> Any:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        return self._compiled.create_infer_request()
+
+    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        import openvino
+
+        parts = np.array_split(images, min(self.streams, len(images)))
+        requests = [self._borrow() for _ in parts]
+        try:
+            for request, part in zip(requests, parts, strict=True):
+                request.set_input_tensor(openvino.Tensor(np.ascontiguousarray(part), True))
+                request.start_async()
+            for request in requests:
+                request.wait()
+            return {
+                name: np.concatenate([np.array(r.get_output_tensor(i).data) for r in requests])
+                for i, name in enumerate(self._outputs)
+            }
+        finally:
+            with self._lock:
+                self._idle += requests
+
+
+def compile_openvino(core: Any, model: Any, precision: str, threads: int, streams: int) -> Any:
+    """Compile for the CPU; float32 is asked for by name, since OpenVINO may choose bfloat16.
+
+    An int8 model's unquantised rest runs in bfloat16.
+    """
+    return core.compile_model(
+        model,
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": "f32" if precision == "f32" else "bf16",
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": streams,
+            "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
+        },
+    )
+
+
+class _OnnxRuntime:
+    name = "onnxruntime"
+
+    def __init__(
+        self, bundle: Path, info: BundleInfo, threads: int, streams: int, precision: str
+    ) -> None:
+        import onnxruntime
+
+        if precision == "bf16":
+            raise XciteError("ONNX Runtime has no bfloat16 on the CPU; use runtime openvino")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        self.precision = precision
+        self.streams = 1
+        self._session = onnxruntime.InferenceSession(
+            (bundle / "model.onnx").read_bytes(), options, providers=["CPUExecutionProvider"]
+        )
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        values = self._session.run(self._outputs, {"images": images})
+        return dict(zip(self._outputs, values, strict=True))
+
+
+class _Paddle:
+    """Paddle Inference on oneDNN; one predictor, one call at a time."""
+
+    name = "paddle"
+
+    def __init__(
+        self, bundle: Path, info: BundleInfo, threads: int, streams: int, precision: str
+    ) -> None:
+        from xcite.engines.paddle.inference import Program
+
+        self.precision = precision
+        self.streams = 1
+        self._program = Program(bundle / "model", threads=threads, precision=precision)
+        self._lock = threading.Lock()
+
+    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        with self._lock:
+            return {"logits": self._program.run(images)}
+
+
+_RUNTIMES = {"openvino": _OpenVINO, "onnxruntime": _OnnxRuntime, "paddle": _Paddle}
