@@ -101,7 +101,9 @@ def _xcit(a: XCiTArchitecture) -> list[tuple[str, Shape]]:
 
 
 def _regnet(a: RegNetArchitecture) -> list[tuple[str, Shape]]:
-    def conv(name: str, out: int, into: int, kernel: int, groups: int = 1) -> list[tuple[str, Shape]]:
+    def conv(
+        name: str, out: int, into: int, kernel: int, groups: int = 1
+    ) -> list[tuple[str, Shape]]:
         weight = (f"{name}.conv.weight", (out, into // groups, kernel, kernel))
         return [weight, *_batch_norm(f"{name}.bn", out)]
 

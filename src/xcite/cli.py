@@ -1,4 +1,4 @@
-"""The command table. Each command lives in `xcite.commands.<name>` and is imported when it is called."""
+"""The command table; each command lives in `xcite.commands` and is imported when it is called."""
 
 import importlib
 import sys

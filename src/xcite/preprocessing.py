@@ -7,7 +7,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Preprocessing(BaseModel):
-    """Resize the shorter side to ``size / crop_ratio``, crop the centre ``size`` x ``size``, normalise.
+    """Resize the shorter side to ``size / crop_ratio``, crop the centre square, normalise.
 
     The pixels themselves are made by `xcite.data.transforms.evaluation_pixels` alone: training,
     evaluation, export, prediction and the server all call it.

@@ -128,7 +128,9 @@ class OptimRecipe(Section):
     betas: tuple[Probability, Probability] = Field((0.9, 0.999), strict=False)
     eps: Positive = 1e-8
     clip: Positive | None = Field(None, description="largest gradient norm")
-    ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="EMA decay; empty: off")
+    ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="EMA decay; empty: off"
+    )
 
 
 class DistillRecipe(Section):
@@ -137,7 +139,9 @@ class DistillRecipe(Section):
     loss: Literal["none", "hard", "soft", "dml"] = "none"
     alpha: Probability = Field(0.5, description="weight of the distillation part")
     tau: Positive = Field(1.0, description="temperature of 'soft'")
-    teacher: str | None = Field(None, description="weights file, run folder, .onnx or OpenVINO .xml")
+    teacher: str | None = Field(
+        None, description="weights file, run folder, .onnx or OpenVINO .xml"
+    )
     teacher_model: ModelRecipe | None = Field(None, description="empty: read from the weights")
     teacher_size: int | None = Field(None, ge=1, description="teacher's input side; empty: same")
     teacher_engine: Literal["paddle", "torch"] | None = Field(None, description="empty: same")
@@ -211,7 +215,9 @@ __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Recipe", "XCiTArchitecture", "load"
 def shipped() -> list[str]:
     """Names of the recipes inside the package."""
     folder = resources.files("xcite").joinpath("recipes")
-    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+    return sorted(
+        p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml")
+    )
 
 
 def load(name: str, settings: Sequence[str] = ()) -> Recipe:

@@ -69,7 +69,7 @@ class XCiTArchitecture:
 
 @dataclass(frozen=True)
 class RegNetArchitecture:
-    """RegNetY: widths follow w_j = w0 + wa * j, quantised to powers of wm and to the group width."""
+    """RegNetY: widths w0 + wa * j, quantised to powers of wm and to the group width."""
 
     w0: int
     wa: float
@@ -84,8 +84,8 @@ class RegNetArchitecture:
     def stages(self) -> list[tuple[int, int, int]]:
         """(width, depth, groups) of each stage.
 
-        The rule of the RegNet paper: continuous widths, rounded to w0 * wm^k, then to multiples of 8,
-        then made divisible by the group width (the group width itself never grows past the width).
+        The rule of the RegNet paper: continuous widths, rounded to w0 * wm^k, then to multiples
+        of 8, then made divisible by the group width (which never grows past the width).
         """
         widths: list[int] = []
         for j in range(self.depth):

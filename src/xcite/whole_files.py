@@ -11,7 +11,7 @@ from xcite.errors import XciteError
 
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it replaces ``path``, on failure it vanishes.
+    """Yield a path beside ``path`` that replaces it on success and vanishes on failure.
 
     Raises:
         XciteError: when the folder cannot be written or the disk is full.
@@ -19,7 +19,9 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{target.name}.", suffix=".part", dir=target.parent
+        )
         os.close(handle)
     except OSError as error:
         raise XciteError(f"cannot write {target}: {error.strerror or error}") from error

@@ -46,7 +46,9 @@ def test_imports_go_down(path: Path) -> None:
             target = pieces[1]
             if not ((PACKAGE / target).is_dir() or (PACKAGE / f"{target}.py").is_file()):
                 continue  # a name of the public face, such as xcite.__version__
-            assert _layer(target) <= _layer(part), f"{path}:{line} imports {name}, which is above it"
+            assert _layer(target) <= _layer(part), (
+                f"{path}:{line} imports {name}, which is above it"
+            )
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))

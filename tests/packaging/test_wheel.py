@@ -54,7 +54,9 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
     subprocess.run(
-        [*command, "--quiet", "--wheel-dir", str(folder), str(ROOT)], check=True, capture_output=True
+        [*command, "--quiet", "--wheel-dir", str(folder), str(ROOT)],
+        check=True,
+        capture_output=True,
     )
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:

@@ -21,7 +21,7 @@ def installed() -> list[str]:
 
 
 def engine_package(name: str) -> "ModuleType":
-    """``xcite.engines.<name>``, which exports Engine, XCiT, RegNet, build, load_weights, read_weights.
+    """The engine's package: Engine, XCiT, RegNet, build, load_weights, read_weights.
 
     Raises:
         XciteError: unknown engine, or its framework is not installed.
@@ -31,9 +31,7 @@ def engine_package(name: str) -> "ModuleType":
     if importlib.util.find_spec(name) is None:
         others = [other for other in installed() if other != name]
         instead = f", or use --engine {others[0]}" if others else ""
-        raise XciteError(
-            f"engine {name!r} is not installed: pip install 'xcite[{name}]'{instead}"
-        )
+        raise XciteError(f"engine {name!r} is not installed: pip install 'xcite[{name}]'{instead}")
     return importlib.import_module(f"xcite.engines.{name}")
 
 

@@ -115,7 +115,7 @@ class Engine(Protocol):
         *,
         frozen: Sequence[str] = (),
     ) -> None:
-        """Create optimiser state and moving average; names starting with ``frozen`` are not trained."""
+        """Create optimiser state and moving average; names starting with ``frozen`` stay."""
 
     def train_step(
         self,
