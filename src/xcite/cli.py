@@ -4,7 +4,6 @@ import importlib
 import sys
 from typing import Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -31,20 +30,23 @@ COMMANDS = {
 
 
 class _Table(TyperGroup):
-    """Imports a command's module only when that command runs or asks for its own help."""
+    """Imports a command's module only when that command runs or asks for its own help.
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    (typer carries its own copy of click and does not name its types publicly, hence `Any`.)
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"xcite.commands.{COMMANDS[cmd_name][0]}")
-        command: click.Command = typer.main.get_command(module.app)
+        command = typer.main.get_command(module.app)
         command.name = cmd_name
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
