@@ -1,0 +1,85 @@
+"""What travels with weights: variant, classes, preprocessing, provenance."""
+
+from dataclasses import asdict, fields
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from xcite.errors import XciteError
+from xcite.preprocessing import Preprocessing
+from xcite.variants import Architecture, RegNetArchitecture, XCiTArchitecture
+
+
+class Metadata(BaseModel):
+    """Kept as JSON in the metadata of Xcite's safetensors files.
+
+    Attributes:
+        variant: the nearest published name, such as "xcit_nano_12_p8" or "xcit_nano_12_p8_224_dist".
+        architecture: every field of the architecture; an `Architecture` is accepted too.
+        class_names: one name a class, in the order of the logits.
+        preprocessing: how pictures become inputs in evaluation.
+        provenance: where the numbers come from, in words: source, dialect, part, notes.
+        recipe_hash: hash of the resolved recipe that trained them.
+        metrics: measured figures, such as {"top1": 76.3}.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    variant: str | None = None
+    architecture: dict[str, Any] | None = None
+    class_names: list[str] | None = None
+    preprocessing: Preprocessing | None = None
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    recipe_hash: str | None = None
+    metrics: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("architecture", mode="before")
+    @classmethod
+    def _from_dataclass(cls, value: Any) -> Any:
+        return asdict(value) if isinstance(value, XCiTArchitecture | RegNetArchitecture) else value
+
+    def described_architecture(self) -> Architecture | None:
+        """The architecture as a typed value, or None when the file does not say.
+
+        Raises:
+            XciteError: unknown or missing fields, or values of the wrong type.
+        """
+        if self.architecture is None:
+            return None
+        kind = RegNetArchitecture if "w0" in self.architecture else XCiTArchitecture
+        known = {field.name: field.type for field in fields(kind)}
+        for name, value in self.architecture.items():
+            if name not in known:
+                raise XciteError(f"the metadata's architecture has an unknown field {name!r}")
+            if not _fits(value, str(known[name])):
+                raise XciteError(f"the metadata's architecture says {name} is {value!r}")
+        try:
+            return kind(**self.architecture)
+        except (TypeError, ZeroDivisionError) as error:
+            raise XciteError(f"the metadata's architecture is incomplete: {error}") from error
+
+
+def _fits(value: object, annotation: str) -> bool:
+    """Whether a JSON value has the type of a dataclass field and a size a model can have."""
+    words = annotation.replace("<class '", "").replace("'>", "")
+    if value is None or isinstance(value, bool):
+        return "None" in words if value is None else "bool" in words
+    if isinstance(value, int):
+        return ("int" in words or "float" in words) and abs(value) <= 1_000_000
+    return isinstance(value, float) and "float" in words and abs(value) <= 1e6
+
+
+def metadata_from_json(text: str, origin: str) -> Metadata:
+    """Parse the metadata of a file called ``origin``.
+
+    Raises:
+        XciteError: when it is not what this version writes.
+    """
+    try:
+        return Metadata.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "metadata"
+        raise XciteError(
+            f"{origin}: the Xcite metadata cannot be read: {where}: {first['msg']}"
+        ) from error
