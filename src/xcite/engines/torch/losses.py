@@ -1,0 +1,68 @@
+"""Training losses; distillation is a part of the loss, not a second script.
+
+Shapes: B pictures, K classes. Everything is computed in float32, whatever the model computed in.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax
+
+from xcite.errors import XciteError
+from xcite.recipe import DistillRecipe
+
+
+def loss(logits: Tensor, targets: Tensor, teacher: Tensor | None, distill: DistillRecipe) -> Tensor:
+    """(1 - alpha) * soft-target cross entropy + alpha * distillation; a scalar, mean over B.
+
+    Args:
+        logits: (B, K) of the student. XCiT has no distillation token: both parts see the same.
+        targets: float32 (B, K), smoothed and mixed.
+        teacher: float32 (B, K) logits, or for "hard" also int64 (B,) classes; None without teacher.
+
+    Raises:
+        XciteError: a distillation loss without the teacher's answers.
+    """
+    logits = logits.float()
+    base = soft_target_cross_entropy(logits, targets)
+    if distill.loss == "none":
+        return base
+    if teacher is None:
+        raise XciteError(f"distill.loss is {distill.loss!r} but the step got no teacher's answers")
+    if distill.loss == "hard":
+        part = hard(logits, teacher)
+    elif distill.loss == "soft":
+        part = soft(logits, teacher, distill.tau)
+    else:
+        part = mutual(logits, teacher)
+    return (1 - distill.alpha) * base + distill.alpha * part
+
+
+def soft_target_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over B of sum_k -t_k log p_k."""
+    return -(targets * log_softmax(logits, -1)).sum(-1).mean()
+
+
+def hard(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Cross entropy with the teacher's most likely class (facebookresearch/xcit, losses.py)."""
+    classes = teacher if teacher.ndim == 1 else teacher.argmax(-1)  # (B,)
+    return -log_softmax(logits, -1).gather(-1, classes[:, None]).mean()
+
+
+def soft(logits: Tensor, teacher: Tensor, tau: float) -> Tensor:
+    """KL(teacher || student) at temperature tau, times tau^2, divided by B * K.
+
+    The official code divides by the number of elements, not by B, so this is K times smaller than
+    the usual batch mean (facebookresearch/xcit, losses.py).
+    """
+    student = log_softmax(logits / tau, -1)
+    teacher = log_softmax(teacher.float() / tau, -1)
+    return (teacher.exp() * (teacher - student)).mean() * tau**2
+
+
+def mutual(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Half the symmetric KL divergence, mean over B ('DML' of PASSL v1.1)."""
+    tiny = 1e-12  # PASSL's guard against log(0)
+    student = logits.softmax(-1)
+    teacher = teacher.float().softmax(-1)
+    log_ratio = torch.log(student + tiny) - torch.log(teacher + tiny)
+    return ((student - teacher) * log_ratio).sum(-1).mean() / 2
