@@ -86,7 +86,7 @@ class Batcher(Generic[Item, Answer]):
                 self._taken -= count
 
     def submit(self, item: Item) -> "Future[Answer]":
-        """Queue an item that has a place; cancelling the future before its batch starts drops it."""
+        """Queue an item that has a place; cancelling the future drops it from its batch."""
         future: Future[Answer] = Future()
         with self._changed:
             if self._closing:

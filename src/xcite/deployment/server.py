@@ -115,8 +115,17 @@ class Metrics:
     """Counters in a registry of their own, so that several servers can live in one process."""
 
     PATHS = frozenset(
-        ("/", "/page.css", "/page.js", "/predict", "/health", "/info")
-        + ("/metrics", "/docs", "/openapi.json")
+        [
+            "/",
+            "/page.css",
+            "/page.js",
+            "/predict",
+            "/health",
+            "/info",
+            "/metrics",
+            "/docs",
+            "/openapi.json",
+        ]
     )
     METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 
@@ -151,7 +160,7 @@ class Metrics:
         )
 
     def request(self, method: str, path: str, status: int, seconds: float) -> None:
-        """Count a request; strange paths and methods share one label, or anyone could grow memory."""
+        """Count a request; strange paths and methods share a label, lest anyone grow our memory."""
         path = path if path in self.PATHS else "other"
         method = method if method in self.METHODS else "other"
         self.requests.labels(method, path, str(status)).inc()
@@ -548,7 +557,7 @@ def serve(
     shown = f"[{host}]" if ":" in host else host
     server = uvicorn.Server(
         uvicorn.Config(
-            app,  # type: ignore[arg-type]
+            app,
             log_level="warning",
             access_log=False,
             server_header=False,

@@ -88,10 +88,9 @@ async def read_uploads(request: "Request", *, max_bytes: int, max_files: int) ->
         ).parse()
     except (MultiPartException, UnicodeError, ValueError) as error:
         raise UploadError(400, "the multipart form is malformed") from error
-    async with form:
-        files = [value for _, value in form.multi_items() if not isinstance(value, str)]
-        if len(files) > max_files:
-            raise UploadError(413, f"more than {max_files} files in one request; send fewer")
-        if not files:
-            raise UploadError(422, "the form holds no file; add pictures as files")
-        return [Upload((file.filename or "picture")[:200], await file.read()) for file in files]
+    files = [value for _, value in form.multi_items() if not isinstance(value, str)]
+    if len(files) > max_files:
+        raise UploadError(413, f"more than {max_files} files in one request; send fewer")
+    if not files:
+        raise UploadError(422, "the form holds no file; add pictures as files")
+    return [Upload((file.filename or "picture")[:200], await file.read()) for file in files]
