@@ -110,7 +110,7 @@ def checksum(path: Path) -> str:
 
 @contextlib.contextmanager
 def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield an empty folder beside ``path``; on success it becomes ``path``, on failure it vanishes.
+    """Yield an empty folder that becomes ``path`` on success and vanishes on failure.
 
     An earlier bundle at ``path`` is replaced; anything else there is refused.
 
@@ -118,9 +118,9 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         XciteError: ``path`` is not ours to replace, or cannot be written.
     """
     target = Path(path)
-    if target.exists() and not (target / DESCRIPTION).is_file():
-        if not target.is_dir() or any(target.iterdir()):
-            raise XciteError(f"{target} exists and is not a bundle; choose another place")
+    ours = (target / DESCRIPTION).is_file() or (target.is_dir() and not any(target.iterdir()))
+    if target.exists() and not ours:
+        raise XciteError(f"{target} exists and is not a bundle; choose another place")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
@@ -163,9 +163,7 @@ def read_info(folder: str | os.PathLike[str], *, verify: bool = True) -> BundleI
     root = Path(folder)
     path = root / DESCRIPTION
     if not path.is_file():
-        raise XciteError(
-            f"{root} is not a bundle: it has no {DESCRIPTION}; make one with `xcite export`"
-        )
+        raise XciteError(f"{root} is not a bundle (no {DESCRIPTION}); make one with `xcite export`")
     if path.stat().st_size > DESCRIPTION_LIMIT:
         raise XciteError(f"{path} is larger than {DESCRIPTION_LIMIT // 2**20} MiB; it is not ours")
     try:
@@ -180,9 +178,7 @@ def read_info(folder: str | os.PathLike[str], *, verify: bool = True) -> BundleI
         line = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise XciteError(f"{path} cannot be read: {line}; export again") from error
     if info.digest() != info.seal:
-        raise XciteError(
-            f"{path} was altered after the export: its seal does not match; export again"
-        )
+        raise XciteError(f"{path} was altered after the export (wrong seal); export again")
     if verify:
         _verify(root, info)
     return info

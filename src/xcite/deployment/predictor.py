@@ -264,19 +264,18 @@ class _OpenVINO:
 
         parts = np.array_split(images, min(self.streams, len(images)))
         requests = [self._borrow() for _ in parts]
-        try:
-            for request, part in zip(requests, parts, strict=True):
-                request.set_input_tensor(openvino.Tensor(np.ascontiguousarray(part), True))
-                request.start_async()
-            for request in requests:
-                request.wait()
-            return {
-                name: np.concatenate([np.array(r.get_output_tensor(i).data) for r in requests])
-                for i, name in enumerate(self._outputs)
-            }
-        finally:
-            with self._lock:
-                self._idle += requests
+        for request, part in zip(requests, parts, strict=True):
+            request.set_input_tensor(openvino.Tensor(part, True))
+            request.start_async()
+        for request in requests:
+            request.wait()
+        result = {
+            name: np.concatenate([request.get_output_tensor(i).data for request in requests])
+            for i, name in enumerate(self._outputs)
+        }  # concatenate copies: the next call writes into the requests' own memory
+        with self._lock:
+            self._idle += requests
+        return result
 
 
 def compile_openvino(core: Any, model: Any, precision: str, threads: int, streams: int) -> Any:
