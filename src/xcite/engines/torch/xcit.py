@@ -1,0 +1,611 @@
+"""XCiT on PyTorch (El-Nouby et al. 2021, arXiv 2106.09681).
+
+Dimensions: B pictures, N = Hp * Wp patch tokens, C channels (d in the paper), h heads of c = C / h.
+Names of parts are those of facebookresearch/xcit, because they become the names of weights.
+
+Each residual branch returns gamma * f(x): LayerScale is multiplied into the branch's last weight,
+which is smaller than its output.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from xcite.engines.attention_form import check_form, uses_covariance
+from xcite.errors import XciteError
+from xcite.variants import XCiTArchitecture
+
+LAYER_NORM_EPS = 1e-6
+# F.normalize divides by max(|q|, 1e-12); here the squares are bounded.
+NORMALIZE_EPS = 1e-12
+
+
+def conv3x3(into: int, out: int) -> nn.Sequential:
+    """3x3 convolution of stride 2 with BatchNorm: (B, into, H, W) -> (B, out, H/2, W/2), rounded up."""
+    return nn.Sequential(nn.Conv2d(into, out, 3, 2, 1, bias=False), nn.BatchNorm2d(out))
+
+
+class ConvPatchEmbed(nn.Module):
+    """The stem: a chain of `conv3x3` with GELU between, none after the last."""
+
+    def __init__(self, in_chans: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for into, out in zip([in_chans, *widths[:-1]], widths, strict=True):
+            layers += [conv3x3(into, out), nn.GELU()]
+        self.proj = nn.Sequential(*layers[:-1])
+
+    def forward(self, images: Tensor) -> tuple[Tensor, int, int]:
+        """(B, in_chans, H, W) -> tokens (B, N, C), Hp, Wp; Hp = ceil(H / patch)."""
+        # Channels last, so that the result seen as (B, N, C) needs no copy.
+        x = self.proj(images.contiguous(memory_format=torch.channels_last))
+        return x.flatten(2).transpose(1, 2), x.shape[2], x.shape[3]
+
+
+class PositionalEncodingFourier(nn.Module):
+    """Sines and cosines of the position, projected to C channels; defined for any grid."""
+
+    hidden_dim = 32
+    temperature = 10000
+    eps = 1e-6
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.token_projection = nn.Conv2d(2 * self.hidden_dim, dim, 1)
+        self._cache: dict[tuple[Any, ...], Tensor] = {}
+
+    def forward(self, height: int, width: int) -> Tensor:
+        """(N, C)."""
+        projection = self.token_projection
+        with full_precision(projection.weight):
+            return F.linear(
+                self.features(height, width), projection.weight.flatten(1), projection.bias
+            )
+
+    def features(self, height: int, width: int) -> Tensor:
+        """(N, 64): 32 channels of y, then 32 of x; computed once per grid."""
+        weight = self.token_projection.weight
+        if torch.compiler.is_compiling():
+            return self._features(height, width, weight)
+        key = (height, width, weight.device, weight.dtype)
+        if key not in self._cache:
+            if len(self._cache) >= 16:  # evaluation at many sizes must not fill the memory
+                self._cache.clear()
+            # Under inference_mode the tensor could not be used in a later training step.
+            with torch.inference_mode(False):
+                self._cache[key] = self._features(height, width, weight)
+        return self._cache[key]
+
+    def _features(self, height: int, width: int, like: Tensor) -> Tensor:
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        exponent = torch.arange(self.hidden_dim // 2, dtype=dtype, device=like.device)
+        wavelength = self.temperature ** (2 * exponent / self.hidden_dim)
+
+        def waves(count: int) -> Tensor:  # (count, 32): sine, cosine, sine, ...
+            position = torch.arange(1, count + 1, dtype=dtype, device=like.device)
+            angle = position / (count + self.eps) * (2 * math.pi)
+            angle = angle[:, None] / wavelength
+            return torch.stack((angle.sin(), angle.cos()), dim=2).flatten(1)
+
+        y = waves(height)[:, None].expand(-1, width, -1)
+        x = waves(width)[None].expand(height, -1, -1)
+        return torch.cat((y, x), dim=2).flatten(0, 1).to(like.dtype)
+
+
+class XCA(nn.Module):
+    """Cross-covariance attention: the channels of a head attend to each other.
+
+        attention = softmax(temperature * (q / |q|) (k / |k|)^T), q and k: (B, h, c, N)
+
+    Two forms of the same numbers. The usual one makes q, k and v. The covariance form uses that
+    q k^T = Wq (X^T X) Wk^T is a product of small matrices once the tokens' covariance X^T X is
+    known, and that values, attention and projection are one matrix per picture (paper, section 3).
+    """
+
+    def __init__(self, architecture: XCiTArchitecture, attention: str) -> None:
+        super().__init__()
+        dim = architecture.embed_dim
+        self.num_heads = architecture.num_heads
+        self.form = attention
+        self.attn_drop = architecture.attn_drop_rate
+        self.proj_drop = architecture.drop_rate
+        self.temperature = nn.Parameter(torch.ones(self.num_heads, 1, 1))
+        self.qkv = nn.Linear(dim, 3 * dim, bias=architecture.qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, gamma: Tensor) -> Tensor:
+        """Normalised tokens (B, N, C) -> gamma * XCA (B, N, C)."""
+        weight = self.proj.weight * gamma[:, None]
+        bias = self.proj.bias * gamma
+        if self._covariance_pays(x):
+            matrix, offset = self._as_matrix(x, weight, bias)
+            # (B, 1, C) + (B, N, C) @ (B, C, C)
+            y = torch.baddbmm(offset, x, matrix)
+        else:
+            attention, v = self._usual(x)
+            attention = F.dropout(attention, self.attn_drop, self.training)
+            # (B, h, c, c) @ (B, h, c, N) -> (B, N, C)
+            y = F.linear((attention @ v).flatten(1, 2).transpose(1, 2), weight, bias)
+        return F.dropout(y, self.proj_drop, self.training)
+
+    def attention(self, x: Tensor) -> Tensor:
+        """Attention (B, h, c, c) of normalised tokens: rows are q's channels."""
+        return self._covariance(x) if self._covariance_pays(x) else self._usual(x)[0]
+
+    def _covariance_pays(self, x: Tensor) -> bool:
+        # Attention dropout acts on single entries of every head: the usual form, in its meaning.
+        if self.training and self.attn_drop > 0:
+            return False
+        return uses_covariance(self.form, x.shape[1], x.shape[2])
+
+    def _usual(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        batch, tokens, dim = x.shape
+        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, dim // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 4, 1)  # each (B, h, c, N)
+        # Scaling the (c, c) products is cheaper than normalising q and k.
+        precise = torch.promote_types(q.dtype, torch.float32)
+        q_norm, k_norm = (
+            torch.linalg.vector_norm(t, dim=-1, dtype=precise).clamp_min(NORMALIZE_EPS)
+            for t in (q, k)
+        )
+        products = q @ k.transpose(-2, -1)
+        return self._softmax(products, q_norm.reciprocal(), k_norm.reciprocal()), v
+
+    def _covariance(self, x: Tensor) -> Tensor:
+        batch, tokens, dim = x.shape
+        heads = (self.num_heads, dim // self.num_heads)
+        weight = self.qkv.weight[: 2 * dim]
+        with full_precision(x):
+            # X^T [Q K] = (X^T X) W^T + s b^T, where s = X^T 1 and [Q K] = X W^T + 1 b^T
+            products = F.linear(gram(x), weight)  # (B, C, 2C)
+            squares: Tensor
+            if self.qkv.bias is None:
+                squares = (products * weight.t()).sum(1)
+            else:
+                bias = self.qkv.bias[: 2 * dim]
+                token_sum = x.sum(1)  # s: (B, C)
+                sums = F.linear(token_sum, weight, tokens * bias)  # [Q K]^T 1: (B, 2C)
+                products = torch.addcmul(products, token_sum[:, :, None], bias)
+                squares = torch.addcmul((products * weight.t()).sum(1), sums, bias)
+            # (B, h, c, C) @ (h, C, c): q k^T = (X^T q)^T Wk^T + (q 1) bk^T
+            q_x = products[:, :, :dim].transpose(1, 2).unflatten(1, heads)
+            logits = q_x @ weight[dim:].unflatten(0, heads).transpose(1, 2)
+            if self.qkv.bias is not None:
+                q_sum = sums[:, :dim].unflatten(1, heads)
+                logits = torch.addcmul(
+                    logits, q_sum[..., None], bias[dim:].unflatten(0, heads)[:, None]
+                )
+            inverse = squares.clamp_min(NORMALIZE_EPS**2).rsqrt().unflatten(1, (2, *heads))
+            return self._softmax(logits, inverse[:, 0], inverse[:, 1])
+
+    def _softmax(self, products: Tensor, inverse_q: Tensor, inverse_k: Tensor) -> Tensor:
+        scale = (self.temperature * inverse_q[..., None]) * inverse_k[..., None, :]
+        return (products * scale).softmax(-1)
+
+    def _as_matrix(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """The whole layer as x @ matrix + offset: (B, C, C) and (B, 1, C)."""
+        batch, _, dim = x.shape
+        heads = (self.num_heads, dim // self.num_heads)
+        attention = self._covariance(x)
+        with full_precision(x):
+            # (B, h, c, c) @ (h, c, C) -> (B, C, C)
+            values = attention @ self.qkv.weight[2 * dim :].unflatten(0, heads)
+            matrix = F.linear(values.flatten(1, 2).transpose(1, 2), weight)
+            if self.qkv.bias is None:
+                return matrix, bias.expand(batch, 1, dim)
+            constant = attention @ self.qkv.bias[2 * dim :].unflatten(0, heads)[..., None]
+            return matrix, F.linear(constant.view(batch, 1, dim), weight, bias)
+
+
+class LPI(nn.Module):
+    """Local patch interaction: two depthwise 3x3 convolutions on the grid of tokens."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.bn = nn.BatchNorm2d(dim)
+        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+
+    def forward(self, x: Tensor, height: int, width: int, gamma: Tensor) -> Tensor:
+        """Normalised tokens (B, N, C) -> gamma * LPI (B, N, C)."""
+        # (B, N, C) seen as (B, C, Hp, Wp) is channels-last: no copy, here and on the way back.
+        x = x.transpose(1, 2).unflatten(2, (height, width))
+        x = self.bn(F.gelu(self.conv1(x)))
+        weight = self.conv2.weight * gamma[:, None, None, None]
+        x = F.conv2d(x, weight, self.conv2.bias * gamma, padding=1, groups=len(gamma))
+        return x.flatten(2).transpose(1, 2)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with GELU between."""
+
+    def __init__(self, architecture: XCiTArchitecture) -> None:
+        super().__init__()
+        dim = architecture.embed_dim
+        hidden = int(dim * architecture.mlp_ratio)
+        self.drop = architecture.drop_rate
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor, gamma: Tensor) -> Tensor:
+        """Normalised tokens (B, N, C) -> gamma * Mlp (B, N, C)."""
+        x = F.dropout(F.gelu(self.fc1(x)), self.drop, self.training)
+        x = F.linear(x, self.fc2.weight * gamma[:, None], self.fc2.bias * gamma)
+        return F.dropout(x, self.drop, self.training)
+
+
+class XCABlock(nn.Module):
+    """XCA, local patch interaction, MLP. The local one comes second, although its norm is the third."""
+
+    def __init__(self, architecture: XCiTArchitecture, attention: str) -> None:
+        super().__init__()
+        dim = architecture.embed_dim
+        self.gamma1 = nn.Parameter(torch.full((dim,), architecture.eta))
+        self.gamma2 = nn.Parameter(torch.full((dim,), architecture.eta))
+        self.gamma3 = nn.Parameter(torch.full((dim,), architecture.eta))
+        self.norm1 = nn.LayerNorm(dim, LAYER_NORM_EPS)
+        self.attn = XCA(architecture, attention)
+        self.norm2 = nn.LayerNorm(dim, LAYER_NORM_EPS)
+        self.mlp = Mlp(architecture)
+        self.norm3 = nn.LayerNorm(dim, LAYER_NORM_EPS)
+        self.local_mp = LPI(dim)
+
+    def forward(self, x: Tensor, height: int, width: int, paths: Tensor | None = None) -> Tensor:
+        """Tokens (B, N, C) -> (B, N, C); paths: (3, B) scales of the three branches."""
+        x = add_branch(x, self.attn(self.norm1(x), self.gamma1), paths, 0)
+        x = add_branch(x, self.local_mp(self.norm3(x), height, width, self.gamma3), paths, 1)
+        return add_branch(x, self.mlp(self.norm2(x), self.gamma2), paths, 2)
+
+
+class ClassAttention(nn.Module):
+    """Attention in which CLS alone asks.
+
+    Because one query suffices, k and v need not exist (the cheap form, exact):
+    q k^T = X (Wk^T q), up to a constant that softmax removes, and a v = (a X) Wv^T + bv.
+    """
+
+    def __init__(self, architecture: XCiTArchitecture, attention: str) -> None:
+        super().__init__()
+        dim = architecture.embed_dim
+        self.num_heads = architecture.num_heads
+        self.form = attention
+        self.scale = architecture.attention_scale or (dim // self.num_heads) ** -0.5
+        self.attn_drop = architecture.attn_drop_rate
+        self.proj_drop = architecture.drop_rate
+        self.qkv = nn.Linear(dim, 3 * dim, bias=architecture.qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, cls: Tensor, patches: Tensor) -> Tensor:
+        """Normalised CLS (B, 1, C) and patches (B, N, C) -> what CLS learns of them (B, 1, C)."""
+        dropping = self.training and self.attn_drop > 0
+        form = self._usual if dropping or self.form == "usual" else self._cheap
+        return F.dropout(self.proj(form(cls, patches)[1]), self.proj_drop, self.training)
+
+    def attention(self, cls: Tensor, patches: Tensor) -> Tensor:
+        """Attention (B, h, 1 + N) of CLS to itself and the patches."""
+        return (self._usual if self.form == "usual" else self._cheap)(cls, patches)[0]
+
+    def _usual(self, cls: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+        batch, tokens, dim = patches.shape
+        x = torch.cat((cls, patches), dim=1)
+        qkv = self.qkv(x).view(batch, tokens + 1, 3, self.num_heads, dim // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, h, 1 + N, c)
+        logits = (q[:, :, :1] * self.scale) @ k.transpose(-2, -1)
+        precise = torch.promote_types(logits.dtype, torch.float32)
+        attention = logits.softmax(-1, dtype=precise)
+        dropped = F.dropout(attention, self.attn_drop, self.training)
+        return attention.squeeze(2), (dropped @ v).transpose(1, 2).reshape(batch, 1, dim)
+
+    def _cheap(self, cls: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+        batch, _, dim = patches.shape
+        heads = (self.num_heads, dim // self.num_heads)
+        weight_q, weight_k, weight_v = self.qkv.weight.chunk(3)
+        bias_q, _, bias_v = (None,) * 3 if self.qkv.bias is None else self.qkv.bias.chunk(3)
+        with full_precision(cls):
+            q = F.linear(cls, weight_q, bias_q).mul(self.scale).view(batch, *heads)
+            # The heads are the batch of the small products: (h, B, c) @ (h, c, C) -> (B, h, C)
+            asked = torch.bmm(q.transpose(0, 1), weight_k.unflatten(0, heads)).transpose(0, 1)
+            logits = torch.cat(
+                (asked @ cls.transpose(1, 2), asked @ patches.transpose(1, 2)), dim=2
+            )
+            attention = logits.softmax(-1)  # (B, h, 1 + N)
+            seen = torch.baddbmm(attention[:, :, :1] * cls, attention[:, :, 1:], patches)
+            # (h, B, C) @ (h, C, c) -> (B, 1, C)
+            v = torch.bmm(seen.transpose(0, 1), weight_v.unflatten(0, heads).transpose(1, 2))
+            v = v.transpose(0, 1).reshape(batch, 1, dim)
+            return attention, v if bias_v is None else v + bias_v
+
+
+class ClassAttentionBlock(nn.Module):
+    """Class attention and an MLP on CLS; the patches are carried along as the reference does it."""
+
+    def __init__(self, architecture: XCiTArchitecture, attention: str) -> None:
+        super().__init__()
+        dim = architecture.embed_dim
+        self.tokens_norm = architecture.tokens_norm
+        self.gamma1 = nn.Parameter(torch.full((dim,), architecture.eta))
+        self.gamma2 = nn.Parameter(torch.full((dim,), architecture.eta))
+        self.norm1 = nn.LayerNorm(dim, LAYER_NORM_EPS)
+        self.attn = ClassAttention(architecture, attention)
+        self.norm2 = nn.LayerNorm(dim, LAYER_NORM_EPS)
+        self.mlp = Mlp(architecture)
+
+    def forward(
+        self, cls: Tensor, patches: Tensor, last: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """CLS (B, 1, C) and patches (B, N, C) -> the same; no patches after the last layer."""
+        norm1, norm2 = self.norm1, self.norm2
+        normed = norm1(patches)
+        cls = torch.addcmul(cls, self.gamma1, self.attn(norm1(cls), normed))
+        cls = norm2(cls)  # the normalised CLS is also what the MLP is added to
+        cls = cls + self.mlp(cls, self.gamma2)
+        if last:
+            return cls, None
+        # The reference concatenates CLS's answer with the normalised patches before gamma1, and
+        # adds the patches to themselves at the end: they double.
+        patches = torch.addcmul(patches, self.gamma1, normed)
+        if self.tokens_norm:
+            shape, weight, bias = norm2.normalized_shape, 2 * norm2.weight, 2 * norm2.bias
+            return cls, F.layer_norm(patches, shape, weight, bias, norm2.eps)
+        return cls, 2 * patches
+
+
+class XCiT(nn.Module):
+    """Cross-covariance image transformer.
+
+    Attributes:
+        engine: "torch".
+        architecture: what it was built from.
+    """
+
+    engine = "torch"
+
+    def __init__(
+        self,
+        architecture: XCiTArchitecture,
+        *,
+        attention: str = "auto",
+        activation_checkpointing: bool = False,
+    ) -> None:
+        """Build with PyTorch's own initial values; `xcite.engines.torch.build` sets the official.
+
+        Args:
+            attention: "auto", "usual" or "covariance": how XCA and class attention are computed.
+            activation_checkpointing: keep only each XCA block's input for the backward pass.
+        """
+        super().__init__()
+        check_form(attention)
+        self.architecture = architecture
+        self.activation_checkpointing = activation_checkpointing
+        dim = architecture.embed_dim
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.patch_embed = ConvPatchEmbed(architecture.in_chans, architecture.stem_widths())
+        self.blocks = nn.ModuleList(
+            XCABlock(architecture, attention) for _ in range(architecture.depth)
+        )
+        self.cls_attn_blocks = nn.ModuleList(
+            ClassAttentionBlock(architecture, attention)
+            for _ in range(architecture.cls_attn_layers)
+        )
+        self.norm = nn.LayerNorm(dim, LAYER_NORM_EPS)
+        classes = architecture.num_classes
+        self.head = nn.Linear(dim, classes) if classes else nn.Identity()
+        self.pos_embeder = PositionalEncodingFourier(dim) if architecture.use_pos else None
+
+    def forward(self, images: Tensor, paths: Tensor | None = None) -> Tensor:
+        """Logits (B, K) of normalised images (B, in_chans, H, W) of any H and W.
+
+        Args:
+            paths: drop-path scales (depth, 3, B), 0 or 1 / keep, in the order XCA, LPI, MLP. In
+                training without them PyTorch's generator draws them; in evaluation nothing drops.
+        """
+        logits: Tensor = self.head(self.forward_features(images, paths))
+        return logits
+
+    def forward_features(self, images: Tensor, paths: Tensor | None = None) -> Tensor:
+        """What the classifier sees: CLS after the final norm (B, C)."""
+        x, _, _ = self._patches(images, paths)
+        cls = self._cls(x)
+        for i, block in enumerate(self.cls_attn_blocks, 1):
+            cls, x = block(cls, x, last=i == len(self.cls_attn_blocks))
+        features: Tensor = self.norm(cls).squeeze(1)
+        return features
+
+    def intermediate_layers(self, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+        """Patch tokens after the XCA blocks with these numbers, each (B, C, Hp, Wp).
+
+        Raises:
+            XciteError: a number that no block has.
+        """
+        depth = len(self.blocks)
+        wrong = [i for i in blocks if not -depth <= i < depth]
+        if wrong:
+            raise XciteError(f"there is no block {wrong[0]}; the model has blocks 0 to {depth - 1}")
+        wanted = [f"blocks.{i % depth}" for i in blocks]
+        kept: dict[str, Tensor] = {}
+
+        def keep(name: str, x: Tensor) -> None:
+            if name in wanted:
+                kept[name] = x
+
+        _, height, width = self._patches(images, None, keep)
+        return [kept[name].transpose(1, 2).unflatten(2, (height, width)) for name in wanted]
+
+    def feature_pyramid(self, images: Tensor) -> list[Tensor]:
+        """Four maps (B, C, H / s, W / s) of strides s = 4, 8, 16, 32, see `FeaturePyramid`.
+
+        The pyramid's own weights are no part of this model's state: to train or save them, build
+        a `FeaturePyramid` around the model.
+        """
+        if "_pyramid" not in self.__dict__:  # past nn.Module, which would register its weights
+            self.__dict__["_pyramid"] = FeaturePyramid(self).levels
+        levels = self.__dict__["_pyramid"].to(images.device, images.dtype).train(self.training)
+        maps = self.intermediate_layers(images, pyramid_blocks(self.architecture.depth))
+        return [level(x) for level, x in zip(levels, maps, strict=True)]
+
+    def attention_maps(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Softmaxed attention: per class-attention layer (B, h, 1 + N), per XCA block (B, h, c, c)."""
+        channels = []
+        x, height, width = self._embed(images)
+        for block in self.blocks:
+            channels.append(block.attn.attention(block.norm1(x)))
+            x = block(x, height, width)
+        classes = []
+        cls = self._cls(x)
+        for block in self.cls_attn_blocks:
+            classes.append(block.attn.attention(block.norm1(cls), block.norm1(x)))
+            cls, x = block(cls, x)
+        return classes, channels
+
+    def named_outputs(self, images: Tensor, paths: Tensor | None = None) -> dict[str, Tensor]:
+        """Outputs of the parts in forward order.
+
+        Keys: "patch_embed" (before positions), "blocks.{i}" as (B, N, C); "cls_attn_blocks.{i}",
+        "norm" as (B, 1 + N, C) with CLS first; "head" (B, K).
+        """
+        outputs: dict[str, Tensor] = {}
+        x, _, _ = self._patches(images, paths, outputs.__setitem__)
+        cls = self._cls(x)
+        for i, block in enumerate(self.cls_attn_blocks):
+            cls, x = block(cls, x)
+            outputs[f"cls_attn_blocks.{i}"] = torch.cat((cls, x), dim=1)
+        outputs["norm"] = self.norm(torch.cat((cls, x), dim=1))
+        outputs["head"] = self.head(outputs["norm"][:, 0])
+        return outputs
+
+    def _embed(
+        self, images: Tensor, keep: Callable[[str, Tensor], None] | None = None
+    ) -> tuple[Tensor, int, int]:
+        """Tokens (B, N, C) with positions, Hp, Wp; the residual stream keeps the weights' dtype."""
+        x, height, width = self.patch_embed(images)
+        if keep is not None:
+            keep("patch_embed", x)
+        x = x.to(self.cls_token.dtype)
+        if self.pos_embeder is not None:
+            x = x + self.pos_embeder(height, width)
+        return F.dropout(x, self.architecture.drop_rate, self.training), height, width
+
+    def _patches(
+        self,
+        images: Tensor,
+        paths: Tensor | None,
+        keep: Callable[[str, Tensor], None] | None = None,
+    ) -> tuple[Tensor, int, int]:
+        """Tokens after the XCA blocks; ``keep`` sees the name and output of each part."""
+        x, height, width = self._embed(images, keep)
+        rate = self.architecture.drop_path
+        if paths is None and self.training and rate > 0:
+            draws = torch.rand(len(self.blocks), 3, len(x), device=x.device)
+            paths = (draws >= rate).to(x.dtype) / (1 - rate)
+        for i, block in enumerate(self.blocks):
+            scales = None if paths is None else paths[i]
+            if self.activation_checkpointing and self.training:
+                x = checkpointed(block, x, height, width, scales)
+            else:
+                x = block(x, height, width, scales)
+            if keep is not None:
+                keep(f"blocks.{i}", x)
+        return x, height, width
+
+    def _cls(self, x: Tensor) -> Tensor:
+        return self.cls_token.expand(len(x), -1, -1)
+
+
+def pyramid_blocks(depth: int) -> list[int]:
+    """The blocks whose tokens make the pyramid: [3, 5, 7, 11] of 12, [7, 11, 15, 23] of 24."""
+    return [depth // 3 - 1, depth // 2 - 1, 2 * depth // 3 - 1, depth - 1]
+
+
+class FeaturePyramid(nn.Module):
+    """Four maps of strides 4, 8, 16 and 32 for dense tasks, as the official detection backbone.
+
+    Tokens of four blocks are enlarged by transposed convolutions or reduced by maximum pooling.
+    """
+
+    def __init__(self, model: XCiT) -> None:
+        super().__init__()
+        self.model = model
+        self.levels = nn.ModuleList(
+            self._level(model.architecture, stride) for stride in (4, 8, 16, 32)
+        )
+
+    @staticmethod
+    def _level(architecture: XCiTArchitecture, stride: int) -> nn.Module:
+        dim, patch = architecture.embed_dim, architecture.patch_size
+        if stride == patch:
+            return nn.Identity()
+        if stride > patch:
+            return nn.MaxPool2d(stride // patch)
+        layers: list[nn.Module] = [nn.ConvTranspose2d(dim, dim, 2, 2)]
+        for _ in range(int(math.log2(patch // stride)) - 1):
+            layers += [nn.BatchNorm2d(dim), nn.GELU(), nn.ConvTranspose2d(dim, dim, 2, 2)]
+        return nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Images (B, in_chans, H, W) -> four maps (B, C, H / s, W / s)."""
+        blocks = pyramid_blocks(self.model.architecture.depth)
+        maps = self.model.intermediate_layers(images, blocks)
+        return [level(x) for level, x in zip(self.levels, maps, strict=True)]
+
+
+def full_precision(like: Tensor) -> AbstractContextManager[Any]:
+    """Switches autocast off: covariances, norms and softmax stay float32."""
+    kind = like.device.type
+    if torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
+
+
+def gram(x: Tensor) -> Tensor:
+    """x^T x: (B, N, C) -> (B, C, C)."""
+    product = torch.bmm(x.detach().transpose(1, 2), x)
+    if not product.requires_grad:
+        return product
+    # The gradient x (g + g^T) is one product with x; differentiating both factors would take two.
+    # The value is unchanged: product + product^T - product.
+    return product + product.transpose(1, 2) - product.detach()
+
+
+def add_branch(x: Tensor, branch: Tensor, paths: Tensor | None, index: int) -> Tensor:
+    """x + scale * branch, the scale being one number per picture: paths[index] (B,)."""
+    if paths is None:
+        return x + branch
+    return torch.addcmul(x, branch, paths[index].to(x.dtype)[:, None, None])
+
+
+@contextmanager
+def untouched_statistics(model: nn.Module) -> Iterator[None]:
+    """BatchNorm in training uses the batch's statistics but does not count them in."""
+    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    before = [layer.track_running_stats for layer in layers]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer, tracks in zip(layers, before, strict=True):
+            layer.track_running_stats = tracks
+
+
+def checkpointed(block: nn.Module, *inputs: Any) -> Any:
+    """Run a block and forget its activations; the backward pass runs it again.
+
+    The second time BatchNorm must not count the same batch again.
+    """
+    runs = 0
+
+    def run(*inputs: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            return block(*inputs)
+        with untouched_statistics(block):
+            return block(*inputs)
+
+    return checkpoint(run, *inputs, use_reentrant=False)
