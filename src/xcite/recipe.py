@@ -5,6 +5,8 @@ refused before anything runs, with the key's path and the nearest valid name.
 """
 
 import difflib
+import hashlib
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -14,8 +16,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from xcite.errors import XciteError
-from xcite.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from xcite.variants import XCiTArchitecture, find
+from xcite.preprocessing import Preprocessing
+from xcite.variants import find, paper_drop_path
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -25,7 +27,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 class Section(BaseModel):
     """A part of the recipe: immutable, no unknown keys, no silent conversions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ModelRecipe(Section):
@@ -40,7 +42,9 @@ class ModelRecipe(Section):
     cls_attn_layers: int | None = Field(None, ge=1)
     eta: Positive | None = None
     tokens_norm: bool | None = None
-    drop_path: Annotated[float, Field(ge=0, lt=1)] | None = None
+    drop_path: Annotated[float, Field(ge=0, lt=1)] | Literal["paper"] | None = Field(
+        None, description="probability of dropping a branch; paper: as the variant was trained"
+    )
     drop_rate: Annotated[float, Field(ge=0, lt=1)] | None = None
     attn_drop_rate: Annotated[float, Field(ge=0, lt=1)] | None = None
     # RegNetY's own
@@ -53,7 +57,10 @@ class ModelRecipe(Section):
 
     def overrides(self) -> dict[str, Any]:
         """The fields that differ from the named variant."""
-        return self.model_dump(exclude={"name"}, exclude_none=True)
+        fields = self.model_dump(exclude={"name"}, exclude_none=True)
+        if self.drop_path == "paper":
+            fields["drop_path"] = paper_drop_path(self.name)
+        return fields
 
 
 class InitRecipe(Section):
@@ -103,6 +110,14 @@ class AugmentRecipe(Section):
         "timm-0.4.9", description="0.4.9, which XCiT used, shortens odd boxes by one"
     )
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    targets: Literal["soft", "hard"] = Field(
+        "soft", description="hard: one class a picture, so neither mixing nor smoothing"
+    )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether pictures are mixed at all."""
+        return (self.mixup > 0 or self.cutmix > 0) and self.mix_probability > 0
 
 
 class OptimRecipe(Section):
@@ -162,6 +177,7 @@ class RunRecipe(Section):
     evaluate_every: int = Field(1, ge=1, description="epochs")
     keep: int = Field(1, ge=0, description="numbered checkpoints kept beside last and best")
     checkpoint_every: int = Field(1, ge=1, description="epochs")
+    checkpoint_minutes: Positive | None = Field(30.0, description="within an epoch; empty: not")
     log_every: int = Field(10, ge=1, description="steps")
     tensorboard: bool = False
 
@@ -181,13 +197,31 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _no_contradictions(self) -> "Recipe":
         find(self.model.name, **self.model.overrides())
-        mixes = self.augment.mixup > 0 or self.augment.cutmix > 0
-        if mixes and self.augment.mix_mode == "pair" and self.optim.batch % 2:
+        augment = self.augment
+        if augment.targets == "hard" and augment.mixes:
+            raise ValueError(
+                "mixup and cutmix need soft targets: set augment.targets to soft, "
+                "or augment.mixup and augment.cutmix to 0"
+            )
+        if augment.targets == "hard" and augment.smoothing:
+            raise ValueError(
+                "augment.smoothing needs soft targets: set augment.targets to soft, "
+                "or augment.smoothing to 0"
+            )
+        for name, (low, high) in (("scale", augment.scale), ("ratio", augment.ratio)):
+            if low > high:
+                raise ValueError(f"augment.{name} goes from {low} down to {high}; turn it round")
+        if augment.mixes and augment.mix_mode == "pair" and self.optim.batch % 2:
             raise ValueError("augment.mix_mode 'pair' needs an even optim.batch")
         if self.optim.batch % self.optim.accumulate:
             raise ValueError(
                 f"optim.batch {self.optim.batch} is not a multiple of "
                 f"optim.accumulate {self.optim.accumulate}"
+            )
+        part = self.optim.batch // self.optim.accumulate
+        if augment.mixes and self.optim.accumulate > 1 and part % 2:
+            raise ValueError(
+                f"mixing pairs pictures, so optim.batch / optim.accumulate must be even; it is {part}"
             )
         if self.augment.randaugment and self.augment.color_jitter:
             raise ValueError(
@@ -199,6 +233,19 @@ class Recipe(Section):
             raise ValueError("distill.loss needs distill.teacher or distill.cache")
         if self.optim.warmup_epochs > self.optim.epochs:
             raise ValueError("optim.warmup_epochs is longer than optim.epochs")
+        if self.optim.min_lr > self.learning_rate():
+            raise ValueError(
+                f"optim.min_lr {self.optim.min_lr:g} is above the peak learning rate "
+                f"{self.learning_rate():g}"
+            )
+        if max(self.optim.betas) >= 1:
+            raise ValueError("optim.betas must be below 1")
+        if self.init.reset_head and not self.init.weights:
+            raise ValueError("init.reset_head needs init.weights")
+        if self.init.freeze_patch_embed and not self.init.weights:
+            raise ValueError(
+                "init.freeze_patch_embed needs init.weights: the stem would stay random"
+            )
         if self.run.compile and self.run.engine != "torch":
             raise ValueError("run.compile needs run.engine 'torch'")
         return self
@@ -209,15 +256,17 @@ class Recipe(Section):
         return self.optim.lr * scale
 
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Recipe", "XCiTArchitecture", "load", "shipped"]
-
-
 def shipped() -> list[str]:
     """Names of the recipes inside the package."""
     folder = resources.files("xcite").joinpath("recipes")
     return sorted(
         p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml")
     )
+
+
+def digest(recipe: Recipe) -> str:
+    """A hash of everything the recipe says, SHA-256 in hexadecimal."""
+    return hashlib.sha256(dump(recipe).encode()).hexdigest()
 
 
 def load(name: str, settings: Sequence[str] = ()) -> Recipe:
@@ -267,12 +316,33 @@ def dump(recipe: Recipe) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML where 1e-5 is a number, as everybody expects (YAML 1.1 wants 1.0e-5)."""
+    """YAML where 1e-5 is a number, as everybody expects (YAML 1.1 wants 1.0e-5).
+
+    Aliases are refused, because a few lines of them stand for gigabytes, and so is a key written
+    twice, of which YAML would silently take the last.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.constructor.ConstructorError(None, None, "aliases are not used here", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value if isinstance(key_node.value, str) else None
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key!r} stands there twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    __import__("re").compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
     list("-+0123456789."),
 )
 

@@ -196,6 +196,31 @@ def list_published_names() -> list[str]:
     return [f"xcit_{key}_{suffix}" for key in _TOP1 for suffix in ("224", "224_dist", "384_dist")]
 
 
+# Stochastic depth of each size, for patches of 16 and 8, as the paper's appendix is remembered; the
+# public code names no rates, and its detection recipes agree for tiny_12, small_12 and small_24.
+_DROP_PATH = {
+    "nano_12": (0.0, 0.0),
+    "tiny_12": (0.0, 0.0),
+    "tiny_24": (0.05, 0.05),
+    "small_12": (0.05, 0.05),
+    "small_24": (0.1, 0.1),
+    "medium_24": (0.15, 0.15),
+    "large_24": (0.25, 0.3),
+}
+
+
+def paper_drop_path(name: str) -> float:
+    """The drop-path rate that the paper trained a variant of XCiT with.
+
+    Raises:
+        XciteError: unknown name, or not an XCiT.
+    """
+    size, _, patch = architecture_name(name).removeprefix("xcit_").rpartition("_p")
+    if size not in _DROP_PATH:
+        raise XciteError(f"{name} has no drop path; leave model.drop_path empty")
+    return _DROP_PATH[size][patch == "8"]
+
+
 def find(name: str, **overrides: object) -> Architecture:
     """The architecture called ``name``, with some of its fields replaced.
 

@@ -1,0 +1,108 @@
+"""`xcite evaluate`: how good a model is, class by class."""
+
+import json
+import time
+from pathlib import Path
+
+import typer
+
+from xcite.errors import XciteError
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def evaluate(
+    model: str = typer.Argument(help="Run folder, weights file, published name or bundle."),
+    data: str = typer.Option(help="Folder, tar shards, list file or 'digits'."),
+    root: str = typer.Option(None, help="Folder that a list file's paths start from."),
+    engine: str = typer.Option(None, help="paddle or torch; default: paddle where installed."),
+    batch: int = typer.Option(64, min=1, help="Pictures at a time."),
+    workers: int = typer.Option(2, min=0, help="Loader processes."),
+    skip: bool = typer.Option(False, "--skip", help="Leave out pictures that cannot be decoded."),
+    as_json: Path = typer.Option(None, "--json", help="Write the figures to this file, too."),
+    confusion: Path = typer.Option(None, help="Draw the confusion matrix into this PNG."),
+) -> None:
+    """Measure top-1, top-5 and loss on pictures."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from xcite.commands.opening import open_model
+    from xcite.data.pipeline import EvaluationLoader
+    from xcite.data.sources import open_source
+    from xcite.evaluation import evaluate as evaluation
+    from xcite.whole_files import write_text
+
+    opened = open_model(model, engine)
+    source = open_source(data, root=root, channels=opened.preprocessing.channels)
+    if not len(source):
+        raise XciteError(f"{data} holds no pictures")
+    names = opened.class_names
+    if names is None:
+        typer.echo(f"note: {model} does not say its classes; those of {data} are taken in order")
+        names = list(source.class_names)
+    elif list(source.class_names) != names:
+        evaluation.match_classes(names, source.class_names, data)
+        source = open_source(data, root=root, classes=names, channels=opened.preprocessing.channels)
+    loader = EvaluationLoader(
+        source,
+        opened.preprocessing,
+        batch=batch,
+        workers=workers,
+        on_error="skip" if skip else "stop",
+    )
+    console = Console()
+    started = time.monotonic()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("evaluating", total=len(source))
+        accuracy = evaluation.evaluate(
+            {"model": opened.classifier},
+            loader,
+            opened.preprocessing,
+            names,
+            after_batch=lambda pictures: progress.advance(bar, pictures),
+        )["model"]
+    seconds = time.monotonic() - started
+    left_out = len(source) - accuracy.pictures
+    if not accuracy.pictures:
+        raise XciteError(f"no picture of {data} could be decoded")
+    _print_classes(console, accuracy)
+    typer.echo(
+        f"{accuracy.pictures} pictures on {opened.on}"
+        + (f", {left_out} left out" if left_out else "")
+        + f": top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} %, loss {accuracy.loss:.4f}, "
+        f"{accuracy.pictures / seconds:.0f} pictures/s"
+    )
+    if as_json is not None:
+        figures = {
+            "model": model,
+            "data": data,
+            "on": opened.on,
+            "left_out": left_out,
+            "seconds": round(seconds, 3),
+            "preprocessing": opened.preprocessing.model_dump(mode="json"),
+            **accuracy.as_json(),
+        }
+        write_text(as_json, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
+    if confusion is not None:
+        from xcite.figures.confusion import draw_confusion
+
+        draw_confusion(accuracy, confusion, title=f"{Path(model).name} on {Path(data).name}")
+
+
+def _print_classes(console, accuracy) -> None:  # type: ignore[no-untyped-def]
+    """The per-class table: all classes, or of very many the worst."""
+    from rich.table import Table
+
+    rows = accuracy.per_class()
+    title = None
+    if len(rows) > 50:
+        rows = sorted((r for r in rows if r["recall"] is not None), key=lambda r: r["recall"])[:20]
+        title = f"the 20 worst of {len(accuracy.class_names)} classes"
+    table = Table("class", box=None, title=title)
+    for heading in ("pictures", "recognised", "right when said"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        shares = ["-" if row[k] is None else f"{row[k]:.1f} %" for k in ("recall", "precision")]
+        table.add_row(row["class"], str(row["pictures"]), *shares)
+    console.print(table, markup=False)

@@ -1,0 +1,70 @@
+"""`xcite predict`: what is on pictures."""
+
+import json
+from pathlib import Path
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+TOGETHER = 32  # pictures per batch: bounds the memory
+
+
+@app.command()
+def predict(
+    model: str = typer.Argument(help="Run folder, weights file, published name or bundle."),
+    pictures: list[Path] = typer.Argument(help="Picture files."),
+    top: int = typer.Option(5, min=1, help="How many classes to name."),
+    engine: str = typer.Option(None, help="paddle or torch; default: paddle where installed."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """Name what is on pictures; unreadable ones get a line each, and exit code 2 at the end."""
+    import numpy as np
+
+    from xcite.commands.opening import open_model
+    from xcite.data.decoding import decode
+    from xcite.data.transforms import evaluation_pixels, normalise
+    from xcite.errors import XciteError
+    from xcite.evaluation.accuracy import probabilities
+
+    opened = open_model(model, engine)
+    answers: list[dict[str, object]] = []
+    failed = False
+    for start in range(0, len(pictures), TOGETHER):
+        group, pixels = [], []
+        for picture in pictures[start : start + TOGETHER]:
+            answer: dict[str, object] = {"picture": str(picture)}
+            answers.append(answer)
+            try:
+                decoded = decode(picture, channels=opened.preprocessing.channels)
+                pixels.append(evaluation_pixels(decoded, opened.preprocessing))
+            except XciteError as error:
+                answer["error"] = str(error)
+                failed = True
+                continue
+            group.append(answer)
+        if pixels:
+            logits = opened.classifier.logits(normalise(np.stack(pixels), opened.preprocessing))
+            for answer, shares in zip(group, probabilities(logits), strict=True):
+                best = np.argsort(-shares, kind="stable")[:top]
+                names = opened.class_names
+                answer["classes"] = [
+                    {"name": names[k] if names else str(k), "probability": float(shares[k])}
+                    for k in best
+                ]
+        if not as_json:
+            for answer in answers[start:]:
+                _print(answer)
+    if as_json:
+        typer.echo(json.dumps(answers, indent=1, ensure_ascii=False))
+    if failed:
+        raise typer.Exit(2)
+
+
+def _print(answer: dict) -> None:  # type: ignore[type-arg]
+    if "error" in answer:
+        typer.echo(f"xcite: {answer['error']}", err=True)
+        return
+    typer.echo(answer["picture"])
+    for row in answer["classes"]:
+        typer.echo(f"  {100 * row['probability']:6.2f} %  {row['name']}")

@@ -1,0 +1,97 @@
+"""Training curves: loss, accuracy and learning rate of one run or several over another."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from xcite.errors import XciteError
+from xcite.whole_files import whole_file
+
+Rows = Sequence[Mapping[str, Any]]
+
+# Okabe and Ito's palette: distinguishable with any colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def draw_curves(runs: Mapping[str, Rows], path: str | Path) -> None:
+    """Draw rows of metrics.jsonl as a PNG (or what the ending says).
+
+    Args:
+        runs: name of the run to its rows, see `xcite.training.run_folder`.
+
+    Raises:
+        XciteError: no run, rows without numbers, or a file that cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if not any(row.get("kind") in ("step", "epoch") for rows in runs.values() for row in rows):
+        raise XciteError(f"there is nothing to draw yet in {', '.join(runs) or 'no run'}")
+    several = len(runs) > 1
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss, accuracy, rate = figure.subplots(1, 3)
+    best: list[tuple[float, str]] = []
+    for number, (name, rows) in enumerate(runs.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        prefix = f"{name}: " if several else ""
+        steps = [row for row in rows if row.get("kind") == "step"]
+        epochs = [row for row in rows if row.get("kind") == "epoch"]
+        per_epoch = epochs[0]["step"] / epochs[0]["epoch"] if epochs else None
+
+        def at(row: Mapping[str, Any], per_epoch: float | None = per_epoch) -> float:
+            return float(row["step"] / per_epoch if per_epoch else row["step"])
+
+        def line(
+            axes: Any, of: Rows, key: str, label: str, at: Any = at, **style: Any
+        ) -> list[float]:
+            points = [(at(row), row[key]) for row in of if isinstance(row.get(key), int | float)]
+            if points:
+                # A single evaluation must be seen too, so sparse lines get markers.
+                marker = "o" if len(points) < 25 and "alpha" not in style else None
+                xs, ys = zip(*points, strict=True)
+                axes.plot(xs, ys, label=label, marker=marker, markersize=3, **style)
+            return [value for _, value in points]
+
+        line(loss, steps, "loss", "_", color=colour, alpha=0.25, linewidth=1)
+        line(loss, epochs, "loss", f"{prefix}training", color=colour)
+        second = colour if several else COLOURS[1]
+        third = colour if several else COLOURS[2]
+        line(loss, epochs, "val_loss", f"{prefix}validation", color=second, linestyle="--")
+        line(loss, epochs, "ema_val_loss", f"{prefix}validation, EMA", color=third, linestyle=":")
+        model = line(accuracy, epochs, "acc1", f"{prefix}model", color=second, linestyle="--")
+        average = line(accuracy, epochs, "ema_acc1", f"{prefix}EMA", color=third, linestyle=":")
+        if model or average:
+            best.append((max(model + average), name))
+        line(rate, steps or epochs, "lr", f"{prefix}learning rate", color=colour)
+    loss.set_title("loss")
+    accuracy.set_title("top-1 on the validation pictures, %")
+    rate.set_title("learning rate")
+    rate.ticklabel_format(axis="y", scilimits=(-3, 3))
+    if best:
+        top, name = max(best)
+        accuracy.axhline(top, color="0.6", linewidth=0.8)
+        text = f"best {top:.2f} %" + (f" ({name})" if several else "")
+        accuracy.annotate(
+            text,
+            (1, top),
+            xycoords=("axes fraction", "data"),
+            xytext=(-4, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=9,
+            color="0.3",
+        )
+        accuracy.margins(y=0.1)
+    else:
+        accuracy.text(0.5, 0.5, "not evaluated", transform=accuracy.transAxes, ha="center")
+    counted = any(row.get("kind") == "epoch" for rows in runs.values() for row in rows)
+    for axes in (loss, accuracy, rate):
+        axes.set_xlabel("epoch" if counted else "step")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(frameon=False, fontsize=8 if several else 9)
+    figure.suptitle(", ".join(runs) if len(runs) < 5 else f"{len(runs)} runs", fontsize=11)
+    with whole_file(path) as aside:
+        figure.savefig(aside, dpi=110, format=Path(path).suffix.removeprefix(".") or "png")

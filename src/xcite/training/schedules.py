@@ -1,0 +1,57 @@
+"""Learning rates as pure functions of the step; nothing here keeps state.
+
+``t`` below is the time in epochs, step / steps_per_epoch, ``w`` the length of the warm-up and ``E``
+of the run. Values are those used *in* a step, and agree with what the public codes really did:
+timm 0.4.9 as driven by the official main.py, and PASSL v1.1 on paddle.
+"""
+
+import math
+
+from xcite.recipe import Recipe
+
+
+def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of optimiser step ``step``, counted from 0 over the whole run.
+
+    Args:
+        recipe: its ``optim`` section decides; the peak is `Recipe.learning_rate()`.
+        steps_per_epoch: optimiser steps in an epoch.
+    """
+    optim = recipe.optim
+    peak, warmup, epochs = recipe.learning_rate(), optim.warmup_epochs, optim.epochs
+    t = step / steps_per_epoch
+    if optim.schedule == "official":
+        # main.py calls lr_scheduler.step(epoch) after the epoch, so epoch e runs on value e - 1,
+        # and the cosine is a function of the epoch itself: it has gone on under the warm-up.
+        t = float(max(step // steps_per_epoch - 1, 0))
+    if t < warmup:
+        return optim.warmup_lr + (peak - optim.warmup_lr) * t / warmup
+    if optim.schedule == "constant":
+        return peak
+    progress = {
+        "cosine": (t - warmup) / max(epochs - warmup, 1e-12),
+        "cosine-after-warmup": (t - warmup) / epochs,
+        "official": t / epochs,
+    }[optim.schedule]
+    return optim.min_lr + (peak - optim.min_lr) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def in_words(recipe: Recipe, steps_per_epoch: int) -> str:
+    """The learning-rate curve as a sentence, for people who plan a run."""
+    optim = recipe.optim
+    last = learning_rate(recipe, optim.epochs * steps_per_epoch - 1, steps_per_epoch)
+    every = "per epoch, one epoch late" if optim.schedule == "official" else "per step"
+    warming = (
+        f"from {optim.warmup_lr:.3g} linearly over {optim.warmup_epochs:g} epochs to "
+        if optim.warmup_epochs
+        else ""
+    )
+    peak = f"{recipe.learning_rate():.3g}"
+    if optim.lr_per:
+        peak += f" ({optim.lr:g} x {optim.batch}/{optim.lr_per})"
+    after = (
+        "then constant"
+        if optim.schedule == "constant"
+        else f"then a cosine down to {last:.3g} in the last step of epoch {optim.epochs}"
+    )
+    return f"{warming}{peak}, {after}; set {every}"
