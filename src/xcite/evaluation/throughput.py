@@ -11,7 +11,7 @@ import numpy as np
 from xcite.cost import multiply_adds
 from xcite.data.batch import Batch
 from xcite.engines import create_engine
-from xcite.engines.attention_form import attention_form
+from xcite.engines.attention_form import uses_covariance
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
 from xcite.randomness import drop_path_scales, generator
@@ -140,7 +140,9 @@ def measure(
     form = "usual"
     if isinstance(architecture, XCiTArchitecture):
         tokens = -(-height // architecture.patch_size) * -(-width // architecture.patch_size)
-        form = attention_form(str(options.get("attention", "auto")), tokens, architecture.embed_dim)
+        attention = str(options.get("attention", "auto"))
+        if uses_covariance(attention, tokens, architecture.embed_dim):
+            form = "covariance"
     count = multiply_adds(architecture, height, width, form=form) / 1e9
     quartiles = statistics.quantiles(seconds, n=4, method="inclusive")
     low, middle, high = (batch / second for second in reversed(quartiles))
