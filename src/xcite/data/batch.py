@@ -1,8 +1,11 @@
 """What the loader hands to an engine: bytes, and in numbers what is still to be done with them."""
 
-from dataclasses import dataclass, field
+import itertools
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+
+from xcite.errors import XciteError
 
 
 @dataclass(frozen=True)
@@ -41,3 +44,53 @@ class Batch:
     erased: list[tuple[int, int, int, np.ndarray]] = field(default_factory=list)
     mixing: Mixing | None = None
     epoch: int = 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def part_indices(length: int, parts: int) -> list[np.ndarray]:
+    """Positions of a batch's pictures in each of its parts, see `split`.
+
+    Raises:
+        XciteError: more parts than pairs of pictures.
+    """
+    pairs = (length + 1) // 2  # the middle picture of an odd batch is a pair with itself
+    if parts > pairs and not parts == length == 1:
+        raise XciteError(
+            f"optim.accumulate {parts} is too many for {length} pictures per process: "
+            "pictures travel with their mixing partner, so at least two go into each part"
+        )
+    bounds = [round(part * pairs / parts) for part in range(parts + 1)]
+    result = []
+    for start, stop in itertools.pairwise(bounds):
+        first = np.arange(start, stop)
+        mirrored = length - 1 - first[::-1]
+        result.append(np.concatenate([first, mirrored[mirrored > first[-1]]]))
+    return result
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """Cut a batch into parts for gradient accumulation, keeping mixing partners together.
+
+    Part k holds a run of the first half and its mirror image in the second half, so in every part
+    the partner of i is again B - 1 - i and mixing, decided on the whole batch, stays what it was.
+    Parts are equally long where the number of pairs allows.
+    """
+    if parts == 1:
+        return [batch]
+    return [_take(batch, indices) for indices in part_indices(len(batch), parts)]
+
+
+def _take(batch: Batch, indices: np.ndarray) -> Batch:
+    moved = {int(old): new for new, old in enumerate(indices)}
+    mixing = batch.mixing and Mixing(batch.mixing.share[indices], batch.mixing.boxes[indices])
+    return replace(
+        batch,
+        pictures=batch.pictures[indices],
+        labels=batch.labels[indices],
+        views=batch.views[indices],
+        targets=None if batch.targets is None else batch.targets[indices],
+        erased=[(moved[box[0]], *box[1:]) for box in batch.erased if box[0] in moved],
+        mixing=mixing,
+    )

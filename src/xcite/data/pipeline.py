@@ -1,0 +1,510 @@
+"""Batches for training and evaluation, made by worker processes on grain.
+
+A batch is a pure function of (recipe, source, epoch, step, rank): its pictures, their augmentation
+and their mixing are drawn from `xcite.randomness.generator` for exactly that place. So any number
+of workers gives the same bytes, and a run resumes at (epoch, step) without replaying anything.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from multiprocessing import connection
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from xcite.data import decoding, mixing, randaugment, transforms
+from xcite.data.batch import Batch
+from xcite.data.sources import Source
+from xcite.errors import XciteError
+from xcite.preprocessing import Preprocessing
+from xcite.randomness import generator
+from xcite.recipe import AugmentRecipe, Recipe
+
+_ROUNDING = 256  # repeated augmentation ends an epoch at a multiple of this, as the official code
+_LEAVE_OUT = "data.on_error: skip would leave it out"
+_SHARED_MEMORY = "/dev/shm"
+
+
+class TrainLoader:
+    """This process's share of every step's batch, augmented.
+
+    With ``world_size`` R, the batch of a step is cut into R equal runs of its picture order and
+    mixing stays within a run.
+
+    Attributes:
+        steps_per_epoch: at least 1; the incomplete last batch is left out.
+        skipped: names of pictures that could not be decoded (``data.on_error: skip``). Each was
+            replaced by the next one in the source that can.
+
+    Raises:
+        XciteError: the batch is larger than the data set or cannot be shared equally.
+    """
+
+    def __init__(
+        self, source: Source, recipe: Recipe, *, rank: int = 0, world_size: int = 1
+    ) -> None:
+        batch, repeats = recipe.optim.batch, recipe.data.repeats
+        if batch % world_size:
+            raise XciteError(f"optim.batch {batch} is not a multiple of {world_size} processes")
+        views = epoch_length(len(source), repeats)
+        if batch > views:
+            raise XciteError(
+                f"optim.batch {batch} is larger than the data set: "
+                f"{views} views of {len(source)} pictures an epoch; set optim.batch lower"
+            )
+        self.steps_per_epoch = views // batch
+        self.skipped: list[str] = []
+        self._make = _TrainBatch(source, recipe, self.steps_per_epoch, rank, world_size)
+        self._data = recipe.data
+        self._total = recipe.optim.epochs * self.steps_per_epoch
+        self._reader: _Reader | None = None
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch (counted from 0), from a step on.
+
+        Workers live on from one epoch to the next and read ahead across the border. Leaving an
+        epoch early, or an exception, ends them; so does `close`.
+        """
+        first = epoch * self.steps_per_epoch + start_step
+        if self._reader is None or self._reader.position != first:
+            self.close()
+            stop = max(self._total, (epoch + 1) * self.steps_per_epoch)
+            self._reader = _Reader(
+                self._make,
+                range(first, stop),
+                workers=self._data.workers,
+                prefetch=self._data.prefetch,
+                bytes_per_item=self._make.bytes_per_batch,
+            )
+        finished = False
+        try:
+            for _ in range(start_step, self.steps_per_epoch):
+                batch, skipped = _unpacked(self._reader.next())
+                self.skipped += [name for name in skipped if name not in self.skipped]
+                yield batch
+            finished = self._reader.position < self._reader.stop
+        finally:
+            if not finished:
+                self.close()
+
+    def close(self) -> None:
+        """End the worker processes."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+
+class EvaluationLoader:
+    """Every picture once, in order, as `xcite.data.transforms.evaluation_pixels` makes it.
+
+    With several processes each takes its own run of the pictures. The last batch is smaller.
+
+    Attributes:
+        skipped: names of pictures that could not be decoded (``on_error="skip"``); they are in no
+            batch.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        preprocessing: Preprocessing,
+        *,
+        batch: int,
+        workers: int,
+        on_error: str = "stop",
+        max_pixels: int = decoding.MAX_PIXELS,
+        prefetch: int = 2,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.skipped: list[str] = []
+        bounds = [len(source) * part // world_size for part in (rank, rank + 1)]
+        self._make = _EvaluationBatch(
+            source, preprocessing, range(*bounds), batch, on_error, max_pixels
+        )
+        self._workers = workers
+        self._prefetch = prefetch
+
+    def __len__(self) -> int:
+        """Number of batches, if no picture is skipped."""
+        return self._make.batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        steps = range(len(self))
+        reader = _Reader(
+            self._make,
+            steps,
+            workers=min(self._workers, len(steps)),
+            prefetch=self._prefetch,
+            bytes_per_item=self._make.bytes_per_batch,
+        )
+        try:
+            for _ in steps:
+                batch, skipped = _unpacked(reader.next())
+                self.skipped += [name for name in skipped if name not in self.skipped]
+                if len(batch):
+                    yield batch
+        finally:
+            reader.close()
+
+
+def epoch_length(pictures: int, repeats: int) -> int:
+    """Views of pictures in one epoch.
+
+    With repeated augmentation an epoch has as many views as there are pictures, rounded down to a
+    multiple of 256, and so shows only 1 / repeats of them. Fewer than 256 pictures are not rounded
+    (the official sampler gives an epoch of nothing there).
+    """
+    if repeats == 1 or pictures < _ROUNDING:
+        return pictures
+    return pictures // _ROUNDING * _ROUNDING
+
+
+def view_order(permutation: np.ndarray, repeats: int) -> np.ndarray:
+    """Views of one epoch in order: int64 (`epoch_length`, 2), picture and number of repetition.
+
+    Every picture of the permutation stands ``repeats`` times in succession; the epoch ends early.
+    """
+    length = epoch_length(len(permutation), repeats)
+    indices = np.repeat(permutation, repeats)[:length]
+    return np.stack([indices, np.arange(length) % repeats], axis=1).astype(np.int64)
+
+
+def training_pixels(
+    image: Image.Image, draws: transforms.Draws, recipe: Recipe, origin: str = ""
+) -> np.ndarray:
+    """Crop, flip and colour one opened picture: uint8 (size, size, C).
+
+    Args:
+        image: as `xcite.data.decoding.open_picture` returns it, so only what is needed of it has
+            to be decoded.
+    """
+    return _Augmentation(recipe)(image, draws, origin)
+
+
+class _Augmentation:
+    """The training transform up to (not including) normalising."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.augment: AugmentRecipe = recipe.augment
+        self.preprocessing = recipe.preprocessing
+        self.scaled = recipe.data.scaled_decoding
+        policy = recipe.augment.randaugment
+        self.policy = randaugment.parse(policy) if policy else None
+        self.fill = randaugment.fill_colour(recipe.preprocessing.mean)
+
+    def __call__(self, image: Image.Image, draws: transforms.Draws, origin: str) -> np.ndarray:
+        augment = self.augment
+        image = self._geometry(image, draws, origin)
+        if augment.flip and draws.random() < augment.flip:
+            image = transforms.flip(image)
+        if self.policy is not None:
+            image = randaugment.apply(image, randaugment.draw(draws, self.policy), self.fill)
+        elif augment.color_jitter:
+            jitters = transforms.draw_color_jitter(draws, augment.color_jitter)
+            image = transforms.color_jitter(image, jitters)
+        return transforms.pixels_of(image)
+
+    def _geometry(self, image: Image.Image, draws: transforms.Draws, origin: str) -> Image.Image:
+        size, channels = self.preprocessing.size, self.preprocessing.channels
+        if self.augment.crop == "random_resized":
+            width, height = image.size
+            box = transforms.random_resized_crop_box(
+                draws, height, width, self.augment.scale, self.augment.ratio
+            )
+            scale = decoding.jpeg_scale(image, min(box[2:]), size) if self.scaled else 1
+            image = decoding.load(image, channels=channels, origin=origin, box=box, scale=scale)
+            return transforms.resize(image, size, self.preprocessing.interpolation)
+        short = transforms.shorter_side(self.preprocessing)
+        scale = decoding.jpeg_scale(image, min(image.size), short) if self.scaled else 1
+        image = decoding.load(image, channels=channels, origin=origin, scale=scale)
+        image = transforms.resize_shorter_side(image, self.preprocessing)
+        image = transforms.centre_crop(image, size)
+        return transforms.padded_crop(draws, image) if self.augment.crop == "padded" else image
+
+
+class _TrainBatch:
+    """Makes the batch of a step, counted over the whole run; runs in a worker process."""
+
+    def __init__(
+        self, source: Source, recipe: Recipe, steps_per_epoch: int, rank: int, world_size: int
+    ) -> None:
+        self.source = source
+        self.recipe = recipe
+        self.steps_per_epoch = steps_per_epoch
+        self.rank = rank
+        self.share = recipe.optim.batch // world_size  # pictures of this process in a step
+        self.augmentation = _Augmentation(recipe)
+        self._order: tuple[int, np.ndarray] | None = None
+
+    @property
+    def bytes_per_batch(self) -> int:
+        side, channels = self.recipe.preprocessing.size, self.recipe.preprocessing.channels
+        return self.share * side * side * channels
+
+    def __call__(self, global_step: int) -> dict[str, Any]:
+        epoch, step = divmod(global_step, self.steps_per_epoch)
+        recipe, augment = self.recipe, self.recipe.augment
+        start = step * recipe.optim.batch + self.rank * self.share
+        views = self._views(epoch)[start : start + self.share].copy()
+        side, channels = recipe.preprocessing.size, recipe.preprocessing.channels
+        pictures = np.empty((self.share, side, side, channels), np.uint8)
+        erased: list[tuple[int, ...]] = []
+        noises: list[np.ndarray] = []
+        skipped: list[str] = []
+        for position, (index, repeat) in enumerate(views):
+            index, draws = self._augmented(epoch, index, repeat, pictures[position], skipped)
+            views[position, 0] = index
+            if augment.erasing:
+                box = transforms.random_erasing_box(draws, side, side, augment.erasing)
+                if box is not None and box[2] and box[3]:
+                    erased.append((position, *box))
+                    noises.append(
+                        draws.standard_normal(channels * box[2] * box[3], dtype=np.float32)
+                    )
+        draws = generator(recipe.run.seed, "mixing", epoch, step, self.rank)
+        mixed = mixing.draw(draws, self.share, side, side, augment)
+        labels = self.source.labels[views[:, 0]]
+        classes = len(self.source.class_names)
+        return {
+            "pictures": pictures,
+            "labels": labels,
+            "views": views,
+            "targets": mixing.soft_targets(labels, classes, augment.smoothing, mixed),
+            "erased": np.array(erased, np.int32).reshape(-1, 5),
+            "noise": np.concatenate(noises) if noises else np.empty(0, np.float32),
+            "share": np.empty(0, np.float32) if mixed is None else mixed.share,
+            "boxes": np.empty((0, 4), np.int32) if mixed is None else mixed.boxes,
+            "epoch": epoch,
+            "skipped": "\n".join(skipped),
+        }
+
+    def _views(self, epoch: int) -> np.ndarray:
+        if self._order is None or self._order[0] != epoch:
+            draws = generator(self.recipe.run.seed, "shuffle", epoch)
+            order = view_order(draws.permutation(len(self.source)), self.recipe.data.repeats)
+            self._order = epoch, order
+        return self._order[1]
+
+    def _augmented(
+        self, epoch: int, index: int, repeat: int, pixels: np.ndarray, skipped: list[str]
+    ) -> tuple[int, np.random.Generator]:
+        """Fill in the pixels; returns the picture's index and its generator, to go on drawing.
+
+        With on_error "skip" a damaged picture gives way to the next one that can be decoded.
+        """
+        data, number = self.recipe.data, len(self.source)
+        for candidate in range(index, index + number):
+            candidate %= number
+            name = self.source.name(candidate)
+            draws = generator(self.recipe.run.seed, "augmentation", epoch, candidate, repeat)
+            try:
+                image = decoding.open_picture(
+                    self.source.read(candidate), max_pixels=data.max_pixels, origin=name
+                )
+                pixels[:] = self.augmentation(image, draws, name)
+                return candidate, draws
+            except XciteError as error:
+                if data.on_error == "stop":
+                    raise XciteError(f"{error} ({_LEAVE_OUT})") from error
+                skipped.append(name)
+        raise XciteError(f"none of the {number} pictures can be decoded; first: {skipped[0]}")
+
+
+class _EvaluationBatch:
+    """Makes one batch of evaluation pictures; runs in a worker process."""
+
+    def __init__(
+        self,
+        source: Source,
+        preprocessing: Preprocessing,
+        indices: range,
+        batch: int,
+        on_error: str,
+        max_pixels: int,
+    ) -> None:
+        self.source = source
+        self.preprocessing = preprocessing
+        self.indices = indices
+        self.batch = batch
+        self.on_error = on_error
+        self.max_pixels = max_pixels
+
+    @property
+    def batches(self) -> int:
+        return -(-len(self.indices) // self.batch)
+
+    @property
+    def bytes_per_batch(self) -> int:
+        return self.batch * self.preprocessing.size**2 * self.preprocessing.channels
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        wanted = self.indices[step * self.batch : (step + 1) * self.batch]
+        side, channels = self.preprocessing.size, self.preprocessing.channels
+        pictures = np.empty((len(wanted), side, side, channels), np.uint8)
+        decoded: list[int] = []
+        skipped: list[str] = []
+        for index in wanted:
+            name = self.source.name(index)
+            try:
+                picture = decoding.decode(
+                    self.source.read(index),
+                    channels=channels,
+                    max_pixels=self.max_pixels,
+                    origin=name,
+                )
+            except XciteError as error:
+                if self.on_error == "stop":
+                    raise XciteError(f"{error} ({_LEAVE_OUT})") from error
+                skipped.append(name)
+                continue
+            pictures[len(decoded)] = transforms.evaluation_pixels(picture, self.preprocessing)
+            decoded.append(index)
+        views = np.zeros((len(decoded), 2), np.int64)
+        views[:, 0] = decoded
+        return {
+            "pictures": pictures[: len(decoded)],
+            "labels": self.source.labels[views[:, 0]],
+            "views": views,
+            "skipped": "\n".join(skipped),
+        }
+
+
+def _unpacked(item: dict[str, Any]) -> tuple[Batch, list[str]]:
+    """A `Batch` of what a worker sent, and the names of skipped pictures."""
+    # plain views of what may be shared memory, which lives as long as they do
+    arrays = {key: np.asarray(v) for key, v in item.items() if isinstance(v, np.ndarray)}
+    skipped = item["skipped"].split("\n") if item["skipped"] else []
+    batch = Batch(arrays["pictures"], arrays["labels"], arrays["views"])
+    if "targets" not in arrays:
+        return batch, skipped
+    erased = []
+    start, channels = 0, batch.pictures.shape[3]
+    for position, top, left, height, width in arrays["erased"].tolist():
+        stop = start + channels * height * width
+        noise = arrays["noise"][start:stop].reshape(channels, height, width)
+        erased.append((position, top, left, noise))
+        start = stop
+    mixed = mixing.Mixing(arrays["share"], arrays["boxes"]) if len(arrays["share"]) else None
+    return (
+        replace(
+            batch,
+            targets=arrays["targets"],
+            erased=erased,
+            mixing=mixed,
+            epoch=int(item["epoch"]),
+        ),
+        skipped,
+    )
+
+
+class _Reader:
+    """Items of ``make`` for a range of steps, in order, from worker processes on grain.
+
+    Attributes:
+        position: the step that `next` gives.
+        stop: the step after the last.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], dict[str, Any]],
+        steps: range,
+        *,
+        workers: int,
+        prefetch: int,
+        bytes_per_item: int,
+    ) -> None:
+        self.position = steps.start
+        self.stop = steps.stop
+        grain = _grain()
+        items = grain.MapDataset.range(steps.start, steps.stop).map(make)
+        # no threads: a worker makes one batch after the other, and more workers make more
+        dataset = items.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+        if workers:
+            # every worker holds `prefetch` batches ready, and so does this process for it
+            needed = 2 * (prefetch + 1) * workers * bytes_per_item
+            smallest = 1 << 16 if _shared_memory_free() > needed else 1 << 62  # else through pipes
+            options = grain.experimental.DatasetOptions(min_shm_size=smallest)
+            dataset = grain.experimental.WithOptionsIterDataset(dataset, options)
+            dataset = dataset.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch),
+                worker_init_fn=_start_worker,
+            )
+        self._iterator = iter(dataset)
+        self._workers = workers
+
+    def next(self) -> dict[str, Any]:
+        try:
+            with _quiet_start() if self._workers else contextlib.nullcontext():
+                item: dict[str, Any] = next(self._iterator)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error):
+                raise XciteError(
+                    "a data worker process ended unexpectedly, perhaps for want of memory; "
+                    "lower data.workers, data.prefetch or optim.batch"
+                ) from error
+            raise
+        self.position += 1
+        return item
+
+    def close(self) -> None:
+        close = getattr(self._iterator, "close", None)
+        if close is not None:
+            close()
+
+
+def _grain() -> Any:
+    import absl.logging
+
+    absl.logging.set_verbosity(absl.logging.ERROR)  # it misses JAX, which nothing here needs
+    import grain
+
+    return grain
+
+
+def _shared_memory_free() -> int:
+    try:
+        return shutil.disk_usage(_SHARED_MEMORY).free
+    except OSError:
+        return 0
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Runs first in each worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
+
+
+def _follow(sentinel: int) -> None:
+    """End this worker when the main process is gone, however it went."""
+    connection.wait([sentinel])
+    os._exit(1)
+
+
+class _Quiet:
+    """Unpickled in a new process it silences grain's remark about JAX before grain is imported."""
+
+    def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
+        return _grain, ()
+
+
+@contextlib.contextmanager
+def _quiet_start() -> Iterator[None]:
+    # a new process unpickles this dictionary before the function that it shall run
+    configuration: dict[str, Any] = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+    configuration["xcite"] = _Quiet()
+    try:
+        yield
+    finally:
+        configuration.pop("xcite", None)

@@ -1,0 +1,207 @@
+"""What is done to pixels, in training and in evaluation.
+
+Each operation is a pure function of (picture, argument) and each draw a pure function of a
+generator, so both can be checked by themselves. Boxes are (top, left, height, width) in pixels.
+"""
+
+import functools
+import math
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from xcite.preprocessing import Preprocessing
+
+Box = tuple[int, int, int, int]
+
+_INTERPOLATION = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+}
+_TRIES = 10
+# A picture longer than this is cut to it before resizing: its resized copy alone could fill the
+# memory, and the centre crop keeps only the middle.
+_LONGEST = 64
+
+
+class Draws(Protocol):
+    """The part of `numpy.random.Generator` that augmentation draws from."""
+
+    def random(self) -> float: ...
+    def uniform(self, low: float, high: float) -> float: ...
+    def normal(self, mean: float, deviation: float) -> float: ...
+    def integers(self, *arguments: Any, **options: Any) -> Any: ...
+    def permutation(self, x: int) -> Any: ...
+
+
+# --- evaluation ---------------------------------------------------------------------------------
+
+
+def evaluation_pixels(picture: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """Resize and centre-crop one picture: uint8 (H, W, C) to uint8 (size, size, C).
+
+    The shorter side becomes ``size / crop_ratio`` with Pillow's antialiased filter, exactly as
+    torchvision and PASSL do it.
+    """
+    image = centre_crop(resize_shorter_side(to_image(picture), preprocessing), preprocessing.size)
+    return pixels_of(image)
+
+
+def normalise(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """uint8 (B, H, W, C) to float32 (B, C, H, W): v / 255, minus mean, divided by std.
+
+    One table look-up per value, bit for bit what the three float32 operations give.
+    """
+    tables = _normalised_values(preprocessing.mean, preprocessing.std)  # (C, 256)
+    batch, height, width, channels = pixels.shape
+    result = np.empty((batch, channels, height, width), np.float32)
+    for channel, table in enumerate(tables):
+        np.take(table, pixels[..., channel], out=result[:, channel], mode="clip")
+    return result
+
+
+@functools.lru_cache(maxsize=16)
+def _normalised_values(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    values = np.arange(256, dtype=np.float32) / np.float32(255)
+    return (values - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
+
+
+def shorter_side(preprocessing: Preprocessing) -> int:
+    """To what the shorter side is resized before the centre crop, in pixels."""
+    return math.floor(preprocessing.size / preprocessing.crop_ratio)
+
+
+def resize_shorter_side(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Resize so that the shorter side is ``size / crop_ratio``, the longer one truncated."""
+    short = shorter_side(preprocessing)
+    width, height = image.size
+    longest = _LONGEST * min(width, height)
+    if max(width, height) > longest:
+        left, top = max(0, width - longest) // 2, max(0, height - longest) // 2
+        image = image.crop((left, top, left + min(width, longest), top + min(height, longest)))
+        width, height = image.size
+    # multiply before dividing: with the ratio first, some sizes lose a pixel
+    size = (short, short * height // width) if width <= height else (short * width // height, short)
+    return image.resize(size, _INTERPOLATION[preprocessing.interpolation])
+
+
+def centre_crop(image: Image.Image, size: int) -> Image.Image:
+    """Cut ``size`` x ``size`` from the centre; a smaller picture is padded with black."""
+    width, height = image.size
+    if width < size or height < size:
+        missing_x, missing_y = max(0, size - width), max(0, size - height)
+        padded = Image.new(image.mode, (width + missing_x, height + missing_y))
+        padded.paste(image, (missing_x // 2, missing_y // 2))
+        image, (width, height) = padded, padded.size
+    # Python rounds ties to even, as the references do
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return image.crop((left, top, left + size, top + size))
+
+
+# --- training geometry --------------------------------------------------------------------------
+
+
+def random_resized_crop_box(
+    draws: Draws,
+    height: int,
+    width: int,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Box:
+    """A box of random area (share ``scale`` of the picture) and random width / height ``ratio``."""
+    log_ratio = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(_TRIES):
+        area = draws.uniform(*scale) * width * height
+        aspect = math.exp(draws.uniform(*log_ratio))
+        box_width = round(math.sqrt(area * aspect))
+        box_height = round(math.sqrt(area / aspect))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top = int(draws.integers(0, height - box_height, endpoint=True))
+            left = int(draws.integers(0, width - box_width, endpoint=True))
+            return top, left, box_height, box_width
+    box_width, box_height = width, height
+    if width / height < ratio[0]:
+        box_height = max(1, round(width / ratio[0]))
+    elif width / height > ratio[1]:
+        box_width = max(1, round(height * ratio[1]))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def resize(image: Image.Image, size: int, interpolation: str = "bicubic") -> Image.Image:
+    """Resize to a square of ``size`` pixels, antialiased."""
+    return image.resize((size, size), _INTERPOLATION[interpolation])
+
+
+def flip(image: Image.Image) -> Image.Image:
+    """Left becomes right."""
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+
+
+def padded_crop(draws: Draws, image: Image.Image) -> Image.Image:
+    """Shift by up to 1/8 of the side in either direction; what comes in is black.
+
+    At 32 pixels this is the usual crop of CIFAR pictures with 4 pixels of padding.
+    """
+    width, height = image.size
+    margin_x, margin_y = width // 8, height // 8
+    top = int(draws.integers(0, 2 * margin_y, endpoint=True)) - margin_y
+    left = int(draws.integers(0, 2 * margin_x, endpoint=True)) - margin_x
+    return image.crop((left, top, left + width, top + height))
+
+
+# --- colour -------------------------------------------------------------------------------------
+
+_JITTERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+
+
+def draw_color_jitter(draws: Draws, strength: float) -> list[tuple[int, float]]:
+    """Order and factors of brightness (0), contrast (1) and saturation (2)."""
+    # torchvision permutes four, the fourth is hue, which the recipe leaves alone
+    order = [int(which) for which in draws.permutation(4) if which < 3]
+    factors = [draws.uniform(max(0.0, 1 - strength), 1 + strength) for _ in _JITTERS]
+    return [(which, factors[which]) for which in order]
+
+
+def color_jitter(image: Image.Image, jitters: list[tuple[int, float]]) -> Image.Image:
+    """Apply brightness, contrast and saturation in the drawn order."""
+    for which, factor in jitters:
+        image = _JITTERS[which](image).enhance(factor)
+    return image
+
+
+# --- erasing ------------------------------------------------------------------------------------
+
+
+def random_erasing_box(
+    draws: Draws, height: int, width: int, probability: float = 0.25
+) -> Box | None:
+    """The box to be replaced by noise, of 2 % to a third of the area; None: nothing is erased."""
+    if draws.random() > probability:
+        return None
+    log_ratio = math.log(0.3), math.log(1 / 0.3)
+    for _ in range(_TRIES):
+        area = draws.uniform(0.02, 1 / 3) * height * width
+        aspect = math.exp(draws.uniform(*log_ratio))
+        box_height = round(math.sqrt(area * aspect))
+        box_width = round(math.sqrt(area / aspect))
+        if box_width < width and box_height < height:
+            top = int(draws.integers(0, height - box_height, endpoint=True))
+            left = int(draws.integers(0, width - box_width, endpoint=True))
+            return top, left, box_height, box_width
+    return None
+
+
+# --- between Pillow and NumPy -------------------------------------------------------------------
+
+
+def to_image(pixels: np.ndarray) -> Image.Image:
+    """uint8 (H, W, C), C of 1 or 3, as a Pillow picture of mode L or RGB."""
+    if pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """A Pillow picture of mode L or RGB as uint8 (H, W, C)."""
+    return np.array(image).reshape(image.height, image.width, -1)
