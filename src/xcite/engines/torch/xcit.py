@@ -27,7 +27,7 @@ NORMALIZE_EPS = 1e-12
 
 
 def conv3x3(into: int, out: int) -> nn.Sequential:
-    """3x3 convolution of stride 2 with BatchNorm: (B, into, H, W) -> (B, out, H/2, W/2), rounded up."""
+    """3x3 convolution of stride 2, BatchNorm: (B, into, H, W) -> (B, out, ceil(H/2), ceil(W/2))."""
     return nn.Sequential(nn.Conv2d(into, out, 3, 2, 1, bias=False), nn.BatchNorm2d(out))
 
 
@@ -158,7 +158,7 @@ class XCA(nn.Module):
         return self._softmax(products, q_norm.reciprocal(), k_norm.reciprocal()), v
 
     def _covariance(self, x: Tensor) -> Tensor:
-        batch, tokens, dim = x.shape
+        _, tokens, dim = x.shape
         heads = (self.num_heads, dim // self.num_heads)
         weight = self.qkv.weight[: 2 * dim]
         with full_precision(x):
@@ -241,7 +241,7 @@ class Mlp(nn.Module):
 
 
 class XCABlock(nn.Module):
-    """XCA, local patch interaction, MLP. The local one comes second, although its norm is the third."""
+    """XCA, local patch interaction, MLP; the local one comes second although its norm is norm3."""
 
     def __init__(self, architecture: XCiTArchitecture, attention: str) -> None:
         super().__init__()
@@ -450,7 +450,7 @@ class XCiT(nn.Module):
         return [level(x) for level, x in zip(levels, maps, strict=True)]
 
     def attention_maps(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Softmaxed attention: per class-attention layer (B, h, 1 + N), per XCA block (B, h, c, c)."""
+        """Attention: per class-attention layer (B, h, 1 + N), and per XCA block (B, h, c, c)."""
         channels = []
         x, height, width = self._embed(images)
         for block in self.blocks:
@@ -514,7 +514,7 @@ class XCiT(nn.Module):
         return x, height, width
 
     def _cls(self, x: Tensor) -> Tensor:
-        return self.cls_token.expand(len(x), -1, -1)
+        return self.cls_token.expand(x.shape[0], -1, -1)  # len(x) would fix it in an export
 
 
 def pyramid_blocks(depth: int) -> list[int]:
@@ -564,6 +564,8 @@ def full_precision(like: Tensor) -> AbstractContextManager[Any]:
 
 def gram(x: Tensor) -> Tensor:
     """x^T x: (B, N, C) -> (B, C, C)."""
+    if torch.compiler.is_exporting():
+        return torch.bmm(x.transpose(1, 2), x)
     product = torch.bmm(x.detach().transpose(1, 2), x)
     if not product.requires_grad:
         return product

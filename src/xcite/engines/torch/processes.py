@@ -1,0 +1,87 @@
+"""Several processes on `torch.distributed`: started by torchrun, averaging, BatchNorm over all.
+
+One process is the case of world size 1 and initialises nothing.
+"""
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def start() -> tuple[int, int]:
+    """Join the group that torchrun's environment describes; (rank, number of processes)."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size > 1 and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return (dist.get_rank(), size) if size > 1 else (0, 1)
+
+
+def processes_here() -> int:
+    """Processes that share this machine's cores."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def average(tensors: list[Tensor]) -> None:
+    """Replace each tensor by its mean over all processes, in one exchange."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
+
+
+class SumOverProcesses(torch.autograd.Function):
+    """Sum over all processes; so is its gradient, as every process uses every summand."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        """The sum, on every process."""
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        """The sum of the gradients of all processes."""
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+class SyncBatchNorm(nn.BatchNorm2d):
+    """BatchNorm whose batch is that of all processes; torch.nn.SyncBatchNorm works on GPUs alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same, normalised by the statistics of all processes' batches."""
+        if not self.training:
+            return super().forward(x)
+        axes = (0, 2, 3)
+        full = x.float()
+        count = SumOverProcesses.apply(full.new_tensor([full.numel() / full.shape[1]]))
+        mean = SumOverProcesses.apply(full.sum(axes)) / count  # (C,)
+        centred = full - mean[:, None, None]
+        variance = SumOverProcesses.apply(centred.square().sum(axes)) / count
+        if self.track_running_stats:
+            with torch.no_grad():
+                momentum = self.momentum if self.momentum is not None else 0.1
+                self.running_mean.lerp_(mean, momentum)  # type: ignore[union-attr]
+                unbiased = variance * (count / (count - 1))
+                self.running_var.lerp_(unbiased, momentum)  # type: ignore[union-attr]
+                self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return torch.addcmul(self.bias[:, None, None], centred, scale[:, None, None]).to(x.dtype)
+
+
+def synchronise(model: nn.Module) -> nn.Module:
+    """Make every BatchNorm of the model use the statistics of all processes."""
+    if torch.cuda.is_available():
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SyncBatchNorm
+    return model
