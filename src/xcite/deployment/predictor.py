@@ -249,7 +249,11 @@ class _OpenVINO:
         self.precision = precision
         self.streams = streams
         self._compiled = compile_openvino(core, model, precision, threads, streams)
-        self._outputs = [output.get_any_name() for output in self._compiled.outputs]
+        # OpenVINO gives an output several names; ours is the one the bundle lists.
+        self._outputs = [
+            next(name for name in info.outputs if name in output.get_names())
+            for output in self._compiled.outputs
+        ]
         self._idle: list[Any] = []
         self._lock = threading.Lock()
 
