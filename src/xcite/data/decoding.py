@@ -28,8 +28,9 @@ SUFFIXES = (
 )
 """File names that listings take for pictures, in lower case."""
 
-# Only raster formats that Pillow reads itself: EPS, for one, would start another program.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF")
+# Only raster formats that Pillow reads itself: EPS, for one, would start another program. MPO is
+# opened by the JPEG reader.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 _MODES = {1: "L", 3: "RGB"}
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
