@@ -1,0 +1,89 @@
+"""`xcite teach`: a teacher's answers, computed once for any number of students."""
+
+from pathlib import Path
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def teach(
+    recipe: str = typer.Argument(..., help="A shipped recipe's name or a YAML file."),
+    settings: list[str] = typer.Option([], "--set", help="section.key=value, may be repeated."),
+    views: int = typer.Option(
+        None, min=1, help="Epochs to compute; by default distill.views, else all."
+    ),
+    out: Path = typer.Option(None, help="Folder of the cache; by default distill.cache."),
+    processes: int = typer.Option(
+        1, min=1, help="Processes the students will train on; each mixes its own share."
+    ),
+    engine: str = typer.Option(None, help="paddle or torch: what the teacher runs on."),
+) -> None:
+    """Compute a teacher's answers for the very batches that training will see.
+
+    An interrupted run goes on when the same command is given again. Train with
+    --set distill.cache=OUT (and --set distill.views=V when fewer views than epochs are there).
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    from xcite import recipe as recipes
+    from xcite.engines import create_engine
+    from xcite.errors import XciteError
+    from xcite.training import plan
+    from xcite.training.distillation import live_teacher
+    from xcite.training.teacher_cache import compute
+
+    if engine is not None:
+        settings = [*settings, f"distill.teacher_engine={engine}", f"run.engine={engine}"]
+    chosen = recipes.load(recipe, settings)
+    if chosen.distill.loss == "none":
+        raise XciteError(f"the recipe {recipe} has no teacher: distill.loss is 'none'")
+    folder = out or (Path(chosen.distill.cache) if chosen.distill.cache else None)
+    if folder is None:
+        raise XciteError("where shall the answers go? give --out or set distill.cache")
+    console = Console()
+    prepared = plan.make(chosen, initialise=False)
+    student = create_engine(chosen.run.engine, prepared.architecture, seed=chosen.run.seed)
+    teacher = live_teacher(chosen, student, prepared.class_names)
+    for note in teacher.notes:
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+        bar = progress.add_task("pictures", total=None)
+        try:
+            done = compute(
+                chosen,
+                prepared.train,
+                prepared.class_names,
+                teacher,
+                folder,
+                views=views,
+                processes=processes,
+                after_batch=lambda pictures, total: progress.update(
+                    bar, completed=pictures, total=total
+                ),
+            )
+        except KeyboardInterrupt:
+            raise XciteError(
+                f"interrupted; what is done is kept in {folder}: give the same command to go on"
+            ) from None
+    size = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
+    typer.echo(
+        f"{folder}: {done} views of {len(prepared.train)} pictures, {size:.2f} MiB\n"
+        f"train with: xcite train {recipe} --set distill.cache={folder}"
+        + (f" --set distill.views={done}" if done < chosen.optim.epochs else "")
+    )
