@@ -14,7 +14,7 @@ class Metadata(BaseModel):
     """Kept as JSON in the metadata of Xcite's safetensors files.
 
     Attributes:
-        variant: the nearest published name, such as "xcit_nano_12_p8" or "xcit_nano_12_p8_224_dist".
+        variant: the published name, such as "xcit_nano_12_p8" or "xcit_nano_12_p8_224_dist".
         architecture: every field of the architecture; an `Architecture` is accepted too.
         class_names: one name a class, in the order of the logits.
         preprocessing: how pictures become inputs in evaluation.

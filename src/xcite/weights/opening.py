@@ -1,18 +1,25 @@
 """Open any weights file as canonical arrays; write Xcite's own files."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
 from xcite import canonical
 from xcite.errors import XciteError
-from xcite.variants import Architecture
+from xcite.preprocessing import Preprocessing
+from xcite.variants import Architecture, RegNetArchitecture, XCiTArchitecture, published
+from xcite.weights import catalog, dialects
+from xcite.weights.containers import Contents, State, read_contents
 from xcite.weights.metadata import Metadata, metadata_from_json
-from xcite.weights.safetensors_files import read_safetensors, write_safetensors
+from xcite.weights.recognition import UNREADABLE, architecture_of, variant_of
+from xcite.weights.safetensors_files import write_safetensors
+from xcite.weights.stored import StoredTensor
 
 METADATA_KEY = "xcite"
+PARTS = ("weights", "ema", "student", "teacher")
 
 
 @dataclass
@@ -24,6 +31,8 @@ class WeightFile:
         architecture: as given, as the metadata says, or as read from the shapes.
         dialect: the ecosystem whose names the file uses.
         metadata: the file's own, or what its name and shapes tell.
+        part: which model of the file this is: "weights", "ema", "student" or "teacher".
+        parts: the models the file holds.
         missing: head tensors left out because of ``reset_head``; the model keeps its own.
     """
 
@@ -31,6 +40,8 @@ class WeightFile:
     architecture: Architecture
     dialect: str
     metadata: Metadata
+    part: str = "weights"
+    parts: tuple[str, ...] = ("weights",)
     missing: list[str] = field(default_factory=list)
 
 
@@ -38,7 +49,8 @@ def save_weights(path: str | Path, tensors: Mapping[str, np.ndarray], metadata: 
     """Write canonical arrays and metadata as Xcite safetensors, whole or not at all.
 
     Raises:
-        XciteError: the folder cannot be written, or the tensors do not fit the described architecture.
+        XciteError: the folder cannot be written, or the tensors do not fit the architecture that
+            the metadata describe.
     """
     architecture = metadata.described_architecture()
     if architecture is not None:
@@ -53,41 +65,227 @@ def open_weights(
     dialect: str | None = None,
     part: str | None = None,
     reset_head: bool = False,
+    adapt_channels: bool = False,
     weights_dir: str | Path | None = None,
 ) -> WeightFile:
-    """Read weights as canonical arrays.
+    """Read weights as canonical arrays; nothing in the file is executed.
 
     Args:
         source: a weights file, a published name, or a run folder (its best.safetensors, else
             last.safetensors).
         architecture: the model the weights are for; None reads it from the file.
         dialect: names to expect; None recognises them.
-        part: which model of a checkpoint: "weights", "ema", "student" or "teacher".
+        part: which model of a checkpoint: "weights", "ema", "student" or "teacher"; None takes the
+            student of a distillation checkpoint, else the weights.
         reset_head: leave out the head when the class count differs, instead of refusing.
+        adapt_channels: fit the first convolution to the model's number of input channels.
         weights_dir: where published files lie; None uses the cache.
 
     Raises:
         XciteError: unreadable or hostile file, or tensors that do not fit, all of them named.
     """
-    path = _locate(source)
-    stored, texts = read_safetensors(path)
-    metadata = metadata_from_json(texts.get(METADATA_KEY, "{}"), str(path))
-    architecture = architecture or metadata.described_architecture()
-    if architecture is None:
-        raise XciteError(f"{path} does not say its architecture; give it")
-    canonical.check({name: tensor for name, tensor in stored.items()}, architecture)  # type: ignore[misc]
-    tensors = {name: tensor.read() for name, tensor in stored.items()}
-    return WeightFile(tensors, architecture, "xcite", metadata)
+    path = locate(source, weights_dir=weights_dir)
+    contents = read_contents(path)
+    part = choose_part(contents, part, path)
+    model = identify(path, contents, part, dialect)
+    stored = model.stored
+    wanted = architecture or model.architecture
+    metadata = model.metadata
+    metadata.provenance["part"] = part
+    if part == "student" and "teacher" in contents.parts:
+        metadata.provenance["note"] = "a distillation checkpoint: the student was taken"
+
+    _same_model(model, wanted, path)
+    stored, missing = _fit_head(stored, wanted, reset_head=reset_head, path=path)
+    stored = _fit_channels(stored, wanted, adapt=adapt_channels, path=path)
+    headless = replace(wanted, num_classes=0) if missing else wanted
+    try:
+        canonical.check(cast("dict[str, Any]", stored), headless)
+    except XciteError as error:
+        raise XciteError(f"{path} ({model.dialect}): {error}") from error
+    if (
+        architecture is not None
+        and metadata.class_names is not None
+        and (missing or not wanted.num_classes)
+    ):
+        metadata.class_names = None  # the names belong to the head that was left out
+    metadata.architecture = Metadata(architecture=wanted).architecture  # type: ignore[arg-type]
+
+    tensors = {}
+    for name, shape in canonical.shapes(headless).items():
+        tensor = stored.pop(name, None)  # popped: what was read need not be kept twice
+        counter = np.zeros(shape, np.int64)
+        tensors[name] = counter if tensor is None else tensor.read().reshape(shape)
+    return WeightFile(
+        tensors, wanted, model.dialect, metadata, part, tuple(contents.parts), missing
+    )
 
 
-def _locate(source: str | Path) -> Path:
-    """The file meant by a path or a run folder."""
+def locate(source: str | Path, *, weights_dir: str | Path | None = None) -> Path:
+    """The file meant by a path, a run folder or a published name (fetched if need be)."""
     path = Path(source)
     if path.is_dir():
         for name in ("best.safetensors", "last.safetensors"):
             if (path / name).is_file():
                 return path / name
         raise XciteError(f"{path} holds neither best.safetensors nor last.safetensors")
-    if not path.is_file():
-        raise XciteError(f"there is no weights file {path}")
-    return path
+    if path.is_file():
+        return path
+    if isinstance(source, str) and not path.suffix and len(path.parts) == 1:
+        return catalog.obtain(catalog.find(source), weights_dir=weights_dir)
+    raise XciteError(f"there is no weights file {path}")
+
+
+@dataclass
+class Identified:
+    """One part of a file under canonical names, nothing read yet."""
+
+    stored: State
+    architecture: Architecture
+    dialect: str
+    metadata: Metadata
+    assumed: tuple[str, ...]
+
+
+def choose_part(contents: Contents, part: str | None, path: Path) -> str:
+    """The name of the part to take."""
+    if part is None:
+        return next(name for name in ("student", *PARTS) if name in contents.parts)
+    part = "weights" if part == "model" else part
+    if part not in contents.parts:
+        raise XciteError(f"{path} has no part {part!r}; it holds {', '.join(contents.parts)}")
+    return part
+
+
+def identify(path: Path, contents: Contents, part: str, dialect: str | None = None) -> Identified:
+    """Recognise dialect and model of one part from names, shapes and metadata.
+
+    Raises:
+        XciteError: unknown names, or a model that cannot be read from them.
+    """
+    state = contents.parts[part]
+    known = dialects.recognise(state)
+    regnet = known[1] if known else "cls_token" not in state
+    if dialect is None:
+        if known is None:
+            names = ", ".join(name[:60] for name in list(state)[:4])
+            raise XciteError(
+                f"{path} holds no XCiT or RegNetY that we know; it begins with {names!a}"
+            )
+        dialect = known[0]
+    elif dialect not in dialects.DIALECTS:
+        raise XciteError(
+            f"unknown dialect {dialect!r}; choose one of {', '.join(dialects.DIALECTS)}"
+        )
+    own = contents.texts.get(METADATA_KEY)
+    if own is not None or (contents.container == "safetensors" and len(contents.parts) > 1):
+        dialect = "xcite"
+    stored = dialects.translate(state, dialect, regnet=regnet)
+    metadata = metadata_from_json(own or "{}", str(path))
+    described = metadata.described_architecture()
+    try:
+        architecture = described or architecture_of({n: t.shape for n, t in stored.items()})
+    except XciteError as error:
+        raise XciteError(f"{path} ({dialect}): {error}") from error
+    assumed: tuple[str, ...] = ()
+    if described is None:
+        variant = variant_of(architecture, path.name.rsplit(".", 1)[0])
+        metadata = _metadata_from_outside(architecture, variant)
+        assumed = UNREADABLE if variant is None and not regnet else ()
+    if own is None:
+        metadata.provenance = {
+            "source": path.name,
+            "dialect": dialect,
+            **({"notes": list(contents.notes)} if contents.notes else {}),
+            **({"assumed": list(assumed)} if assumed else {}),
+        }
+    return Identified(stored, architecture, dialect, metadata, assumed)
+
+
+def _metadata_from_outside(architecture: Architecture, variant: str | None) -> Metadata:
+    """What the name and the shapes of a published model imply."""
+    preprocessing = None
+    if architecture.in_chans == 3 and variant is not None:
+        if isinstance(architecture, RegNetArchitecture):
+            # DeiT evaluates its teacher on the centre 224 of 256.
+            preprocessing = Preprocessing(size=224, crop_ratio=0.875)
+        else:
+            sizes = {row.name: row.resolution for row in published()}
+            preprocessing = Preprocessing(size=sizes.get(variant, 224))
+    return Metadata(
+        variant=variant,
+        architecture=architecture,  # type: ignore[arg-type]
+        class_names=imagenet_classes() if architecture.num_classes == 1000 else None,
+        preprocessing=preprocessing,
+    )
+
+
+def imagenet_classes() -> list[str]:
+    """The 1000 class names of ImageNet-1k in the order of the published heads."""
+    text = (Path(__file__).parent / "imagenet_classes.txt").read_text("utf-8")
+    return text.splitlines()
+
+
+def _same_model(model: Identified, wanted: Architecture, path: Path) -> None:
+    if type(model.architecture) is not type(wanted):
+        kinds = {XCiTArchitecture: "an XCiT", RegNetArchitecture: "a RegNet"}
+        raise XciteError(
+            f"{path} holds {kinds[type(model.architecture)]}, the model is {kinds[type(wanted)]}"
+        )
+    if isinstance(wanted, XCiTArchitecture) and isinstance(model.architecture, XCiTArchitecture):
+        told = model.dialect == "xcite" and not model.assumed
+        if told and model.architecture.tokens_norm != wanted.tokens_norm:
+            raise XciteError(
+                f"{path} was trained with tokens_norm={model.architecture.tokens_norm}, the model "
+                f"has {wanted.tokens_norm}: the same weights would give other logits"
+            )
+
+
+def _fit_head(
+    stored: State, wanted: Architecture, *, reset_head: bool, path: Path
+) -> tuple[State, list[str]]:
+    """Check the class counts; with ``reset_head`` a differing head is left out and listed."""
+    prefix = "head.fc." if isinstance(wanted, RegNetArchitecture) else "head."
+    head = {name: tensor for name, tensor in stored.items() if name.startswith(prefix)}
+    weight = head.get(f"{prefix}weight")
+    classes = weight.shape[0] if weight is not None and weight.shape else 0
+    if classes == wanted.num_classes:
+        return stored, []
+    if not reset_head:
+        has = f"a head of {classes} classes" if head else "no classification head"
+        raise XciteError(
+            f"{path} has {has}, the model has {wanted.num_classes}; with reset_head "
+            "(--reset-head) everything else is loaded and the model keeps its own head"
+        )
+    rest = {name: tensor for name, tensor in stored.items() if name not in head}
+    return rest, [f"{prefix}weight", f"{prefix}bias"] if wanted.num_classes else []
+
+
+def _fit_channels(stored: State, wanted: Architecture, *, adapt: bool, path: Path) -> State:
+    """Check the input channels; with ``adapt`` fit the first convolution.
+
+    To one channel the kernels are summed: a grey picture then answers as its RGB copy did. To more,
+    they are repeated and scaled, so that equal channels keep the sum.
+    """
+    regnet = isinstance(wanted, RegNetArchitecture)
+    name = "stem.conv.weight" if regnet else "patch_embed.proj.0.0.weight"
+    first = stored.get(name)
+    if first is None or len(first.shape) != 4 or first.shape[1] == wanted.in_chans:
+        return stored
+    present = first.shape[1]
+    if not adapt:
+        raise XciteError(
+            f"{path} takes {present} input channels, the model {wanted.in_chans}; with "
+            "adapt_channels (--adapt-channels) the first convolution is fitted"
+        )
+    kernel: StoredTensor = first
+
+    def read() -> np.ndarray:
+        values = kernel.read().astype(np.float64)  # (out, present, 3, 3)
+        if wanted.in_chans == 1:
+            return values.sum(axis=1, keepdims=True).astype(np.float32)
+        order = np.arange(wanted.in_chans) % present
+        return (values[:, order] * (present / wanted.in_chans)).astype(np.float32)
+
+    shape = (first.shape[0], wanted.in_chans, *first.shape[2:])
+    return {**stored, name: StoredTensor(shape, "float32", read)}

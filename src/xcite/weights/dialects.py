@@ -1,0 +1,375 @@
+"""How each ecosystem names and lays out the weights: tables, read in both directions.
+
+A row pairs a canonical name with the names of a dialect. ``{a}`` stands for a number, ``{a-1}`` for
+that number less one, ``{leaf}`` for one part of a name and ``{name}`` for anything. The first row that
+matches counts. Sources: facebookresearch/xcit (xcit.py), timm (xcit.py, regnet.py), PASSL v1.1,
+PaddleClas and its XCiT fork, PaddleViT; each table was compared with the key list of the real class.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from xcite.canonical import Shape, shapes
+from xcite.errors import XciteError
+from xcite.variants import Architecture, RegNetArchitecture
+from xcite.weights.stored import StoredTensor
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    Attributes:
+        canonical: pattern of the canonical name.
+        foreign: patterns of the dialect's names; several are parts of one tensor, in order, along
+            its first axis.
+        squeeze: the dialect keeps a 1x1 convolution (out, in, 1, 1) as a Linear weight.
+    """
+
+    canonical: str
+    foreign: tuple[str, ...]
+    squeeze: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A dialect of one family of models.
+
+    Attributes:
+        transposed: Linear weights are (in, out), as Paddle keeps them.
+        counters: BatchNorm's num_batches_tracked exists.
+        folded: rows of convolution biases, foreign only, beside the running mean they belong to:
+            BatchNorm takes the mean off again, so a bias b equals a mean smaller by b.
+    """
+
+    rows: tuple[Row, ...]
+    transposed: bool = False
+    counters: bool = True
+    folded: tuple[Row, ...] = ()
+
+
+def _row(canonical: str, *foreign: str, squeeze: bool = False) -> Row:
+    return Row(canonical, foreign, squeeze)
+
+
+_SAME = (_row("{name}", "{name}"),)
+_STATISTICS = ("running_mean", "_mean"), ("running_var", "_variance")
+
+
+def _paddle_xcit(prefix: str, head: str) -> Table:
+    """Official names, Paddle's names of statistics, Linear weights transposed."""
+    return Table(
+        (
+            _row("head.{leaf}", f"{head}.{{leaf}}"),
+            *(
+                _row(f"{{name}}.{ours}", f"{prefix}{{name}}.{theirs}")
+                for ours, theirs in _STATISTICS
+            ),
+            _row("{name}", f"{prefix}{{name}}"),
+        ),
+        transposed=True,
+        counters=False,
+    )
+
+
+def _paddle_norm(canonical: str, foreign: str) -> list[Row]:
+    statistics = [
+        _row(f"{canonical}.{ours}", f"{foreign}.{theirs}") for ours, theirs in _STATISTICS
+    ]
+    return [*statistics, _row(f"{canonical}.{{leaf}}", f"{foreign}.{{leaf}}")]
+
+
+def _paddleclas_regnet(prefix: str, head: str) -> Table:
+    """PaddleClas' RegNet, which PASSL copied: three convolutions counted from 0."""
+    rows: list[Row] = []
+    folded: list[Row] = []
+    for canonical, foreign in (
+        ("stem", "conv"),
+        ("s{a}.b{b}.conv1", "s{a}_b{b}.conv0"),
+        ("s{a}.b{b}.conv2", "s{a}_b{b}.conv1"),
+        ("s{a}.b{b}.conv3", "s{a}_b{b}.conv2"),
+        ("s{a}.b{b}.downsample", "s{a}_b{b}.short"),
+    ):
+        rows.append(_row(f"{canonical}.conv.weight", f"{prefix}{foreign}._conv.weight"))
+        rows += _paddle_norm(f"{canonical}.bn", f"{prefix}{foreign}._batch_norm")
+        folded.append(_row(f"{canonical}.bn.running_mean", f"{prefix}{foreign}._conv.bias"))
+    for ours, theirs in (("fc1", "squeeze"), ("fc2", "excitation")):
+        foreign = f"{prefix}s{{a}}_b{{b}}.se_block.{theirs}"
+        rows.append(_row(f"s{{a}}.b{{b}}.se.{ours}.weight", f"{foreign}.weight", squeeze=True))
+        rows.append(_row(f"s{{a}}.b{{b}}.se.{ours}.bias", f"{foreign}.bias"))
+    rows.append(_row("head.fc.{leaf}", f"{head}.{{leaf}}"))
+    return Table(tuple(rows), transposed=True, counters=False, folded=tuple(folded))
+
+
+def _paddlevit_regnet() -> Table:
+    block = "stages.{a-1}.blocks.{b-1}"
+    rows = [_row("stem.conv.weight", "stem.0.weight"), *_paddle_norm("stem.bn", "stem.1")]
+    for k in (1, 2, 3):
+        rows.append(_row(f"s{{a}}.b{{b}}.conv{k}.conv.weight", f"{block}.conv{k}.weight"))
+        rows += _paddle_norm(f"s{{a}}.b{{b}}.conv{k}.bn", f"{block}.bn{k}")
+    for k in (1, 2):
+        rows.append(_row(f"s{{a}}.b{{b}}.se.fc{k}.{{leaf}}", f"{block}.se.conv{k}_1x1.{{leaf}}"))
+    short = "s{a}.b{b}.downsample"
+    rows.append(_row(f"{short}.conv.weight", f"{block}.downsample.conv1x1.weight"))
+    rows += _paddle_norm(f"{short}.bn", f"{block}.downsample.bn")
+    rows.append(_row("head.fc.{leaf}", "head.2.{leaf}"))
+    folded = (_row("s{a}.b{b}.conv3.bn.running_mean", f"{block}.conv3.bias"),)
+    return Table(tuple(rows), transposed=True, counters=False, folded=folded)
+
+
+XCIT: dict[str, Table] = {
+    "xcite": Table(_SAME),
+    "official": Table(_SAME),
+    "timm": Table(
+        (
+            _row(
+                "cls_attn_blocks.{j}.attn.qkv.{leaf}",
+                "cls_attn_blocks.{j}.attn.q.{leaf}",
+                "cls_attn_blocks.{j}.attn.k.{leaf}",
+                "cls_attn_blocks.{j}.attn.v.{leaf}",
+            ),
+            _row("pos_embeder.{name}", "pos_embed.{name}"),
+            *_SAME,
+        )
+    ),
+    "passl": _paddle_xcit("backbone.", head="head.fc_cls"),
+    "ppcls": _paddle_xcit("", head="head"),
+    "paddlevit": _paddle_xcit("", head="head"),
+}
+REGNET: dict[str, Table] = {
+    "xcite": Table(_SAME),
+    "official": Table(_SAME),  # DeiT's file holds timm's names
+    "timm": Table(_SAME),
+    "passl": _paddleclas_regnet("backbone.", head="head.fc_cls"),
+    "ppcls": _paddleclas_regnet("", head="out"),
+    "paddlevit": _paddlevit_regnet(),
+}
+DIALECTS = tuple(XCIT)
+
+
+# --- patterns ---------------------------------------------------------------------------------
+
+_PLACEHOLDER = re.compile(r"\{([a-z]+)(-1)?\}")
+
+
+@functools.cache
+def _expression(pattern: str) -> re.Pattern[str]:
+    """The pattern as a regular expression with a group per placeholder."""
+    parts = []
+    end = 0
+    for found in _PLACEHOLDER.finditer(pattern):
+        parts.append(re.escape(pattern[end : found.start()]))
+        kind = {"leaf": r"[^.]+", "name": r".+"}.get(found[1], r"(?:0|[1-9]\d{0,5})")
+        parts.append(f"(?P<{found[1]}>{kind})")
+        end = found.end()
+    return re.compile("".join([*parts, re.escape(pattern[end:])]))
+
+
+@functools.cache
+def _shifted(pattern: str) -> frozenset[str]:
+    """Placeholders the pattern writes less one."""
+    return frozenset(found[1] for found in _PLACEHOLDER.finditer(pattern) if found[2])
+
+
+def _match(pattern: str, name: str) -> dict[str, str] | None:
+    found = _expression(pattern).fullmatch(name)
+    if found is None:
+        return None
+    values = found.groupdict()
+    return {k: str(int(v) + 1) if k in _shifted(pattern) else v for k, v in values.items()}
+
+
+def _fill(pattern: str, values: Mapping[str, str]) -> str:
+    def value(found: re.Match[str]) -> str:
+        text = values[found[1]]
+        return str(int(text) - 1) if found[2] else text
+
+    return _PLACEHOLDER.sub(value, pattern)
+
+
+# --- from a dialect to canonical --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A canonical tensor's parts in the file."""
+
+    row: Row
+    parts: tuple[StoredTensor, ...]
+    transposed: bool
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the canonical tensor."""
+        first = self.parts[0].shape
+        whole = (sum(part.shape[0] for part in self.parts), *first[1:]) if first else ()
+        if self.row.squeeze and len(whole) == 2:
+            return (whole[1], whole[0], 1, 1)
+        return (whole[1], whole[0]) if self.transposed and len(whole) == 2 else whole
+
+    def read(self) -> np.ndarray:
+        """The canonical numbers."""
+        arrays = [part.read() for part in self.parts]
+        array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        if array.ndim == 2 and (self.transposed or self.row.squeeze):
+            array = np.ascontiguousarray(array.T)
+        return array.reshape(self.shape)
+
+
+def translate(
+    state: Mapping[str, StoredTensor], dialect: str, *, regnet: bool
+) -> dict[str, StoredTensor]:
+    """A dialect's tensors under canonical names; names outside the tables stay as they are.
+
+    Nothing is read yet: the results read, transpose and join on demand.
+
+    Raises:
+        XciteError: parts of a tensor are missing or do not fit together, naming all of them.
+    """
+    table = (REGNET if regnet else XCIT)[dialect]
+    parts: dict[str, dict[int, StoredTensor]] = {}
+    rows: dict[str, Row] = {}
+    biases: dict[str, StoredTensor] = {}
+    twice: list[str] = []
+    for name, tensor in state.items():
+        mean = _canonical_of(name, table.folded)
+        if mean is not None:
+            biases[mean[0]] = tensor
+            continue
+        found = _canonical_of(name, table.rows)
+        ours, row, index = found if found is not None else (name, _SAME[0], 0)
+        known = parts.setdefault(ours, {})
+        if index in known or rows.setdefault(ours, row) is not row:
+            twice.append(name)
+        known[index] = tensor
+    unfit = [
+        name
+        for name, found_parts in parts.items()
+        if len(found_parts) != len(rows[name].foreign)
+        or len({(p.shape[1:], len(p.shape) > 0, p.dtype) for p in found_parts.values()}) != 1
+    ]
+    if unfit or twice:
+        raise XciteError(
+            f"the {dialect} weights hold {', '.join((unfit + twice)[:8])} twice or only in part"
+        )
+    result = {}
+    for name, found_parts in parts.items():
+        ordered = tuple(found_parts[i] for i in range(len(found_parts)))
+        entry = _Found(rows[name], ordered, table.transposed)
+        result[name] = StoredTensor(entry.shape, ordered[0].dtype, entry.read)
+    for name, bias in biases.items():
+        if name in result and result[name].shape == bias.shape:
+            result[name] = _with_bias(result[name], bias)
+        else:
+            result[name.replace("bn.running_mean", "conv.bias")] = bias  # `check` will name it
+    return result
+
+
+def _canonical_of(name: str, rows: Iterable[Row]) -> tuple[str, Row, int] | None:
+    for row in rows:
+        for index, pattern in enumerate(row.foreign):
+            values = _match(pattern, name)
+            if values is not None:
+                return _fill(row.canonical, values), row, index
+    return None
+
+
+def _with_bias(mean: StoredTensor, bias: StoredTensor) -> StoredTensor:
+    """The running mean after taking up a convolution's bias; a bias of zeros changes no bit."""
+
+    def read() -> np.ndarray:
+        offset = bias.read()
+        numbers = mean.read()
+        if not offset.any():
+            return numbers
+        return (numbers.astype(np.float64) - offset).astype(np.float32)
+
+    return StoredTensor(mean.shape, "float32", read)
+
+
+# --- from canonical to a dialect --------------------------------------------------------------
+
+
+def express(
+    weights: Mapping[str, np.ndarray], dialect: str, architecture: Architecture
+) -> dict[str, np.ndarray]:
+    """Canonical weights in a dialect's names and layout, in the model's order.
+
+    Counters that the weights lack are written as zero, convolution biases that BatchNorm makes
+    superfluous as zeros, so that the dialect's own loaders find every name.
+    """
+    regnet = isinstance(architecture, RegNetArchitecture)
+    table = (REGNET if regnet else XCIT)[dialect]
+    result: dict[str, np.ndarray] = {}
+    for name, shape in shapes(architecture).items():
+        if name.endswith("num_batches_tracked"):
+            if table.counters:
+                result[foreign_names(name, dialect, regnet=regnet)[0]] = np.asarray(
+                    weights.get(name, 0), np.int64
+                ).reshape(shape)
+            continue
+        array = np.asarray(weights[name], np.float32)
+        row, values = _foreign_row(name, table.rows)
+        if row.squeeze:
+            array = array[:, :, 0, 0]
+        if array.ndim == 2 and (table.transposed or row.squeeze):
+            array = array.T
+        names = [_fill(pattern, values) for pattern in row.foreign]
+        result.update(zip(names, np.split(array, len(names)), strict=True))
+        for folded in table.folded:
+            mean = _match(folded.canonical, name)
+            if mean is not None:
+                result[_fill(folded.foreign[0], mean)] = np.zeros(shape, np.float32)
+    return result
+
+
+def foreign_names(name: str, dialect: str, *, regnet: bool) -> list[str]:
+    """A canonical tensor's names in a dialect."""
+    row, values = _foreign_row(name, (REGNET if regnet else XCIT)[dialect].rows)
+    return [_fill(pattern, values) for pattern in row.foreign]
+
+
+def _foreign_row(name: str, rows: Iterable[Row]) -> tuple[Row, dict[str, str]]:
+    for row in rows:
+        values = _match(row.canonical, name)
+        if values is not None:
+            return row, values
+    raise XciteError(f"this dialect has no name for {name}")
+
+
+# --- recognition ------------------------------------------------------------------------------
+
+_SIGNS: tuple[tuple[str, bool, Callable[[frozenset[str]], bool]], ...] = (
+    # dialect, RegNet?, what only its names have; the first that holds counts
+    ("passl", False, lambda names: "backbone.cls_token" in names),
+    (
+        "timm",
+        False,
+        lambda names: "cls_token" in names and _any(names, r"pos_embed\..*|.*\.attn\.q\..*"),
+    ),
+    ("official", False, lambda names: "cls_token" in names and _any(names, r".*\.running_mean")),
+    ("ppcls", False, lambda names: "cls_token" in names and _any(names, r".*\._mean")),
+    ("official", True, lambda names: "stem.conv.weight" in names),
+    ("passl", True, lambda names: "backbone.conv._conv.weight" in names),
+    ("ppcls", True, lambda names: "conv._conv.weight" in names),
+    ("paddlevit", True, lambda names: "stem.0.weight" in names and _any(names, r".*\._mean")),
+)
+
+
+def _any(names: Iterable[str], expression: str) -> bool:
+    compiled = re.compile(expression)
+    return any(compiled.fullmatch(name) for name in names)
+
+
+def recognise(names: Iterable[str]) -> tuple[str, bool] | None:
+    """The dialect, and whether the model is a RegNet; None when the names fit none.
+
+    A plain PaddleViT file of XCiT has the names of PaddleClas and is called so; DeiT's teacher has
+    timm's and is called official.
+    """
+    known = frozenset(names)
+    return next(((dialect, regnet) for dialect, regnet, sign in _SIGNS if sign(known)), None)

@@ -1,0 +1,574 @@
+"""Pickles as a data format: read without executing, written without the framework.
+
+A pickle is a program for a small stack machine, and Python's own machine may call anything. This
+one knows only the instructions that weight files need, and of the globals only a table handed to
+it, whose entries are functions of this package; a name outside the table ends the reading. Nothing
+is imported, no object of another program is ever made. Work and memory are bounded by the bytes
+that are present: every length is compared with the rest of the file before anything is allocated.
+"""
+
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from xcite.errors import XciteError
+from xcite.weights.stored import ITEM_SIZES, StoredTensor
+
+# A training checkpoint of the largest model takes about 200,000 instructions. Every instruction
+# makes at most one small object, so the limit bounds the memory of files that are all objects.
+MAX_INSTRUCTIONS = 1_000_000
+MAX_NAME = 4096  # bytes of a name or text; longer texts are the numbers of protocol 2
+MAX_DIMENSIONS = 16
+
+Global = Callable[..., Any]
+Globals = Mapping[tuple[str, str], Global]
+
+
+class PickleError(XciteError):
+    """The file is damaged, hostile or of an unknown kind; says why, without the file's name."""
+
+
+@dataclass(frozen=True)
+class _LongText:
+    """A long text whose characters are bytes: how protocol 2 writes an array's numbers.
+
+    Kept as bytes, and the same object goes to the array: the numbers lie in memory once.
+    """
+
+    raw: bytearray
+
+
+@dataclass
+class ArrayRecord:
+    """An array in the making: NumPy's pickles create an empty one, then set its state."""
+
+    tensor: StoredTensor | None = None
+
+    def set_state(self, state: Any) -> None:
+        """State of `numpy.ndarray.__setstate__`: (version, shape, dtype, fortran, numbers)."""
+        if not isinstance(state, tuple) or len(state) != 5:
+            raise PickleError("an array's state is not what NumPy writes")
+        _, shape, dtype, fortran, raw = state
+        self.tensor = array_tensor(raw, dtype, shape, bool(fortran))
+
+
+@dataclass
+class DtypeRecord:
+    """A NumPy number type; its state says the byte order."""
+
+    name: str
+    big_endian: bool = False
+
+    def set_state(self, state: Any) -> None:
+        """State of `numpy.dtype.__setstate__`: (version, byte order, ...)."""
+        plain = isinstance(state, tuple) and 2 <= len(state) <= 9
+        if not plain or state[1] not in ("<", ">", "|", "="):
+            raise PickleError("a number type's state is not what NumPy writes")
+        self.big_endian = state[1] == ">"
+
+
+@dataclass
+class NamespaceRecord:
+    """An argparse.Namespace: the settings a training script keeps in its checkpoint."""
+
+    settings: dict[Any, Any] = field(default_factory=dict)
+
+    def set_state(self, state: Any) -> None:
+        """Take the attributes."""
+        if not isinstance(state, dict):
+            raise PickleError("a namespace's state is not a dictionary")
+        self.settings = state
+
+
+def array_tensor(raw: Any, dtype: Any, shape: Any, fortran: bool) -> StoredTensor:
+    """A tensor over bytes that are present, after checking that they are exactly enough."""
+    if not isinstance(dtype, DtypeRecord):
+        raise PickleError("an array's number type is no NumPy type")
+    if isinstance(raw, _LongText):
+        raw = raw.raw
+    if not isinstance(raw, bytes | bytearray):
+        raise PickleError("an array holds objects instead of numbers")
+    dimensions = checked_shape(shape)
+    count = 1
+    for size in dimensions:
+        count *= size
+    if count * ITEM_SIZES[dtype.name] != len(raw):
+        raise PickleError(f"an array of shape {dimensions} brings {len(raw)} bytes")
+    # Paddle has no NumPy type for bfloat16 and writes its 16 bits as uint16.
+    kind = "bfloat16" if dtype.name == "uint16" else dtype.name
+    numpy_type = np.dtype(dtype.name).newbyteorder(">" if dtype.big_endian else "<")
+
+    def load() -> np.ndarray:
+        flat = np.frombuffer(raw, numpy_type)
+        # A view of the bytes as read, unless they are a constant or of the other byte order.
+        native = flat.astype(numpy_type.newbyteorder("="), copy=not flat.flags.writeable)
+        return native.reshape(dimensions, order="F" if fortran else "C")
+
+    return StoredTensor(dimensions, kind, load)
+
+
+def checked_shape(shape: Any) -> tuple[int, ...]:
+    """The shape if it is a tuple of a few sizes."""
+    if not isinstance(shape, tuple | list) or len(shape) > MAX_DIMENSIONS:
+        raise PickleError("a tensor's shape is not a short tuple")
+    if not all(type(size) is int and 0 <= size < 2**48 for size in shape):
+        raise PickleError("a tensor's shape holds something that is no size")
+    return tuple(shape)
+
+
+# --- the globals of NumPy's pickles -----------------------------------------------------------
+
+
+def ordered_dict(items: Any = ()) -> dict[Any, Any]:
+    """`collections.OrderedDict`, as a dictionary."""
+    result: dict[Any, Any] = {}
+    if not isinstance(items, list | tuple):
+        raise PickleError("an OrderedDict is made of something that is no list")
+    for item in items:
+        if not isinstance(item, list | tuple) or len(item) != 2:
+            raise PickleError("an OrderedDict's item is no pair")
+        result[_key(item[0])] = item[1]
+    return result
+
+
+def _reconstruct(kind: Any, shape: Any, typecode: Any) -> ArrayRecord:
+    if kind is not _ndarray:
+        raise PickleError("an array of an unknown class")
+    return ArrayRecord()
+
+
+def _ndarray(*_: Any) -> Any:
+    raise PickleError("numpy.ndarray is called directly")
+
+
+def _dtype(code: Any, *_: Any) -> DtypeRecord:
+    codes = {
+        "f8": "float64", "f4": "float32", "f2": "float16", "i8": "int64", "i4": "int32",
+        "i2": "int16", "i1": "int8", "u1": "uint8", "u2": "uint16", "b1": "bool",
+    }  # fmt: skip
+    if not isinstance(code, str) or code.lstrip("<|=") not in codes:
+        raise PickleError(f"number type {_shown(code)} is no weight type")
+    return DtypeRecord(codes[code.lstrip("<|=")])
+
+
+def _encode(text: Any, encoding: Any = "latin1") -> bytes | bytearray:
+    if encoding not in ("latin1", "latin-1"):
+        raise PickleError(f"text encoding {_shown(encoding)} is not NumPy's")
+    if isinstance(text, _LongText):
+        return text.raw
+    if not isinstance(text, str):
+        raise PickleError("something that is no text is encoded")
+    try:
+        return text.encode("latin1")
+    except UnicodeEncodeError as error:
+        raise PickleError("an array's text holds characters that are no bytes") from error
+
+
+def _scalar(dtype: Any, raw: Any) -> Any:
+    return array_tensor(raw, dtype, (), False).load().item()
+
+
+def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> ArrayRecord:
+    return ArrayRecord(array_tensor(raw, dtype, shape, order == "F"))
+
+
+def _tuple(items: Any = ()) -> tuple[Any, ...]:
+    if not isinstance(items, list | tuple):
+        raise PickleError("a tuple is made of something that is no sequence")
+    return tuple(items)
+
+
+def _empty_bytes(*arguments: Any) -> bytes:
+    if arguments:
+        raise PickleError("bytes are made of something")
+    return b""
+
+
+NUMPY_GLOBALS: dict[tuple[str, str], Global] = {
+    ("collections", "OrderedDict"): ordered_dict,
+    ("numpy", "ndarray"): _ndarray,
+    ("numpy", "dtype"): _dtype,
+    ("_codecs", "encode"): _encode,
+    ("builtins", "tuple"): _tuple,
+    ("__builtin__", "tuple"): _tuple,
+    ("builtins", "bytes"): _empty_bytes,
+    ("__builtin__", "bytes"): _empty_bytes,
+    ("argparse", "Namespace"): lambda: NamespaceRecord(),
+    # numpy.core became numpy._core in NumPy 2; files of both are about.
+    **{
+        (f"numpy.{core}.{module}", name): function
+        for core in ("core", "_core")
+        for module, name, function in (
+            ("multiarray", "_reconstruct", _reconstruct),
+            ("multiarray", "scalar", _scalar),
+            ("numeric", "_frombuffer", _from_buffer),
+        )
+    },
+}
+
+
+# --- the machine ------------------------------------------------------------------------------
+
+
+def _shown(value: Any) -> str:
+    """A stranger's value for a message: short, on one line, without control characters."""
+    if isinstance(value, str | int | float | bool | None):
+        return ascii(value)[:80]
+    return type(value).__name__
+
+
+def _key(key: Any) -> Any:
+    """A dictionary's key if it is of a kind that cannot be made to collide."""
+    if isinstance(key, str) or (isinstance(key, int) and -(2**63) <= key < 2**63) or key is None:
+        return key
+    if isinstance(key, float):
+        return key
+    raise PickleError(f"a dictionary's key is {_shown(key)}")
+
+
+_MARK = object()
+_STOP = 0x2E
+
+
+class _Machine:
+    def __init__(
+        self,
+        file: BinaryIO,
+        end: int,
+        globals_: Globals,
+        persistent: Callable[[Any], Any] | None,
+    ):
+        self.file = file
+        self.end = end
+        self.globals = globals_
+        self.callable = {id(function) for function in globals_.values()}
+        self.persistent = persistent
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+
+    def take(self, count: int) -> bytes:
+        """The next bytes; the length is compared with the rest of the file first."""
+        if count > self.end - self.file.tell():
+            raise PickleError("the data end too early")
+        taken = self.file.read(count)
+        if len(taken) != count:
+            raise PickleError("the data end too early")
+        return taken
+
+    def numbers(self, count: int) -> bytes | bytearray:
+        """Bytes of a pickle: an array's numbers are read straight to where they stay."""
+        if count <= MAX_NAME:
+            return self.take(count)
+        if count > self.end - self.file.tell():
+            raise PickleError("the data end too early")
+        raw = bytearray(count)
+        if self.file.readinto(raw) != count:  # type: ignore[attr-defined]
+            raise PickleError("the data end too early")
+        return raw
+
+    def unsigned(self, width: int) -> int:
+        return int.from_bytes(self.take(width), "little")
+
+    def signed(self, width: int) -> int:
+        return int.from_bytes(self.take(width), "little", signed=True)
+
+    def line(self) -> str:
+        """A text that ends with a newline (names of globals)."""
+        raw = self.file.readline(MAX_NAME)
+        if not raw.endswith(b"\n"):
+            raise PickleError("a name does not end")
+        return self.decoded(raw[:-1])
+
+    @staticmethod
+    def decoded(raw: bytes) -> str:
+        try:
+            return raw.decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError as error:
+            raise PickleError("a text is no UTF-8") from error
+
+    def text(self, length: int) -> Any:
+        raw = self.take(length)
+        if length <= MAX_NAME:
+            return self.decoded(raw)
+        # Lead bytes up to 0xC3 encode U+0000 to U+00FF: one byte a character, decoded too.
+        if int(np.frombuffer(raw, np.uint8).max()) > 0xC3:
+            raise PickleError("a long text holds no array")
+        return _LongText(bytearray(self.decoded(raw).encode("latin1")))
+
+    def pop(self) -> Any:
+        if not self.stack or self.stack[-1] is _MARK:
+            raise PickleError("the stack is empty")
+        return self.stack.pop()
+
+    def top(self) -> Any:
+        if not self.stack or self.stack[-1] is _MARK:
+            raise PickleError("the stack is empty")
+        return self.stack[-1]
+
+    def pop_to_mark(self) -> list[Any]:
+        items: list[Any] = []
+        while self.stack:
+            item = self.stack.pop()
+            if item is _MARK:
+                items.reverse()
+                return items
+            items.append(item)
+        raise PickleError("a mark is missing")
+
+    def set_items(self, target: Any, items: list[Any]) -> None:
+        if not isinstance(target, dict) or len(items) % 2:
+            raise PickleError("items are set on something that is no dictionary")
+        for i in range(0, len(items), 2):
+            target[_key(items[i])] = items[i + 1]
+
+    def append(self, target: Any, items: list[Any]) -> None:
+        if not isinstance(target, list):
+            raise PickleError("items are appended to something that is no list")
+        target.extend(items)
+
+    def found(self, module: Any, name: Any) -> Global:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise PickleError("a global's name is no text")
+        function = self.globals.get((module, name))
+        if function is None:
+            raise PickleError(
+                f"it asks for {_shown(f'{module}.{name}')}, which weights do not need; "
+                "nothing of it was executed"
+            )
+        return function
+
+    def call(self, function: Any, arguments: Any) -> Any:
+        if id(function) not in self.callable:
+            raise PickleError("something that is no known global is called")
+        if not isinstance(arguments, tuple):
+            raise PickleError("a global is called without a tuple of arguments")
+        try:
+            return function(*arguments)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise PickleError("a global is called with the wrong arguments") from error
+
+    def recall(self, index: int) -> Any:
+        if index not in self.memo:
+            raise PickleError("a remembered object is missing")
+        return self.memo[index]
+
+    def run(self) -> Any:
+        for _ in range(MAX_INSTRUCTIONS):
+            code = self.take(1)[0]
+            if code == _STOP:
+                result = self.pop()
+                if self.stack:
+                    raise PickleError("objects are left over")
+                return result
+            instruction = _INSTRUCTIONS.get(code)
+            if instruction is None:
+                raise PickleError(f"pickle instruction {code:#04x} does not occur in weights files")
+            instruction(self)
+        raise PickleError(f"more than {MAX_INSTRUCTIONS} instructions")
+
+
+def _protocol(machine: _Machine) -> None:
+    version = machine.unsigned(1)
+    if not 2 <= version <= 5:
+        raise PickleError(f"pickle protocol {version}; 2 to 5 are read")
+
+
+def _build(machine: _Machine) -> None:
+    state = machine.pop()
+    target = machine.top()
+    if isinstance(target, ArrayRecord | DtypeRecord | NamespaceRecord):
+        target.set_state(state)
+    elif not isinstance(target, dict):  # an OrderedDict's attributes (_metadata) are not needed
+        raise PickleError("a state is set on something that takes none")
+
+
+def _put(machine: _Machine, index: int) -> None:
+    machine.memo[index] = machine.top()
+
+
+def _push_reduced(machine: _Machine) -> None:
+    arguments = machine.pop()
+    machine.stack.append(machine.call(machine.pop(), arguments))
+
+
+def _push_stack_global(machine: _Machine) -> None:
+    name = machine.pop()
+    machine.stack.append(machine.found(machine.pop(), name))
+
+
+def _push_persistent(machine: _Machine) -> None:
+    if machine.persistent is None:
+        raise PickleError("a reference to outside data, which this kind of file does not have")
+    machine.stack.append(machine.persistent(machine.pop()))
+
+
+def _push_tuple(machine: _Machine, count: int) -> None:
+    items = [machine.pop() for _ in range(count)]
+    machine.stack.append(tuple(reversed(items)))
+
+
+def _number_line(machine: _Machine) -> Any:
+    text = machine.line()
+    if text in ("00", "01"):  # protocol 1's booleans
+        return text == "01"
+    if len(text) > 20 or not text.removeprefix("-").isascii():
+        raise PickleError("a number is too long")
+    try:
+        return int(text)
+    except ValueError as error:
+        raise PickleError("a number is malformed") from error
+
+
+def _set_item(machine: _Machine) -> None:
+    value = machine.pop()
+    key = machine.pop()
+    machine.set_items(machine.top(), [key, value])
+
+
+def _append(machine: _Machine) -> None:
+    value = machine.pop()
+    machine.append(machine.top(), [value])
+
+
+def _set_items(machine: _Machine) -> None:
+    items = machine.pop_to_mark()
+    machine.set_items(machine.top(), items)
+
+
+def _appends(machine: _Machine) -> None:
+    items = machine.pop_to_mark()
+    machine.append(machine.top(), items)
+
+
+def _dict_of_marked(machine: _Machine) -> dict[Any, Any]:
+    result: dict[Any, Any] = {}
+    machine.set_items(result, machine.pop_to_mark())
+    return result
+
+
+def _pushes(value: Callable[[_Machine], Any]) -> Callable[[_Machine], None]:
+    return lambda machine: machine.stack.append(value(machine))
+
+
+def _frame(machine: _Machine) -> None:
+    if machine.unsigned(8) > machine.end - machine.file.tell():
+        raise PickleError("the data end too early")
+
+
+_INSTRUCTIONS: dict[int, Callable[[_Machine], Any]] = {
+    ord(code): run
+    for code, run in {
+        "\x80": _protocol,
+        "\x95": _frame,
+        "(": _pushes(lambda m: _MARK),
+        "0": lambda m: m.pop(),
+        "1": lambda m: m.pop_to_mark(),
+        "N": _pushes(lambda m: None),
+        "\x88": _pushes(lambda m: True),
+        "\x89": _pushes(lambda m: False),
+        "I": _pushes(_number_line),
+        "J": _pushes(lambda m: m.signed(4)),
+        "K": _pushes(lambda m: m.unsigned(1)),
+        "M": _pushes(lambda m: m.unsigned(2)),
+        "\x8a": _pushes(lambda m: m.signed(m.unsigned(1))),
+        "G": _pushes(lambda m: struct.unpack(">d", m.take(8))[0]),
+        "X": _pushes(lambda m: m.text(m.unsigned(4))),
+        "\x8c": _pushes(lambda m: m.text(m.unsigned(1))),
+        "\x8d": _pushes(lambda m: m.text(m.unsigned(8))),
+        "T": _pushes(lambda m: m.take(m.unsigned(4)).decode("latin1")),
+        "U": _pushes(lambda m: m.take(m.unsigned(1)).decode("latin1")),
+        "B": _pushes(lambda m: m.numbers(m.unsigned(4))),
+        "C": _pushes(lambda m: m.take(m.unsigned(1))),
+        "\x8e": _pushes(lambda m: m.numbers(m.unsigned(8))),
+        "\x96": _pushes(lambda m: m.numbers(m.unsigned(8))),
+        ")": _pushes(lambda m: ()),
+        "t": _pushes(lambda m: tuple(m.pop_to_mark())),
+        "\x85": lambda m: _push_tuple(m, 1),
+        "\x86": lambda m: _push_tuple(m, 2),
+        "\x87": lambda m: _push_tuple(m, 3),
+        "]": _pushes(lambda m: []),
+        "l": _pushes(lambda m: m.pop_to_mark()),
+        "a": _append,
+        "e": _appends,
+        "}": _pushes(lambda m: {}),
+        "d": _pushes(_dict_of_marked),
+        "s": _set_item,
+        "u": _set_items,
+        "h": _pushes(lambda m: m.recall(m.unsigned(1))),
+        "j": _pushes(lambda m: m.recall(m.unsigned(4))),
+        "q": lambda m: _put(m, m.unsigned(1)),
+        "r": lambda m: _put(m, m.unsigned(4)),
+        "\x94": lambda m: _put(m, len(m.memo)),
+        "c": _pushes(lambda m: m.found(m.line(), m.line())),
+        "\x93": _push_stack_global,
+        "R": _push_reduced,
+        "\x81": _push_reduced,  # NEWOBJ: for our functions the same as a call
+        "b": _build,
+        "Q": _push_persistent,
+    }.items()
+}
+
+
+def read_pickle(
+    file: BinaryIO,
+    end: int,
+    globals_: Globals = NUMPY_GLOBALS,
+    persistent: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Read one pickle as plain data.
+
+    Args:
+        file: stands at the pickle's first byte; afterwards behind its last.
+        end: position behind the last byte that may be read.
+        globals_: (module, name), matched exactly, to the function of ours that stands for it.
+        persistent: what a reference to outside data stands for (PyTorch's storages).
+
+    Returns:
+        None, bool, int, float, str, bytes, tuples, lists and dictionaries of such, and the results
+        of the functions in ``globals_``. Containers may share or contain one another.
+
+    Raises:
+        PickleError: anything else than what weight files hold.
+    """
+    return _Machine(file, end, globals_, persistent).run()
+
+
+# --- writing ----------------------------------------------------------------------------------
+
+
+class PickleWriter:
+    """Writes the instructions that weight files need; every value is spelled out again.
+
+    Args:
+        protocol: 2 for PyTorch, whose restricted reader takes no other; 3 where bytes are written.
+    """
+
+    def __init__(self, file: BinaryIO, protocol: int):
+        self.file = file
+        file.write(bytes([0x80, protocol]))
+
+    def text(self, value: str) -> None:
+        raw = value.encode("utf-8")
+        self.file.write(b"X" + struct.pack("<I", len(raw)) + raw)
+
+    def integer(self, value: int) -> None:
+        if -(2**31) <= value < 2**31:
+            self.file.write(b"J" + struct.pack("<i", value))
+        else:
+            raw = value.to_bytes(9, "little", signed=True)
+            self.file.write(b"\x8a\x09" + raw)
+
+    def integers(self, values: tuple[int, ...]) -> None:
+        self.file.write(b"(")
+        for value in values:
+            self.integer(value)
+        self.file.write(b"t")
+
+    def global_(self, module: str, name: str) -> None:
+        self.file.write(f"c{module}\n{name}\n".encode())
+
+    def raw(self, instructions: bytes) -> None:
+        self.file.write(instructions)

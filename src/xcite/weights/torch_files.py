@@ -1,0 +1,379 @@
+"""PyTorch's `.pth` files, zip and older, read and written without PyTorch."""
+
+import io
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from xcite.errors import XciteError
+from xcite.weights.pickles import (
+    NUMPY_GLOBALS,
+    Global,
+    PickleError,
+    PickleWriter,
+    checked_shape,
+    read_pickle,
+)
+from xcite.weights.stored import ITEM_SIZES, StoredTensor
+from xcite.whole_files import whole_file
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+DIRECTORY_LIMIT = 16 * 2**20  # bytes of a zip directory; 3,000 tensors need about 0.3 MB
+PICKLE_LIMIT = 64 * 2**20  # bytes of data.pkl: names and shapes only
+
+_STORAGES = {
+    "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16", "LongStorage": "int64", "IntStorage": "int32",
+    "ShortStorage": "int16", "CharStorage": "int8", "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}  # fmt: skip
+
+
+class _StorageType:
+    """Stands for torch.FloatStorage and the like, which appear only as a label."""
+
+    def __init__(self, dtype: str):
+        self.dtype = dtype
+
+    def __call__(self, *_: Any) -> Any:
+        raise PickleError("a storage type is called")
+
+
+@dataclass(frozen=True)
+class _Storage:
+    """A flat run of numbers in the file: ``count`` of them."""
+
+    key: str
+    dtype: str
+    count: int
+
+
+class _Contents:
+    """Where each storage's bytes are."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.offsets: dict[str, int] = {}  # storage key -> position in the file
+        self.sizes: dict[str, int] = {}  # bytes
+        self.checksums: dict[str, int] = {}
+        self.big_endian = False
+
+    def storage(self, reference: Any) -> _Storage:
+        """The storage a persistent id names: ("storage", type, key, location, count, ...)."""
+        if not isinstance(reference, tuple) or not 5 <= len(reference) <= 6:
+            raise PickleError("a storage is referred to in an unknown way")
+        word, kind, key, _, count = reference[:5]
+        if word != "storage" or not isinstance(kind, _StorageType) or not isinstance(key, str):
+            raise PickleError("a storage is referred to in an unknown way")
+        if type(count) is not int or not 0 <= count < 2**48:
+            raise PickleError("a storage's size is no size")
+        if len(reference) == 6 and reference[5] is not None:
+            raise PickleError(
+                "a storage is a view of another, which PyTorch has not written since 0.4"
+            )
+        return _Storage(key, kind.dtype, count)
+
+    def rebuild(
+        self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
+    ) -> "_TensorRecord":
+        """torch._utils._rebuild_tensor_v2, after checking that the view stays in its storage."""
+        if not isinstance(storage, _Storage):
+            raise PickleError("a tensor without a storage")
+        dimensions = checked_shape(shape)
+        steps = checked_shape(strides)
+        if len(steps) != len(dimensions) or type(offset) is not int or offset < 0:
+            raise PickleError("a tensor's strides do not fit its shape")
+        count = 1
+        for size in dimensions:
+            count *= size
+        last = offset + sum((n - 1) * step for n, step in zip(dimensions, steps, strict=True))
+        # Fewer numbers stored than claimed: an expanded view, which would grow when read.
+        if count and (last >= storage.count or count > storage.count):
+            raise PickleError(f"a tensor of shape {dimensions} reaches beyond its storage")
+        return _TensorRecord(self, storage, offset, dimensions, steps)
+
+    def check(self, storage: _Storage) -> None:
+        """Refuse a storage whose bytes are not all there."""
+        present = self.sizes.get(storage.key)
+        needed = storage.count * ITEM_SIZES[storage.dtype]
+        if present is None:
+            raise PickleError(f"storage {storage.key[:40]!a} is missing")
+        if present != needed:
+            raise PickleError(
+                f"storage {storage.key[:40]!a} has {present} bytes, its tensors claim {needed}"
+            )
+
+    def read(self, storage: _Storage) -> np.ndarray:
+        """All numbers of a storage."""
+        kind = np.dtype("u2" if storage.dtype == "bfloat16" else storage.dtype)
+        stored = kind.newbyteorder(">" if self.big_endian else "<")
+        try:
+            flat = np.fromfile(
+                self.path, stored, count=storage.count, offset=self.offsets[storage.key]
+            )
+        except OSError as error:
+            raise XciteError(f"cannot read {self.path}: {error.strerror or error}") from error
+        if flat.size != storage.count:
+            raise XciteError(f"{self.path} ends too early; it is damaged, fetch it again")
+        checksum = self.checksums.get(storage.key)
+        if checksum is not None and zlib.crc32(flat.data if flat.size else b"") != checksum:
+            raise XciteError(f"{self.path}: a checksum is wrong; it is damaged, fetch it again")
+        return flat.astype(kind, copy=False)
+
+
+@dataclass(frozen=True)
+class _TensorRecord:
+    contents: _Contents
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def tensor(self) -> StoredTensor:
+        self.contents.check(self.storage)
+        return StoredTensor(self.shape, self.storage.dtype, self._load)
+
+    def _load(self) -> np.ndarray:
+        flat = self.contents.read(self.storage)
+        strides = tuple(step * flat.itemsize for step in self.strides)
+        # `rebuild` has checked that the view stays inside the storage.
+        view = np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, strides)
+        whole = view.size == flat.size and view.flags.c_contiguous
+        return view if whole else view.copy()
+
+
+def _parameter(record: Any, *_: Any) -> _TensorRecord:
+    if not isinstance(record, _TensorRecord):
+        raise PickleError("a parameter without a tensor")
+    return record
+
+
+def _size(items: Any = ()) -> tuple[int, ...]:
+    return checked_shape(items)
+
+
+def _globals(contents: _Contents) -> dict[tuple[str, str], Global]:
+    return {
+        **NUMPY_GLOBALS,
+        ("torch._utils", "_rebuild_tensor_v2"): contents.rebuild,
+        ("torch._utils", "_rebuild_parameter"): _parameter,
+        ("torch", "Size"): _size,
+        **{("torch", name): _StorageType(dtype) for name, dtype in _STORAGES.items()},
+    }
+
+
+def is_zip(start: bytes) -> bool:
+    """Whether a file that begins so is a zip archive."""
+    return start.startswith(b"PK\x03\x04")
+
+
+def read_torch_zip(path: Path) -> Any:
+    """The object `torch.save` wrote to a zip file, tensors as records to `resolve`.
+
+    Members are never unpacked to disk, must be stored without compression (PyTorch stores them so;
+    a bomb needs compression) and may not claim more bytes than the file has.
+
+    Raises:
+        PickleError: damaged or hostile.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        _check_directory(file, size)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+        except (
+            zipfile.BadZipFile,
+            OSError,
+            ValueError,
+            NotImplementedError,
+            struct.error,
+        ) as error:
+            raise PickleError("the zip directory is damaged") from error
+        named = {member.filename: member for member in members}
+        pickles = [name for name in named if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(named) != len(members) or len(pickles) != 1:
+            raise PickleError("the zip archive is not one that PyTorch writes")
+        if sum(member.file_size for member in members) > size:
+            raise PickleError("the zip members claim more bytes than the file has")
+        root = pickles[0].removesuffix("data.pkl")
+        contents = _Contents(path)
+        for name, member in named.items():
+            if name.startswith(f"{root}data/"):
+                key = name.removeprefix(f"{root}data/")
+                contents.offsets[key] = _member_start(file, member, size)
+                contents.sizes[key] = member.file_size
+                contents.checksums[key] = member.CRC
+        order = named.get(f"{root}byteorder")
+        if order is not None:
+            contents.big_endian = _member_bytes(file, order, size, 16) == b"big"
+        program = _member_bytes(file, named[pickles[0]], size, PICKLE_LIMIT)
+    return read_pickle(io.BytesIO(program), len(program), _globals(contents), contents.storage)
+
+
+def _check_directory(file: BinaryIO, size: int) -> None:
+    """Refuse an oversized directory before the zip library reads it whole."""
+    file.seek(max(0, size - 65_557 - 76))
+    tail = file.read()
+    end = tail.rfind(b"PK\x05\x06")
+    if end < 0 or len(tail) - end < 22:
+        raise PickleError("the zip directory is missing: the file is cut short or damaged")
+    claimed = struct.unpack("<I", tail[end + 12 : end + 16])[0]
+    wide = tail.rfind(b"PK\x06\x06", 0, end)
+    if wide >= 0 and end - wide >= 56:
+        claimed = max(
+            0 if claimed == 0xFFFFFFFF else claimed,
+            struct.unpack("<Q", tail[wide + 40 : wide + 48])[0],
+        )
+    if claimed > min(DIRECTORY_LIMIT, size):
+        raise PickleError(f"the zip directory claims {claimed} bytes")
+    file.seek(0)
+
+
+def _member_start(file: BinaryIO, member: zipfile.ZipInfo, size: int) -> int:
+    """Position of a member's first byte, after checking its local header."""
+    if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 0x1:
+        raise PickleError(f"zip member {member.filename[:80]!a} is compressed or encrypted")
+    if member.compress_size != member.file_size:
+        raise PickleError(f"zip member {member.filename[:80]!a} has two sizes")
+    if not 0 <= member.header_offset <= size - 30:
+        raise PickleError("a zip member lies outside the file")
+    file.seek(member.header_offset)
+    header = file.read(30)
+    if len(header) != 30 or header[:4] != b"PK\x03\x04":
+        raise PickleError("a zip member's header is damaged")
+    name, extra = struct.unpack("<HH", header[26:30])
+    start = member.header_offset + 30 + name + extra
+    if start + member.file_size > size:
+        raise PickleError("a zip member lies outside the file")
+    return start
+
+
+def _member_bytes(file: BinaryIO, member: zipfile.ZipInfo, size: int, limit: int) -> bytes:
+    start = _member_start(file, member, size)
+    if member.file_size > limit:
+        raise PickleError(f"zip member {member.filename[:80]!a} is too large")
+    file.seek(start)
+    data = file.read(member.file_size)
+    if zlib.crc32(data) != member.CRC:
+        raise PickleError("a checksum is wrong: the file is damaged")
+    return data
+
+
+def read_torch_legacy(path: Path) -> Any:
+    """The object `torch.save` wrote before PyTorch 1.6: pickles, then the storages one by one.
+
+    Raises:
+        PickleError: damaged or hostile.
+    """
+    size = path.stat().st_size
+    contents = _Contents(path)
+    named = _globals(contents)
+    storages: dict[str, _Storage] = {}
+
+    def remembered(reference: Any) -> _Storage:
+        storage = contents.storage(reference)
+        known = storages.setdefault(storage.key, storage)
+        if known != storage:
+            raise PickleError("a storage is described in two ways")
+        return storage
+
+    with path.open("rb") as file:
+        if read_pickle(file, size, {}) != LEGACY_MAGIC:
+            raise PickleError("not a PyTorch file")
+        if read_pickle(file, size, {}) != 1001:
+            raise PickleError("an unknown version of PyTorch's older format")
+        system = read_pickle(file, size, {})
+        if isinstance(system, dict):
+            contents.big_endian = system.get("little_endian") is False
+        result = read_pickle(file, size, named, remembered)
+        keys = read_pickle(file, size, {})
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+            raise PickleError("the list of storages is damaged")
+        order = ">" if contents.big_endian else "<"
+        for key in keys:
+            head = file.read(8)
+            if key not in storages or key in contents.offsets or len(head) != 8:
+                raise PickleError("the storages end too early or do not fit the tensors")
+            count = struct.unpack(f"{order}q", head)[0]
+            length = count * ITEM_SIZES[storages[key].dtype]
+            start = file.tell()
+            if not 0 <= length <= size - start:
+                raise PickleError("the data end too early")
+            contents.offsets[key] = start
+            contents.sizes[key] = length
+            file.seek(start + length)
+    return result
+
+
+def resolve(value: Any) -> Any:
+    """A tensor record as a `StoredTensor`, anything else as it is."""
+    return value.tensor() if isinstance(value, _TensorRecord) else value
+
+
+def write_torch(path: Path, tensors: Mapping[str, np.ndarray], *, wrap: str | None) -> None:
+    """Write a `.pth` that ``torch.load(weights_only=True)`` accepts, whole or not at all.
+
+    Args:
+        wrap: name of the level above the state dict ("model" in the official files), or None.
+    """
+    program = io.BytesIO()
+    writer = PickleWriter(program, protocol=2)
+    writer.raw(b"}")
+    if wrap is not None:
+        writer.raw(b"(")
+        writer.text(wrap)
+        writer.raw(b"}")
+    writer.raw(b"(")
+    for index, (name, array) in enumerate(tensors.items()):
+        _write_tensor(writer, name, str(index), array)
+    writer.raw(b"u" if wrap is None else b"uu")
+    writer.raw(b".")
+    root = path.stem or "archive"
+    with whole_file(path) as aside, zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as archive:
+        _write_member(archive, f"{root}/data.pkl", program.getvalue())
+        _write_member(archive, f"{root}/byteorder", b"little")
+        for index, array in enumerate(tensors.values()):
+            little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+            _write_member(archive, f"{root}/data/{index}", little.tobytes())
+        _write_member(archive, f"{root}/version", b"3\n")
+
+
+def _write_tensor(writer: PickleWriter, name: str, key: str, array: np.ndarray) -> None:
+    kinds = {dtype: storage for storage, dtype in _STORAGES.items()}
+    writer.text(name)
+    writer.global_("torch._utils", "_rebuild_tensor_v2")
+    writer.raw(b"((")
+    writer.text("storage")
+    writer.global_("torch", kinds[array.dtype.name])
+    writer.text(key)
+    writer.text("cpu")
+    writer.integer(array.size)
+    writer.raw(b"tQ")
+    writer.integer(0)
+    writer.integers(array.shape)
+    strides = []
+    step = 1
+    for length in reversed(array.shape):
+        strides.append(step)
+        step *= length
+    writer.integers(tuple(reversed(strides)))
+    writer.raw(b"\x89")  # requires_grad
+    writer.global_("collections", "OrderedDict")  # backward hooks
+    writer.raw(b")RtR")
+
+
+def _write_member(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+    """Store a member so that its data start at a multiple of 64, as PyTorch does (for mmap)."""
+    member = zipfile.ZipInfo(name)  # a fixed date: the same weights give the same file
+    assert archive.fp is not None
+    start = archive.fp.tell() + 30 + len(name.encode()) + 4
+    padding = -start % 64
+    member.extra = b"FB" + struct.pack("<H", padding) + b"Z" * padding
+    archive.writestr(member, data)
