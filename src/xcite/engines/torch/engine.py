@@ -126,9 +126,9 @@ class Engine:
         *,
         frozen: Sequence[str] = (),
     ) -> None:
-        """Create optimiser state and moving average; names starting with ``frozen`` are not trained.
+        """Create optimiser state and moving average; names starting with ``frozen`` stay.
 
-        Modules below ``frozen`` stay in evaluation mode, so that BatchNorm's statistics stay too.
+        Modules below ``frozen`` are kept in evaluation mode, so BatchNorm's statistics stay too.
         """
         self._distill, self._preprocessing, self._frozen = distill, preprocessing, tuple(frozen)
         parameters = named_parameters(self.model)

@@ -1,4 +1,4 @@
-"""Several processes on `torch.distributed`: started by torchrun, averaging, BatchNorm over all.
+"""Several processes on `torch.distributed`: joining, averaging, BatchNorm over all.
 
 One process is the case of world size 1 and initialises nothing.
 """
@@ -54,10 +54,13 @@ class SumOverProcesses(torch.autograd.Function):
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """BatchNorm whose batch is that of all processes; torch.nn.SyncBatchNorm works on GPUs alone."""
+    """BatchNorm whose batch is that of all processes.
+
+    `torch.nn.SyncBatchNorm` works on GPUs alone.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same, normalised by the statistics of all processes' batches."""
+        """Normalised by the statistics of all processes' batches; (B, C, H, W)."""
         if not self.training:
             return super().forward(x)
         axes = (0, 2, 3)

@@ -1,0 +1,94 @@
+"""Several processes on `paddle.distributed`: joining, averaging, BatchNorm over all.
+
+One process is the case of world size 1 and initialises nothing.
+"""
+
+import os
+from typing import Any
+
+import paddle
+import paddle.distributed as dist
+from paddle import Tensor, nn
+from paddle.autograd import PyLayer
+
+from xcite.engines.paddle.xcit import BatchNorm2D
+
+
+def start() -> tuple[int, int]:
+    """Join the group that the launcher's environment describes; (rank, number of processes)."""
+    size = int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
+    if size > 1 and not dist.is_initialized():
+        dist.init_parallel_env()
+    return (dist.get_rank(), size) if size > 1 else (0, 1)
+
+
+def processes_here() -> int:
+    """Processes that share this machine's cores."""
+    return int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))
+
+
+def average(tensors: list[Tensor]) -> None:
+    """Replace each tensor by its mean over all processes, in one exchange."""
+    with paddle.no_grad():
+        flat = paddle.concat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        flat = flat / dist.get_world_size()
+        for tensor, mean in zip(tensors, flat.split([t.size for t in tensors]), strict=True):
+            paddle.assign(mean.reshape(tensor.shape), tensor)
+
+
+class SumOverProcesses(PyLayer):
+    """Sum over all processes; so is its gradient, as every process uses every summand."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        """The sum, on every process."""
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        """The sum of the gradients of all processes."""
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+class SyncBatchNorm(BatchNorm2D):
+    """BatchNorm whose batch is that of all processes.
+
+    `paddle.nn.SyncBatchNorm` works on GPUs alone and keeps the biased variance.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised by the statistics of all processes' batches; channels first or last."""
+        if not self.training:
+            return super().forward(x)
+        last = self._data_format == "NHWC"
+        axes = [0, 1, 2] if last else [0, 2, 3]
+        spread = [-1] if last else [-1, 1, 1]
+        full = x.astype("float32")
+        channels = len(self.weight)
+        count = SumOverProcesses.apply(paddle.full([1], float(full.size // channels)))
+        mean = SumOverProcesses.apply(full.sum(axes)) / count  # (C,)
+        centred = full - mean.reshape(spread)
+        variance = SumOverProcesses.apply(centred.square().sum(axes)) / count
+        if self.track_running_stats:
+            with paddle.no_grad():
+                momentum = self._momentum
+                unbiased = variance * (count / (count - 1))
+                self._mean.set_value(momentum * self._mean + (1 - momentum) * mean)
+                self._variance.set_value(momentum * self._variance + (1 - momentum) * unbiased)
+                self.num_batches_tracked.set_value(self.num_batches_tracked + 1)
+        scale = self.weight * paddle.rsqrt(variance + self._epsilon)
+        result = centred * scale.reshape(spread) + self.bias.reshape(spread)
+        return result.astype(x.dtype)
+
+
+def synchronise(model: nn.Layer) -> nn.Layer:
+    """Make every BatchNorm of the model use the statistics of all processes."""
+    for layer in model.sublayers():
+        if type(layer) is BatchNorm2D:
+            layer.__class__ = SyncBatchNorm
+    return model
