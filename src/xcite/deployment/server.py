@@ -115,17 +115,8 @@ class Metrics:
     """Counters in a registry of their own, so that several servers can live in one process."""
 
     PATHS = frozenset(
-        [
-            "/",
-            "/page.css",
-            "/page.js",
-            "/predict",
-            "/health",
-            "/info",
-            "/metrics",
-            "/docs",
-            "/openapi.json",
-        ]
+        {"/", "/page.css", "/page.js", "/docs", "/openapi.json"}
+        | {"/predict", "/health", "/info", "/metrics"}
     )
     METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 
@@ -222,7 +213,8 @@ class Service:
             pixels, seen = await loop.run_in_executor(self._decoders, self._decode, upload)
         except XciteError as error:
             self.metrics.pictures.labels("refused").inc()
-            return PictureAnswer(file=upload.name, error=str(error))
+            # what follows the semicolon is advice to who runs Xcite, not to who sends pictures
+            return PictureAnswer(file=upload.name, error=str(error).partition(";")[0])
         future = self.batcher.submit(_Question(pixels, attention))
         probabilities, looked = await asyncio.wrap_future(future)
         self.metrics.pictures.labels("answered").inc()
@@ -295,6 +287,7 @@ def create_app(
         from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
         from prometheus_client import generate_latest
         from starlette.exceptions import HTTPException
+        from starlette.requests import ClientDisconnect
     except ModuleNotFoundError as error:
         raise XciteError(
             f"serving needs {error.name}, which is not installed: pip install 'xcite[serve]'"
@@ -413,6 +406,8 @@ def create_app(
                     answers = await asyncio.gather(
                         *(service.answer(u, top=top, attention=attention) for u in uploads)
                     )
+        except ClientDisconnect:
+            return problem(400, "the connection was closed before the request was complete")
         except TimeoutError:
             if reading:
                 return problem(408, f"the request did not arrive within {limits.timeout:g} s")
@@ -567,10 +562,12 @@ def serve(
             timeout_graceful_shutdown=int(limits.timeout) + 5,
         )
     )
-    # uvicorn stops gracefully and then raises the signal once more: by then there is nothing to do
-    previous = {
-        number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)
-    }
+
+    # Before uvicorn listens to signals, and after its graceful stop, when it raises them once more.
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     print(f"serving {bundle} at http://{shown}:{listener.getsockname()[1]}", flush=True)
     if token is None and host not in ("127.0.0.1", "::1", "localhost"):
         print(

@@ -1,0 +1,51 @@
+"""A real bundle of a tiny XCiT, made from drawn weights without a training framework."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import onnx
+from PIL import Image
+
+from xcite.canonical import initial_weights
+from xcite.deployment.bundle import BundleInfo, describe, seal_folder
+from xcite.deployment.graph import build
+from xcite.preprocessing import Preprocessing
+from xcite.variants import XCiTArchitecture
+
+ARCHITECTURE = XCiTArchitecture(
+    patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=7, tokens_norm=False
+)
+PREPROCESSING = Preprocessing(size=32, crop_ratio=0.875)
+CLASS_NAMES = ["ant", "bee", "cat", "<b>dog</b>", "emu", "fox", "gnu"]
+
+
+def make_bundle(folder: Path) -> Path:
+    weights = initial_weights(ARCHITECTURE, seed=3)
+    # A drawn head says nearly the same of every picture; a larger one has an opinion.
+    weights["head.weight"] = 40 * weights["head.weight"]
+    folder.mkdir(parents=True)
+    onnx.save(build(weights, ARCHITECTURE, size=(32, 32)), folder / "model.onnx")
+    seal_folder(
+        folder,
+        BundleInfo(
+            format="onnx",
+            precision="f32",
+            model="xcit_test",
+            architecture=describe(ARCHITECTURE),
+            size=(32, 32),
+            preprocessing=PREPROCESSING,
+            class_names=CLASS_NAMES,
+            outputs=["logits", "class_attention"],
+            agreement={},
+        ),
+    )
+    return folder
+
+
+def photograph(seed: int = 0, *, width: int = 80, height: int = 60, kind: str = "PNG") -> bytes:
+    """Smooth coloured blobs, encoded."""
+    noise = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).save(buffer, kind)
+    return buffer.getvalue()
