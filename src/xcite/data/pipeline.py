@@ -379,8 +379,7 @@ class _EvaluationBatch:
 
 def _unpacked(item: dict[str, Any]) -> tuple[Batch, list[str]]:
     """A `Batch` of what a worker sent, and the names of skipped pictures."""
-    # plain views of what may be shared memory, which lives as long as they do
-    arrays = {key: np.asarray(v) for key, v in item.items() if isinstance(v, np.ndarray)}
+    arrays = {key: _owned(value) for key, value in item.items() if isinstance(value, np.ndarray)}
     skipped = item["skipped"].split("\n") if item["skipped"] else []
     batch = Batch(arrays["pictures"], arrays["labels"], arrays["views"])
     if "targets" not in arrays:
@@ -403,6 +402,15 @@ def _unpacked(item: dict[str, Any]) -> tuple[Batch, list[str]]:
         ),
         skipped,
     )
+
+
+def _owned(array: np.ndarray) -> np.ndarray:
+    """A plain view; shared memory below it loses its name now and goes with the last view."""
+    shared = getattr(array, "shm", None)
+    if shared is not None:
+        array._unlink_on_del = False  # type: ignore[attr-defined]
+        shared.unlink()
+    return np.asarray(array)
 
 
 class _Reader:
