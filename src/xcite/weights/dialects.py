@@ -1,9 +1,9 @@
 """How each ecosystem names and lays out the weights: tables, read in both directions.
 
-A row pairs a canonical name with the names of a dialect. ``{a}`` stands for a number, ``{a-1}`` for
-that number less one, ``{leaf}`` for one part of a name and ``{name}`` for anything. The first row that
-matches counts. Sources: facebookresearch/xcit (xcit.py), timm (xcit.py, regnet.py), PASSL v1.1,
-PaddleClas and its XCiT fork, PaddleViT; each table was compared with the key list of the real class.
+A row pairs a canonical name with the names of a dialect. ``{a}`` stands for a number, ``{a-1}``
+for that number less one, ``{leaf}`` for one part of a name and ``{name}`` for anything. The first
+row that matches counts. Sources: facebookresearch/xcit (xcit.py), timm (xcit.py, regnet.py), PASSL
+v1.1, PaddleClas and its XCiT fork, PaddleViT; tests compare with key lists of the real classes.
 """
 
 import functools

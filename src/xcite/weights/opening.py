@@ -88,15 +88,15 @@ def open_weights(
     contents = read_contents(path)
     part = choose_part(contents, part, path)
     model = identify(path, contents, part, dialect)
-    stored = model.stored
     wanted = architecture or model.architecture
     metadata = model.metadata
-    metadata.provenance["part"] = part
-    if part == "student" and "teacher" in contents.parts:
-        metadata.provenance["note"] = "a distillation checkpoint: the student was taken"
+    parts = tuple(contents.parts)
+    if part == "student" and "teacher" in parts:
+        contents.notes.append("a distillation checkpoint: the student was taken")
+    metadata.provenance |= {"part": part} | ({"notes": contents.notes} if contents.notes else {})
 
     _same_model(model, wanted, path)
-    stored, missing = _fit_head(stored, wanted, reset_head=reset_head, path=path)
+    stored, missing = _fit_head(model.stored, wanted, reset_head=reset_head, path=path)
     stored = _fit_channels(stored, wanted, adapt=adapt_channels, path=path)
     headless = replace(wanted, num_classes=0) if missing else wanted
     try:
@@ -109,16 +109,18 @@ def open_weights(
         and (missing or not wanted.num_classes)
     ):
         metadata.class_names = None  # the names belong to the head that was left out
-    metadata.architecture = Metadata(architecture=wanted).architecture  # type: ignore[arg-type]
+    metadata.architecture = Metadata(architecture=wanted).architecture
 
+    # What was read is let go at once: numbers that are laid out anew lie in memory twice only
+    # tensor by tensor.
+    dialect = model.dialect
+    del contents, model
     tensors = {}
     for name, shape in canonical.shapes(headless).items():
-        tensor = stored.pop(name, None)  # popped: what was read need not be kept twice
+        tensor = stored.pop(name, None)
         counter = np.zeros(shape, np.int64)
         tensors[name] = counter if tensor is None else tensor.read().reshape(shape)
-    return WeightFile(
-        tensors, wanted, model.dialect, metadata, part, tuple(contents.parts), missing
-    )
+    return WeightFile(tensors, wanted, dialect, metadata, part, parts, missing)
 
 
 def locate(source: str | Path, *, weights_dir: str | Path | None = None) -> Path:
@@ -196,7 +198,6 @@ def identify(path: Path, contents: Contents, part: str, dialect: str | None = No
         metadata.provenance = {
             "source": path.name,
             "dialect": dialect,
-            **({"notes": list(contents.notes)} if contents.notes else {}),
             **({"assumed": list(assumed)} if assumed else {}),
         }
     return Identified(stored, architecture, dialect, metadata, assumed)
@@ -214,7 +215,7 @@ def _metadata_from_outside(architecture: Architecture, variant: str | None) -> M
             preprocessing = Preprocessing(size=sizes.get(variant, 224))
     return Metadata(
         variant=variant,
-        architecture=architecture,  # type: ignore[arg-type]
+        architecture=architecture,
         class_names=imagenet_classes() if architecture.num_classes == 1000 else None,
         preprocessing=preprocessing,
     )
