@@ -40,3 +40,18 @@ def to_canonical(name: str, tensor: torch.Tensor) -> np.ndarray:
 def from_canonical(name: str, array: np.ndarray) -> np.ndarray:
     """The array in the layout that the model's tensor has."""
     return array
+
+
+def is_linear_weight(name: str, dimensions: int) -> bool:
+    """Whether the weight is a linear map's; PyTorch keeps them as the canonical form does."""
+    return dimensions == 2 and name.endswith(".weight")
+
+
+def torch_name(name: str) -> str:
+    """The name of a canonical tensor in a PyTorch model's state: itself."""
+    return name
+
+
+def canonical_name(name: str) -> str:
+    """The canonical name of a tensor in a PyTorch model's state: itself."""
+    return name

@@ -108,7 +108,7 @@ class RegNet(nn.Module):
         """Logits (B, K) of normalised images (B, in_chans, H, W).
 
         Args:
-            paths: must be None: RegNet drops no paths; there so that engines call every model alike.
+            paths: None, as RegNet drops no paths; there so that every model is called alike.
         """
         logits: Tensor = self.head(self.forward_features(images))
         return logits
@@ -124,7 +124,7 @@ class RegNet(nn.Module):
         return x.mean((2, 3))
 
     def named_outputs(self, images: Tensor, paths: Any = None) -> dict[str, Tensor]:
-        """Outputs of the parts in forward order: "stem", "s{a}.b{b}" (B, C, H, W), "head" (B, K)."""
+        """Outputs of the parts in order: "stem", "s{a}.b{b}" (B, C, H, W), "head" (B, K)."""
         outputs = {"stem": self.stem(images)}
         x = outputs["stem"]
         for name, block in self._named_blocks():
