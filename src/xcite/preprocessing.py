@@ -27,8 +27,8 @@ class Preprocessing(BaseModel):
     def _one_mean_and_deviation_a_channel(self) -> "Preprocessing":
         if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean):
             raise ValueError(
-                f"mean has {len(self.mean)} values and std {len(self.std)}; both need one (greyscale) "
-                "or three (RGB)"
+                f"mean has {len(self.mean)} values and std {len(self.std)}; both need one "
+                "(greyscale) or three (RGB)"
             )
         if not all(math.isfinite(m) for m in self.mean):
             raise ValueError("mean must be finite")

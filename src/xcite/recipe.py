@@ -219,9 +219,10 @@ class Recipe(Section):
                 f"optim.accumulate {self.optim.accumulate}"
             )
         part = self.optim.batch // self.optim.accumulate
-        if augment.mixes and self.optim.accumulate > 1 and part % 2:
+        if self.optim.accumulate > 1 and part < 2:
             raise ValueError(
-                f"mixing pairs pictures, so optim.batch / optim.accumulate must be even; it is {part}"
+                f"optim.accumulate {self.optim.accumulate} leaves one picture in a part; pictures "
+                "travel with their mixing partner, so at most optim.batch / 2 parts are possible"
             )
         if self.augment.randaugment and self.augment.color_jitter:
             raise ValueError(
@@ -243,9 +244,7 @@ class Recipe(Section):
         if self.init.reset_head and not self.init.weights:
             raise ValueError("init.reset_head needs init.weights")
         if self.init.freeze_patch_embed and not self.init.weights:
-            raise ValueError(
-                "init.freeze_patch_embed needs init.weights: the stem would stay random"
-            )
+            raise ValueError("init.freeze_patch_embed needs init.weights, or the stem stays random")
         if self.run.compile and self.run.engine != "torch":
             raise ValueError("run.compile needs run.engine 'torch'")
         return self

@@ -90,7 +90,7 @@ def test_the_demo_uses_the_real_machinery() -> None:
         ("augment.targets=hard", "mixup and cutmix need soft targets"),
         ("augment.scale=[1.0, 0.1]", "augment.scale"),
         ("optim.accumulate=3", "not a multiple"),
-        ("optim.accumulate=1024", "must be even"),
+        ("optim.accumulate=1024", "at most optim.batch / 2"),
         ("optim.warmup_epochs=500", "warmup_epochs"),
         ("optim.min_lr=1", "above the peak"),
         ("augment.color_jitter=0.4", "color_jitter"),

@@ -34,16 +34,15 @@ def evaluate(
     from xcite.whole_files import write_text
 
     opened = open_model(model, engine)
-    source = open_source(data, root=root, channels=opened.preprocessing.channels)
-    if not len(source):
-        raise XciteError(f"{data} holds no pictures")
+    reading = {"channels": opened.preprocessing.channels, "split": "validation"}
+    source = open_source(data, root=root, **reading)
     names = opened.class_names
     if names is None:
         typer.echo(f"note: {model} does not say its classes; those of {data} are taken in order")
         names = list(source.class_names)
     elif list(source.class_names) != names:
         evaluation.match_classes(names, source.class_names, data)
-        source = open_source(data, root=root, classes=names, channels=opened.preprocessing.channels)
+        source = open_source(data, root=root, classes=names, **reading)
     loader = EvaluationLoader(
         source,
         opened.preprocessing,

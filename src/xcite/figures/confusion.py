@@ -13,10 +13,10 @@ NUMBERED = 25  # classes up to here get their numbers in the cells
 
 
 def draw_confusion(accuracy: Accuracy, path: str | Path, *, title: str = "") -> None:
-    """Draw rows of true classes against columns of predicted ones, each row as per cent of its class.
+    """Draw true classes (rows) against predicted ones (columns), in per cent of the true class.
 
     Raises:
-        XciteError: there is no confusion matrix (far too many classes), or the file cannot be written.
+        XciteError: far too many classes, or the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import PowerNorm

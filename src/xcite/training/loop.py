@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -29,7 +29,7 @@ from rich.progress import (
 )
 
 from xcite import recipe as recipes
-from xcite.data.batch import Batch, split
+from xcite.data.batch import split
 from xcite.data.pipeline import EvaluationLoader, TrainLoader
 from xcite.engines import create_engine
 from xcite.engines.interface import Engine
@@ -40,6 +40,7 @@ from xcite.randomness import drop_path_scales
 from xcite.recipe import Recipe
 from xcite.training import checkpoint, plan
 from xcite.training.checkpoint import Position
+from xcite.training.distillation import Teacher, build_teacher
 from xcite.training.run_folder import RunFolder
 from xcite.training.schedules import learning_rate
 from xcite.variants import XCiTArchitecture
@@ -51,13 +52,6 @@ SECONDS_BETWEEN_DRAWINGS = 60
 
 # What turns metrics rows by run name into a picture file; figures lie above this layer.
 Draw = Callable[[dict[str, list[dict[str, Any]]], Path], None]
-
-
-class Teacher(Protocol):
-    """Who answers for the pictures of a batch during distillation."""
-
-    def answers(self, batch: Batch) -> np.ndarray:
-        """Logits float32 (B, K), or classes int64 (B,) for the hard loss."""
 
 
 @dataclass(frozen=True)
@@ -127,10 +121,8 @@ def train(
     )
     if prepared.weights is not None:
         engine.load_weights(prepared.weights)
-    if recipe.distill.loss != "none" and teacher is None:
-        from xcite.training.distillation import build_teacher
-
-        teacher = build_teacher(recipe, engine, prepared.class_names)
+    if teacher is None:
+        teacher = build_teacher(recipe, engine, prepared.class_names, source=prepared.train)
     engine.start_training(
         recipe.optim, recipe.distill, recipe.preprocessing, frozen=prepared.frozen
     )
@@ -236,7 +228,8 @@ class _Run:
         if self.position.step >= self.steps:
             return True  # only the evaluation is missing
         window = _Window()
-        for batch in self.loader.epoch(epoch, start_step=self.position.step):
+        shown = self.teacher.data_epoch(epoch) if self.teacher else epoch
+        for batch in self.loader.epoch(shown, start_step=self.position.step):
             before = time.monotonic()
             number = epoch * self.steps + self.position.step
             rate = learning_rate(recipe, number, self.steps)
@@ -252,8 +245,8 @@ class _Run:
             )
             if not math.isfinite(result.loss):
                 raise XciteError(
-                    f"the loss is {result.loss} in epoch {epoch + 1}, step {self.position.step + 1} "
-                    f"of {self.steps} (learning rate {rate:.3g}); the weights before it are kept; "
+                    f"the loss is {result.loss} in epoch {epoch + 1}, step {self.position.step + 1}"
+                    f" of {self.steps} (learning rate {rate:.3g}); the weights before it are kept; "
                     "lower optim.lr, set optim.clip or use float32"
                 )
             self.position = self.position.after(result.loss, time.monotonic() - before)
@@ -388,7 +381,7 @@ class _Run:
             f"{self.folder.path} {begin} on {self.engine.name}: epoch {self.position.epoch + 1} of "
             f"{self.recipe.optim.epochs}, {self.steps} steps each"
         )
-        for note in self.plan.notes:
+        for note in [*self.plan.notes, *(self.teacher.notes if self.teacher else [])]:
             self._say(f"note: {note}")
 
     def _save_checkpoint(self) -> None:
@@ -407,12 +400,11 @@ class _Run:
         if accuracy is not None:
             metrics |= {"top1": accuracy.top1, "top5": accuracy.top5, "loss": accuracy.loss}
         recipe = self.recipe
-        provenance = {"engine": self.engine.name, "seed": recipe.run.seed}
+        provenance: dict[str, Any] = {"engine": self.engine.name, "seed": recipe.run.seed}
         if recipe.init.weights:
             provenance["initial_weights"] = recipe.init.weights
-        teacher = getattr(self.teacher, "provenance", None)
-        if teacher is not None:
-            provenance["teacher"] = teacher
+        if self.teacher is not None:
+            provenance["teacher"] = self.teacher.identity()
         save_weights(
             path,
             self.engine.read_weights(ema=ema),

@@ -1,13 +1,12 @@
 """What a run will do, found out and checked before anything is trained or written."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from xcite.canonical import initial_weights, parameter_count
 from xcite.data.pipeline import TrainLoader
-from xcite.data.sources import Source, open_source
+from xcite.data.sources import Source, open_source, read_class_names
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
 from xcite.recipe import Recipe
@@ -93,7 +92,7 @@ def make(recipe: Recipe, *, initialise: bool = True) -> Plan:
             a batch larger than the data, weights that do not fit or expect other pixels.
     """
     channels = recipe.preprocessing.channels
-    names = read_class_names(Path(recipe.data.classes)) if recipe.data.classes else None
+    names = read_class_names(recipe.data.classes) if recipe.data.classes else None
     root = recipe.data.root
     train = open_source(recipe.data.train, root=root, classes=names, channels=channels)
     notes: list[str] = []
@@ -101,16 +100,12 @@ def make(recipe: Recipe, *, initialise: bool = True) -> Plan:
     validation = None
     if recipe.data.validation:
         validation = open_source(
-            recipe.data.validation, root=root, classes=list(train.class_names), channels=channels
+            recipe.data.validation,
+            root=root,
+            classes=list(train.class_names),
+            channels=channels,
+            split="validation",
         )
-        if list(validation.class_names) != list(train.class_names):
-            raise XciteError(
-                f"data.validation {recipe.data.validation} has other classes than data.train: "
-                f"{', '.join(validation.class_names[:12])}; training: "
-                f"{', '.join(train.class_names[:12])}"
-            )
-        if not len(validation):
-            raise XciteError(f"data.validation {recipe.data.validation} holds no pictures")
         unseen = np.bincount(validation.labels, minlength=len(train.class_names)) == 0
         if unseen.any():
             absent = [n for n, missing in zip(train.class_names, unseen, strict=True) if missing]
@@ -128,29 +123,8 @@ def make(recipe: Recipe, *, initialise: bool = True) -> Plan:
     return Plan(recipe, train, validation, architecture, weights, notes)
 
 
-def read_class_names(path: Path) -> list[str]:
-    """A file of class names, one a line.
-
-    Raises:
-        XciteError: it cannot be read, is empty or names a class twice.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise XciteError(f"cannot read the class names {path}: {error}") from error
-    names = [line.strip() for line in lines if line.strip()]
-    if not names:
-        raise XciteError(f"{path} names no classes; write one a line")
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(names) < 1e5 else []
-    if twice:
-        raise XciteError(f"{path} names {', '.join(twice[:5])} more than once")
-    return names
-
-
 def _check_train(recipe: Recipe, train: Source) -> None:
     where = f"data.train {recipe.data.train}"
-    if not len(train):
-        raise XciteError(f"{where} holds no pictures")
     names = list(train.class_names)
     if len(names) < 2:
         raise XciteError(f"{where} has {len(names)} class; there must be at least two")
@@ -192,7 +166,7 @@ def _initial_weights(
     if known is not None and list(known) != class_names and not init.reset_head:
         raise XciteError(
             f"{init.weights} knows other classes ({', '.join(known[:8])}, ...) than the data "
-            f"({', '.join(class_names[:8])}, ...); set init.reset_head=true to draw a new classifier"
+            f"({', '.join(class_names[:8])}, ...); set init.reset_head=true for a new classifier"
         )
     tensors = dict(file.tensors)
     if file.missing:
