@@ -141,7 +141,7 @@ def initial_weights(architecture: Architecture, seed: int = 0) -> Weights:
     for name, shape in named.items():
         random = generator(seed, f"initial {name}")
         leaf = name.rsplit(".", 1)[-1]
-        kernel = named.get(name.removesuffix("bias") + "weight", ())
+        kernel = named.get(re.sub("(weight|bias)$", "weight", name), ())
         if leaf == "num_batches_tracked":
             weights[name] = np.zeros(shape, np.int64)
             continue
