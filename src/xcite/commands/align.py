@@ -1,0 +1,135 @@
+"""`xcite align`: prove that both engines, or an engine and a port, compute the same."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from xcite.evaluation.alignment import Report, Row
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def align(
+    recipe: str = typer.Argument(..., help="A shipped recipe's name or a YAML file."),
+    settings: list[str] = typer.Option([], "--set", help="section.key=value, may be repeated."),
+    steps: int = typer.Option(10, min=1, max=10_000, help="Steps of the loss curves."),
+    batch: int = typer.Option(8, min=1, help="Pictures a step."),
+    data: str = typer.Option("recipe", help="recipe: its training pictures; random: noise."),
+    classes: int = typer.Option(None, min=1, help="With --data random; the variant's by default."),
+    out: Path = typer.Option(None, help="Folder for alignment.json and .png; alignment/RECIPE."),
+    engine: str = typer.Option(
+        None, help="paddle or torch: the one to compare with --reference, or to --dump."
+    ),
+    reference: Path = typer.Option(None, help="Folder of somebody's own port, see below."),
+    dump: Path = typer.Option(None, help="Write such a folder instead of comparing."),
+) -> None:
+    """Compare activations, loss, gradients, a step, running statistics and loss curves.
+
+    Exit code 0: all within tolerance; 1: not, and the first diverging layer is named.
+
+    A reference folder holds weights.safetensors (or weights.* of any known dialect), inputs.npz
+    ("images" float32 (B, C, H, W), normalised; "labels" (B,)), and any of activations.npz,
+    activations_train.npz (patch_embed, blocks.0, ..., cls_attn_blocks.0, ..., norm, head; tokens as
+    (B, N, C)) and gradients.npz (canonical names; mean cross entropy, training mode, no drop path;
+    may hold "loss"). Write one with --dump to see an example, or to compare two processes.
+    """
+    from xcite import recipe as recipes
+    from xcite.engines import NAMES
+    from xcite.errors import XciteError
+    from xcite.evaluation import alignment
+
+    if data not in ("recipe", "random"):
+        raise XciteError(f"--data is {data!r}; choose recipe or random")
+    if engine is not None and engine not in NAMES:
+        raise XciteError(f"unknown engine {engine!r}; choose {' or '.join(NAMES)}")
+    if engine is not None and reference is None and dump is None:
+        raise XciteError("--engine names the one to compare with --reference, or to --dump")
+    fixed = [f"optim.batch={batch}", "optim.lr_per=null", "optim.accumulate=1", "data.workers=0"]
+    chosen = recipes.load(recipe, [*settings, *fixed])
+    given, notes = alignment.prepare(chosen, steps, random=data == "random", classes=classes)
+    if dump is not None:
+        alignment.write_dump(engine or NAMES[0], given, dump)
+        typer.echo(f"wrote {dump}; compare with: xcite align {recipe} --reference {dump}")
+        return
+    model = chosen.model.name
+    if reference is not None:
+        report = alignment.compare_with_dump(
+            engine or NAMES[0], given.architecture, reference, model
+        )
+    else:
+        first, second = (alignment.measure(name, given) for name in NAMES)
+        report = alignment.compare(model, first, second, notes)
+    folder = out or Path("alignment") / Path(recipe).stem
+    write(report, folder)
+    show(report)
+    typer.echo(f"\nwrote {folder / 'alignment.json'} and {folder / 'alignment.png'}")
+    raise typer.Exit(0 if report.within else 1)
+
+
+def write(report: "Report", folder: Path) -> None:
+    """Write the report as JSON and as a picture."""
+    from xcite.figures.alignment import draw_alignment
+    from xcite.whole_files import write_text
+
+    write_text(folder / "alignment.json", json.dumps(report.to_json(), indent=2) + "\n")
+    draw_alignment(report, folder / "alignment.png")
+
+
+# column heads that fit a terminal of 80 characters
+_BRIEF = {
+    "activations, evaluation": "outputs,\nevaluation",
+    "activations, training": "outputs,\ntraining",
+    "one optimiser step": "one step",
+    "running statistics": "running\nstatistics",
+}
+
+
+def show(report: "Report") -> None:
+    """Print the report as tables."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from xcite.evaluation.alignment import CURVE, LOSS, TOLERANCES, forward_order
+
+    console = Console()
+    kinds = [kind for kind in TOLERANCES if any(row.kind == kind for row in report.rows)]
+    console.print(f"{report.model}: {' against '.join(report.sides)}", highlight=False)
+    for note in report.notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
+    by_layer = [kind for kind in kinds if kind not in (LOSS, CURVE)]
+    cells = {(row.group, row.kind): row for row in report.rows if row.kind in by_layer}
+    table = Table(title="largest relative difference, by layer group", title_justify="left")
+    table.add_column("layer group", no_wrap=True)
+    for kind in by_layer:
+        table.add_column(_BRIEF.get(kind, kind), justify="right")
+    for group in sorted({group for group, _ in cells}, key=forward_order):
+        row = [cells.get((group, kind)) for kind in by_layer]
+        table.add_row(group, *("" if cell is None else _cell(cell) for cell in row))
+    console.print(table)
+    losses = list(report.losses.values())
+    if len(losses) == 2:
+        table = Table("step", *(f"loss, {side}" for side in report.losses), "relative difference")
+        curve = [row for row in report.rows if row.kind == CURVE]
+        for number, (a, b, row) in enumerate(zip(*losses, curve, strict=True), 1):
+            if len(curve) <= 20 or number % (len(curve) // 10) == 0:
+                table.add_row(str(number), f"{a:.6f}", f"{b:.6f}", _cell(row))
+        console.print(table)
+    table = Table("what", "worst", "tolerance", "why so much")
+    for kind in kinds:
+        worst = max((row for row in report.rows if row.kind == kind), key=lambda row: row.relative)
+        tolerance = TOLERANCES[kind]
+        table.add_row(kind, _cell(worst), f"{tolerance.limit:.0e}", tolerance.reason)
+    console.print(table)
+    if report.first_diverging is None:
+        console.print("[green]aligned[/green]: all within tolerance")
+    else:
+        console.print(f"[red]not aligned[/red]: first apart in {report.first_diverging}")
+
+
+def _cell(row: "Row") -> str:
+    text = f"{row.relative:.1e}"
+    return text if row.within else f"[red]{text}[/red]"

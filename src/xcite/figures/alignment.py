@@ -1,0 +1,90 @@
+"""The picture of an alignment: how far apart, layer by layer, and both loss curves."""
+
+from pathlib import Path
+from typing import Any
+
+from xcite.evaluation.alignment import (
+    ACTIVATIONS,
+    ACTIVATIONS_TRAIN,
+    GRADIENTS,
+    STATISTICS,
+    STEP,
+    TOLERANCES,
+    Report,
+    forward_order,
+)
+from xcite.figures.curves import COLOURS
+from xcite.whole_files import whole_file
+
+_SMALLEST = 1e-9  # a difference of zero is drawn here
+
+
+def draw_alignment(report: Report, path: str | Path) -> None:
+    """Draw a report as a PNG.
+
+    Left: relative difference per layer group against its tolerance (dashed, same colour). Right,
+    where there are any: the losses of both sides and their relative difference.
+
+    Raises:
+        XciteError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    curves = len(report.losses) == 2
+    figure = Figure(figsize=(13 if curves else 9, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    widths = [3, 2] if curves else [1]
+    panels = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)
+    layers = panels[0][0]
+    kinds = (ACTIVATIONS, ACTIVATIONS_TRAIN, GRADIENTS, STEP, STATISTICS)
+    groups = _groups(report)
+    place = {group: number for number, group in enumerate(groups)}
+    for kind, colour in zip(kinds, COLOURS, strict=False):
+        rows = [row for row in report.rows if row.kind == kind]
+        if not rows:
+            continue
+        xs = [place[row.group] for row in rows]
+        ys = [min(max(row.relative, _SMALLEST), 10.0) for row in rows]
+        layers.plot(xs, ys, "o-", color=colour, markersize=4, linewidth=1, label=kind)
+        layers.axhline(TOLERANCES[kind].limit, color=colour, linestyle="--", linewidth=0.8)
+        beyond = [(x, y) for x, y, row in zip(xs, ys, rows, strict=True) if not row.within]
+        if beyond:
+            layers.plot(*zip(*beyond, strict=True), "x", color="#D00000", markersize=11, zorder=5)
+    layers.set_yscale("log")
+    layers.set_xticks(range(len(groups)), groups, rotation=60, ha="right", fontsize=7)
+    layers.set_ylabel("largest relative difference (dashed: tolerance)")
+    layers.grid(axis="y", linewidth=0.3)
+    layers.legend(fontsize=8, loc="upper left")
+    verdict = f"first apart: {report.first_diverging}" if report.first_diverging else "aligned"
+    layers.set_title(f"{report.model}: {' and '.join(report.sides)}, {verdict}", fontsize=10)
+    if curves:
+        _draw_losses(panels[0][1], report)
+    with whole_file(path) as aside:
+        figure.savefig(aside, format="png", dpi=90)
+
+
+def _groups(report: Report) -> list[str]:
+    """Layer groups in forward order: those of the activations, the other parameters before them."""
+    kinds = (ACTIVATIONS, ACTIVATIONS_TRAIN, GRADIENTS, STEP, STATISTICS)
+    return sorted({row.group for row in report.rows if row.kind in kinds}, key=forward_order)
+
+
+def _draw_losses(axes: Any, report: Report) -> None:
+    (first, ours), (second, theirs) = report.losses.items()
+    steps = range(1, len(ours) + 1)
+    axes.plot(steps, ours, "-", color=COLOURS[0], linewidth=4, alpha=0.4, label=first)
+    axes.plot(steps, theirs, "--", color=COLOURS[1], label=second)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.legend(loc="upper left", fontsize=8)
+    apart = axes.twinx()
+    relative = [
+        max(abs(a - b) / max(abs(b), 1e-12), _SMALLEST) for a, b in zip(ours, theirs, strict=True)
+    ]
+    apart.plot(steps, relative, "o", color="0.5", markersize=3)
+    apart.set_yscale("log")
+    apart.set_ylim(_SMALLEST, 1e-2)
+    apart.axhline(TOLERANCES["loss curve"].limit, color="0.5", linestyle="--", linewidth=0.8)
+    apart.set_ylabel("relative difference (dots; dashed: tolerance)", color="0.4")
+    axes.set_title("losses of the same steps", fontsize=10)
