@@ -170,6 +170,18 @@ class _Graph:
             inputs.append(self.constant(shift, f"{name}.shift"))
         return self.op("LayerNormalization", inputs, name, axis=-1, epsilon=LAYER_NORM_EPS)
 
+    def rms_norm(self, x: str, name: str, scale: np.ndarray) -> str:
+        """LayerNorm over the last axis of something whose mean is zero there, without shift.
+
+        In the five operations that OpenVINO and ONNX Runtime replace by one.
+        """
+        square = self.op("Pow", [x, self.constant(2.0, f"{name}.two")], f"{name}.square")
+        axis = self.integers([-1], f"{name}.axis")
+        mean = self.op("ReduceMean", [square, axis], f"{name}.mean", keepdims=1)
+        mean = self.add(mean, np.array(LAYER_NORM_EPS), f"{name}.eps")
+        root = self.op("Sqrt", [mean], f"{name}.root")
+        return self.multiply(self.op("Div", [x, root], f"{name}.bare"), scale, name)
+
     def model(
         self, channels: int, size: tuple[int, int] | None, outputs: dict[str, list[Any]]
     ) -> "ModelProto":
@@ -210,6 +222,12 @@ def _batch_norm(weights: Mapping[str, np.ndarray], norm: str) -> tuple[np.ndarra
     return scale, weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * scale
 
 
+def _centred(value: np.ndarray, axis: int) -> np.ndarray:
+    """With the mean over ``axis``, the output channels, taken out."""
+    centred: np.ndarray = value - value.mean(axis=axis, keepdims=True)
+    return centred
+
+
 def _sines(count: int) -> np.ndarray:
     """Fourier features of positions 1..count of one axis: (count, 32), sines then cosines."""
     position = np.arange(1, count + 1) / (count + 1e-6) * 2 * math.pi
@@ -245,10 +263,10 @@ class _XCiT:
 
     def outputs(self) -> dict[str, list[Any]]:
         """Build everything; output names with their shapes."""
-        x = self.stem()  # (B, h, w, d)
+        x = self.stem()  # (B, N, d)
         for i in range(self.a.depth):
             x = self.block(x, f"blocks.{i}")
-        maps = self.class_attention(self.g.reshape(x, [0, -1, self.width], "patches"))
+        maps = self.class_attention(x)
         layers = self.a.cls_attn_layers
         tokens = "tokens" if self.tokens is None else 1 + self.tokens
         result: dict[str, list[Any]] = {"logits": ["batch", self.a.num_classes]}
@@ -258,38 +276,52 @@ class _XCiT:
         return result
 
     def stem(self) -> str:
-        """Strided convolutions, BatchNorm folded in, then the positional encoding."""
+        """Strided convolutions, BatchNorm folded in, then the positional encoding; (B, N, d)."""
         g, x = self.g, "images"
         widths = self.a.stem_widths()
         for i in range(len(widths)):
             part = f"patch_embed.proj.{2 * i}"
             weight, bias = _fold_batch_norm(self.weights, f"{part}.0", f"{part}.1")
-            x = g.convolution(x, weight, bias, part, stride=2)
             if i < len(widths) - 1:
-                x = g.gelu(x, f"{part}.gelu")
-        x = g.transpose(x, [0, 2, 3, 1], "patch_embed.tokens")  # (B, h, w, d)
+                x = g.gelu(g.convolution(x, weight, bias, part, stride=2), f"{part}.gelu")
+            else:
+                x = g.convolution(x, _centred(weight, 0), _centred(bias, 0), part, stride=2)
         if self.grid is None:
-            self.shape = g.op("Shape", [x], "grid")
-        if not self.a.use_pos:
-            return x
-        projection = self.weights["pos_embeder.token_projection.weight"][:, :, 0, 0].T  # (64, d)
-        bias = self.weights["pos_embeder.token_projection.bias"]
-        # sines stand on the even channels, cosines on the odd ones
-        split = [
-            np.concatenate([part[0::2], part[1::2]])
-            for part in (projection[:POSITION_CHANNELS], projection[POSITION_CHANNELS:])
-        ]
+            self.shape = g.op("Shape", [x], "grid")  # (B, d, h, w)
+        x = self.to_tokens(x, "patch_embed")
+        return self.add_positions(x) if self.a.use_pos else x
+
+    def add_positions(self, x: str) -> str:
+        """Fourier features of row and column, projected; a constant where the size is fixed."""
+        g = self.g
+        projection = _centred(self.weights["pos_embeder.token_projection.weight"][:, :, 0, 0].T, 1)
+        bias = _centred(self.weights["pos_embeder.token_projection.bias"], 0)
+        # of each axis' channels the sines are the even ones, the cosines the odd ones
+        axes = projection[:POSITION_CHANNELS], projection[POSITION_CHANNELS:]  # (32, d) each
+        by_row, by_column = (np.concatenate([axis[0::2], axis[1::2]]) for axis in axes)
         if self.grid is not None:
-            rows, columns = (_sines(count) @ p for count, p in zip(self.grid, split, strict=True))
-            return g.add(x, (rows[:, None] + columns[None] + bias)[None], "pos_embeder")
-        for axis, part, shape in ((1, split[0], [-1, 1, self.width]), (2, split[1], None)):
-            name = f"pos_embeder.{'rows' if axis == 1 else 'columns'}"
-            encoding = self.encoding(axis, name)
-            encoding = g.linear(encoding, part, bias if axis == 1 else None, f"{name}.projection")
-            if shape:
-                encoding = g.reshape(encoding, shape, f"{name}.column")
-            x = g.add(x, encoding, name)
-        return x
+            rows, columns = _sines(self.grid[0]) @ by_row, _sines(self.grid[1]) @ by_column
+            encoding = (rows[:, None] + columns[None] + bias).reshape(1, -1, self.width)
+            return g.add(x, encoding, "pos_embeder")
+        rows_name = g.linear(self.encoding(2, "pos_embeder.rows"), by_row, bias, "pos_embeder.rows")
+        rows_name = g.reshape(rows_name, [-1, 1, self.width], "pos_embeder.rows.column")
+        columns_name = g.linear(
+            self.encoding(3, "pos_embeder.columns"), by_column, None, "pos_embeder.columns"
+        )
+        grid = g.add(rows_name, columns_name, "pos_embeder.grid")  # (h, w, d)
+        return g.add(x, g.reshape(grid, [1, -1, self.width], "pos_embeder"), "pos_embeder")
+
+    def to_tokens(self, x: str, name: str) -> str:
+        """(B, d, h, w) to (B, N, d)."""
+        x = self.g.reshape(x, [0, self.width, -1], f"{name}.flat")
+        return self.g.transpose(x, [0, 2, 1], f"{name}.tokens")
+
+    def to_grid(self, x: str, name: str) -> str:
+        """(B, N, d) to (B, d, h, w)."""
+        x = self.g.transpose(x, [0, 2, 1], f"{name}.channels_first")
+        if self.grid is None:
+            return self.g.op("Reshape", [x, self.shape], f"{name}.grid")
+        return self.g.reshape(x, [0, self.width, *self.grid], f"{name}.grid")
 
     def encoding(self, axis: int, name: str) -> str:
         """`_sines` of a dynamic count, in the graph: (count, 32)."""
@@ -309,46 +341,52 @@ class _XCiT:
         return g.op("Concat", waves, f"{name}.waves", axis=1)
 
     def block(self, x: str, name: str) -> str:
-        """XCA, local patch interaction, MLP; x (B, h, w, d)."""
-        x = self.g.add(x, self.xca(x, f"{name}.attn"), f"{name}.attn.residual")
-        x = self.g.add(x, self.local_interaction(x, f"{name}.local_mp"), f"{name}.local.residual")
-        return self.g.add(x, self.mlp(x, name, f"{name}.norm2", "gamma2"), f"{name}.mlp.residual")
+        """XCA, local patch interaction, MLP; x (B, N, d) with mean zero over d, in and out.
 
-    def bare_norm(self, x: str, name: str) -> str:
-        """LayerNorm without scale and shift: those are in the next linear map."""
-        return self.g.layer_norm(x, name, np.ones(self.width))
+        Only LayerNorms look at x, and they ignore its mean. So the mean is taken out once, after
+        the depthwise convolutions; the linear maps that add to x write outputs of mean zero; and
+        every LayerNorm becomes a division by the root mean square.
+        """
+        g = self.g
+        x = g.add(x, self.xca(x, f"{name}.attn"), f"{name}.attn.residual")
+        local = self.local_interaction(x, f"{name}.local_mp")
+        axis = g.integers([-1], f"{name}.local_mp.axis")
+        mean = g.op("ReduceMean", [local, axis], f"{name}.local_mp.mean", keepdims=1)
+        local = g.op("Sub", [local, mean], f"{name}.local_mp.centred")
+        x = g.add(x, local, f"{name}.local_mp.residual")
+        return g.add(x, self.mlp(x, name), f"{name}.mlp.residual")
+
+    def norm(self, x: str, name: str) -> str:
+        """A block's LayerNorm without its shift, which goes into the next linear map."""
+        return self.g.rms_norm(x, name, self.weights[f"{name}.weight"])
 
     def behind_norm(self, linear: str, norm: str) -> tuple[np.ndarray, np.ndarray]:
-        """Weight (in, out) and bias of a linear map with the LayerNorm's scale and shift in it."""
+        """Weight (in, out) and bias of a linear map with the LayerNorm's shift in it."""
         weight = self.weights[f"{linear}.weight"].T
         bias = self.weights.get(f"{linear}.bias", np.zeros(weight.shape[1]))
-        scale, shift = self.weights[f"{norm}.weight"], self.weights[f"{norm}.bias"]
-        return scale[:, None] * weight, bias + shift @ weight
+        return weight, bias + self.weights[f"{norm}.bias"] @ weight
 
     def scaled(self, linear: str, gamma: str) -> tuple[np.ndarray, np.ndarray]:
         """Weight (in, out) and bias of a linear map with the LayerScale behind it."""
         scale = self.weights[gamma]
         return self.weights[f"{linear}.weight"].T * scale, self.weights[f"{linear}.bias"] * scale
 
-    def mlp(self, x: str, block: str, norm: str | None, gamma: str) -> str:
+    def mlp(self, x: str, name: str) -> str:
+        """A block's MLP with LayerNorm and LayerScale, its output of mean zero."""
         g = self.g
-        if norm is None:
-            weight = self.weights[f"{block}.mlp.fc1.weight"].T
-            bias = self.weights[f"{block}.mlp.fc1.bias"]
-        else:
-            x = self.bare_norm(x, norm)
-            weight, bias = self.behind_norm(f"{block}.mlp.fc1", norm)
-        hidden = g.gelu(g.linear(x, weight, bias, f"{block}.mlp.fc1"), f"{block}.mlp.gelu")
-        weight, bias = self.scaled(f"{block}.mlp.fc2", f"{block}.{gamma}")
-        return g.linear(hidden, weight, bias, f"{block}.mlp.fc2")
+        x = self.norm(x, f"{name}.norm2")
+        x = g.linear(x, *self.behind_norm(f"{name}.mlp.fc1", f"{name}.norm2"), f"{name}.mlp.fc1")
+        weight, bias = self.scaled(f"{name}.mlp.fc2", f"{name}.gamma2")
+        weight, bias = _centred(weight, 1), _centred(bias, 0)
+        return g.linear(g.gelu(x, f"{name}.mlp.gelu"), weight, bias, f"{name}.mlp.fc2")
 
     def local_interaction(self, x: str, name: str) -> str:
-        """Depthwise 3x3, GELU, BatchNorm, depthwise 3x3 with LayerScale."""
+        """Depthwise 3x3, GELU, BatchNorm, depthwise 3x3 with LayerScale; (B, N, d)."""
         g, weights = self.g, self.weights
         block = name.removesuffix(".local_mp")
-        norm = f"{block}.norm3"
-        x = g.layer_norm(x, norm, weights[f"{norm}.weight"], weights[f"{norm}.bias"])
-        x = g.transpose(x, [0, 3, 1, 2], f"{name}.channels_first")  # (B, d, h, w)
+        # Both convolutions pad with zeros behind a shift, which therefore cannot become a bias.
+        x = g.add(self.norm(x, f"{block}.norm3"), weights[f"{block}.norm3.bias"], f"{block}.norm3")
+        x = self.to_grid(x, name)
         x = g.convolution(
             x,
             weights[f"{name}.conv1.weight"],
@@ -356,41 +394,40 @@ class _XCiT:
             f"{name}.conv1",
             groups=self.width,
         )
-        x = g.gelu(x, f"{name}.gelu")
         scale, shift = _batch_norm(weights, f"{name}.bn")
-        weight = weights[f"{name}.conv2.weight"] * weights[f"{block}.gamma3"][:, None, None, None]
-        bias = weights[f"{name}.conv2.bias"] * weights[f"{block}.gamma3"]
-        # Padding adds zeros to the *normalised* tokens, so the shift cannot wander into the bias.
-        x = g.multiply(x, scale[:, None, None], f"{name}.bn")
+        x = g.multiply(g.gelu(x, f"{name}.gelu"), scale[:, None, None], f"{name}.bn")
         x = g.add(x, shift[:, None, None], f"{name}.bn")
+        gamma = weights[f"{block}.gamma3"]
+        weight = weights[f"{name}.conv2.weight"] * gamma[:, None, None, None]
+        bias = weights[f"{name}.conv2.bias"] * gamma
         x = g.convolution(x, weight, bias, f"{name}.conv2", groups=self.width)
-        return g.transpose(x, [0, 2, 3, 1], f"{name}.channels_last")
+        return self.to_tokens(x, name)
 
     def xca(self, x: str, name: str) -> str:
-        """Cross-covariance attention of x (B, h, w, d), LayerScale included."""
-        g = self.g
+        """Cross-covariance attention of x (B, N, d), LayerScale included."""
         block = name.removesuffix(".attn")
-        x = self.bare_norm(x, f"{block}.norm1")
-        tokens = g.reshape(x, [0, -1, self.width], f"{name}.tokens")  # (B, N, d)
-        y = (self.covariance_form if self.covariance else self.usual_form)(tokens, name, block)
-        if self.grid is not None:
-            return g.reshape(y, [0, *self.grid, self.width], f"{name}.grid")
-        return g.op("Reshape", [y, self.shape], f"{name}.grid")
+        x = self.norm(x, f"{block}.norm1")
+        weight, bias = self.behind_norm(f"{name}.qkv", f"{block}.norm1")  # (d, 3 d), (3 d)
+        out, out_bias = self.scaled(f"{name}.proj", f"{block}.gamma1")
+        out = _centred(out, 1).reshape(self.heads, self.head_width, self.width)  # (m, c, d)
+        form = self.covariance_form if self.covariance else self.usual_form
+        return form(x, name, weight, bias, out, _centred(out_bias, 0))
 
-    def projections(self, name: str, block: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Wqkv (d, 3 d) with its bias (3 d), and per head the output map (m, c, d)."""
-        weight, bias = self.behind_norm(f"{name}.qkv", f"{block}.norm1")
-        out, _ = self.scaled(f"{name}.proj", f"{block}.gamma1")
-        return weight, bias, out.reshape(self.heads, self.head_width, self.width)
-
-    def covariance_form(self, x: str, name: str, block: str) -> str:
+    def covariance_form(
+        self,
+        x: str,
+        name: str,
+        weight: np.ndarray,
+        bias: np.ndarray,
+        out: np.ndarray,
+        out_bias: np.ndarray,
+    ) -> str:
         """y = x M + m with M from x^T x; the 1 of the biases is one more channel of x.
 
         With G = [x 1]^T [x 1] and W = [Wqkv; bqkv], both of d + 1 rows, all products of queries
         and keys are W_q^T G W_k, biases included.
         """
         g, d, m, c = self.g, self.width, self.heads, self.head_width
-        weight, bias, out = self.projections(name, block)
         full = np.concatenate([weight, bias[None]])  # (d + 1, 3 d)
         transposed = g.transpose(x, [0, 2, 1], f"{name}.transposed")
         gram = g.op("MatMul", [transposed, x], f"{name}.gram")  # (B, d, d)
@@ -444,13 +481,12 @@ class _XCiT:
             for part, start, stop in (("weight", 0, d), ("bias", d, d + 1))
         ]
         y = g.op("MatMul", [x, parts[0]], f"{name}.out")  # (B, N, d)
-        _, bias = self.scaled(f"{name}.proj", f"{block}.gamma1")
-        return g.add(y, g.add(parts[1], bias, f"{name}.bias"), f"{name}.out")
+        return g.add(y, g.add(parts[1], out_bias, f"{name}.bias"), f"{name}.out")
 
     def token_count(self, name: str) -> str:
         """N as float32 (1, 1, 1)."""
         g = self.g
-        ends = [g.integers([v], f"{name}.grid_{v}") for v in (1, 3)]
+        ends = [g.integers([v], f"{name}.grid_{v}") for v in (2, 4)]
         grid = g.op("Slice", [self.shape, *ends], f"{name}.grid_shape")
         count = g.op("ReduceProd", [grid], f"{name}.tokens_count", keepdims=1)
         count = g.op("Cast", [count], f"{name}.tokens_float", to=1)
@@ -480,10 +516,17 @@ class _XCiT:
             scores = g.op("Div", [scores, length], f"{name}.{part}_normalised")
         return g.op("Softmax", [scores], f"{name}.softmax", axis=-1)
 
-    def usual_form(self, x: str, name: str, block: str) -> str:
+    def usual_form(
+        self,
+        x: str,
+        name: str,
+        weight: np.ndarray,
+        bias: np.ndarray,
+        out: np.ndarray,
+        out_bias: np.ndarray,
+    ) -> str:
         """q, k and v as in the paper; the lengths divide the (c, c) scores, not the tokens."""
         g, d, m, c = self.g, self.width, self.heads, self.head_width
-        weight, bias, out = self.projections(name, block)
         q, k, v = (
             g.linear(x, weight[:, s], bias[s], f"{name}.{part}")
             for part, s in (("q", slice(d)), ("k", slice(d, 2 * d)), ("v", slice(2 * d, 3 * d)))
@@ -516,11 +559,10 @@ class _XCiT:
         )
         mixed = g.reshape(mixed, [0, d, d], f"{name}.mixed_channels")
         y = g.op("MatMul", [v, mixed], f"{name}.out")
-        _, bias = self.scaled(f"{name}.proj", f"{block}.gamma1")
-        return g.add(y, bias, f"{name}.out")
+        return g.add(y, out_bias, f"{name}.out")
 
     def class_attention(self, patches: str) -> list[str]:
-        """Class-attention layers, final norm and classifier; per layer the attention (B, 1, m, 1 + N).
+        """Class attention, final norm and classifier; per layer the attention (B, 1, m, 1 + N).
 
         CLS (B, 1, d) and patches (B, N, d) stay apart, so the patches are never copied.
         """
@@ -548,11 +590,15 @@ class _XCiT:
                     doubled = (2 * second[0], 2 * second[1])
                     patches = g.layer_norm(patches, f"{name}.norm2.patches", *doubled)
                 else:
-                    patches = g.multiply(patches, np.float64(2.0), f"{name}.doubled")
-            cls = g.add(cls, self.mlp(cls, name, None, "gamma2"), f"{name}.mlp.residual")
-        cls = self.bare_norm(g.reshape(cls, [0, self.width], "cls"), "norm")
-        weight, bias = self.behind_norm("head", "norm")
-        g.op("Identity", [g.linear(cls, weight, bias, "head")], "logits.out")
+                    patches = g.multiply(patches, np.array(2.0), f"{name}.doubled")
+            hidden = weights[f"{name}.mlp.fc1.weight"].T, weights[f"{name}.mlp.fc1.bias"]
+            out = self.scaled(f"{name}.mlp.fc2", f"{name}.gamma2")
+            step = g.gelu(g.linear(cls, *hidden, f"{name}.mlp.fc1"), f"{name}.mlp.gelu")
+            cls = g.add(cls, g.linear(step, *out, f"{name}.mlp.fc2"), f"{name}.mlp.residual")
+        last = weights["norm.weight"], weights["norm.bias"]
+        cls = g.layer_norm(g.reshape(cls, [0, self.width], "cls"), "norm", *last)
+        head = g.linear(cls, weights["head.weight"].T, weights["head.bias"], "head")
+        g.op("Identity", [head], "logits.out")
         return maps
 
     def ask(self, cls: str, patches: str, name: str) -> tuple[str, str]:
