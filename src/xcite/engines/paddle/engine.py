@@ -227,9 +227,14 @@ class Engine:
         first = training_state.moments(state, "moment1", shapes)
         second = training_state.moments(state, "moment2", shapes)
         steps = training_state.steps(state)
+        average = training_state.section(state, "ema")
+        if self._average is not None and not average:
+            raise XciteError(
+                "the checkpoint has no moving average; start a new run from its weights, or "
+                "leave optim.ema empty"
+            )
         self.load_weights(training_state.section(state, "weights"))
         if self._average is not None:
-            average = training_state.section(state, "ema")
             canonical_state.load_weights(self._average.model, average)
         optimizer.restore(first, second, steps)
 

@@ -226,9 +226,14 @@ class Engine:
         first = training_state.moments(state, "moment1", shapes)
         second = training_state.moments(state, "moment2", shapes)
         steps = training_state.steps(state)
+        average = training_state.section(state, "ema")
+        if self._average is not None and not average:
+            raise XciteError(
+                "the checkpoint has no moving average; start a new run from its weights, or "
+                "leave optim.ema empty"
+            )
         self.load_weights(training_state.section(state, "weights"))
         if self._average is not None:
-            average = training_state.section(state, "ema")
             canonical_state.load_weights(self._average.model, average)
         optimizer.restore(first, second, steps)
 
@@ -302,7 +307,7 @@ class Engine:
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         # PyTorch shares a NumPy array's memory, and warns about one that it must not write to
-        return torch.as_tensor(np.require(array, requirements="CW"), device=self._device)
+        return torch.as_tensor(np.require(array, requirements=["C", "W"]), device=self._device)
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -30,7 +30,8 @@ class AdamW:
         self.parameters = dict(parameters)
         self.steps = 0
         self._clip = recipe.clip
-        decayed, spared = [], []
+        decayed: list[Tensor] = []
+        spared: list[Tensor] = []
         for name, parameter in self.parameters.items():
             shape = tuple(parameter.shape)
             (decayed if decays(name, shape, recipe.decay_rule) else spared).append(parameter)
@@ -47,7 +48,7 @@ class AdamW:
         for parameter in self.parameters.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        return [parameter.grad for parameter in self.parameters.values()]  # type: ignore[misc]
+        return [parameter.grad for parameter in self.parameters.values()]
 
     def gradient_norm(self) -> float:
         """L2 norm over all gradients."""

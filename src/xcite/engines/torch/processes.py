@@ -72,10 +72,10 @@ class SyncBatchNorm(nn.BatchNorm2d):
         if self.track_running_stats:
             with torch.no_grad():
                 momentum = self.momentum if self.momentum is not None else 0.1
-                self.running_mean.lerp_(mean, momentum)  # type: ignore[union-attr]
+                self.running_mean.lerp_(mean, momentum)
                 unbiased = variance * (count / (count - 1))
-                self.running_var.lerp_(unbiased, momentum)  # type: ignore[union-attr]
-                self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+                self.running_var.lerp_(unbiased, momentum)
+                self.num_batches_tracked.add_(1)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return torch.addcmul(self.bias[:, None, None], centred, scale[:, None, None]).to(x.dtype)
 
