@@ -22,8 +22,9 @@ CLASS_NAMES = ["ant", "bee", "cat", "<b>dog</b>", "emu", "fox", "gnu"]
 
 def make_bundle(folder: Path) -> Path:
     weights = initial_weights(ARCHITECTURE, seed=3)
-    # A drawn head says nearly the same of every picture; a larger one has an opinion.
-    weights["head.weight"] = 40 * weights["head.weight"]
+    # Drawn weights say nearly the same of every picture and patch; larger ones have an opinion.
+    for name in ("head.weight", *(f"cls_attn_blocks.{i}.attn.qkv.weight" for i in range(2))):
+        weights[name] = 40 * weights[name]
     folder.mkdir(parents=True)
     onnx.save(build(weights, ARCHITECTURE, size=(32, 32)), folder / "model.onnx")
     seal_folder(

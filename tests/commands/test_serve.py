@@ -1,4 +1,4 @@
-"""The server, in this process: answers, limits, refusals, token, headers, metrics, documentation."""
+"""The server, in this process: answers, limits, refusals, token, headers, metrics, docs."""
 
 import io
 import re

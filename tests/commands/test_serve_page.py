@@ -98,8 +98,8 @@ def _painted(browser):
     """Number of different colours the overlay shows."""
     return browser.execute_script(
         """const c = document.getElementById('overlay');
-        const d = new Uint32Array(c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer);
-        return new Set(d).size;"""
+        const painted = c.getContext('2d').getImageData(0, 0, c.width, c.height);
+        return new Set(new Uint32Array(painted.data.buffer)).size;"""
     )
 
 
@@ -166,7 +166,10 @@ def test_a_dropped_and_a_pasted_picture(page):
 def test_by_keyboard_and_for_screen_readers(page, tmp_path):
     from selenium.webdriver.common.keys import Keys
 
-    page.find_element("tag name", "body").send_keys(Keys.TAB)
+    def press(key):
+        webdriver.ActionChains(page).send_keys(key).perform()
+
+    press(Keys.TAB)
     assert page.switch_to.active_element.get_attribute("id") == "file"
     outline = page.execute_script(
         "return getComputedStyle(document.querySelector('#drop label')).outlineStyle"
@@ -180,9 +183,9 @@ def test_by_keyboard_and_for_screen_readers(page, tmp_path):
     assert spoken.get_attribute("aria-live") == "polite"
     assert spoken.get_attribute("textContent").startswith("Most likely: ")
     assert _find(page, "look").accessible_name == "Show where the model looked"
-    page.switch_to.active_element.send_keys(Keys.TAB)
+    press(Keys.TAB)
     assert page.switch_to.active_element.get_attribute("id") == "look"
-    page.switch_to.active_element.send_keys(Keys.SPACE)
+    press(Keys.SPACE)
     assert not _find(page, "overlay").is_displayed()
 
 

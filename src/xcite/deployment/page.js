@@ -88,14 +88,17 @@ async function show(file, answer, milliseconds) {
   picture.hidden = !visible;
   $("noview").hidden = visible;
   picture.alt = file.name;
+  $("stage").style.setProperty("--ratio", visible ? picture.naturalWidth / picture.naturalHeight : 1);
   picture.classList.toggle("tiny", picture.naturalWidth < 200);
 
   const [best] = answer.predictions;
   $("answer").textContent = `${best.name}, ${percent(best.probability)}`;
   $("bars").replaceChildren(...answer.predictions.map(bar));
-  $("about").textContent = `Answered in ${Math.round(milliseconds)} ms.`;
-  $("result").hidden = false;
   attention = visible ? answer.attention : null;
+  const cut = attention && Math.min(attention.seen.width, attention.seen.height) < 0.999;
+  $("about").textContent =
+    `Answered in ${Math.round(milliseconds)} ms.` + (cut ? " The model saw the bright square only." : "");
+  $("result").hidden = false;
   paint();
   requestAnimationFrame(() => {
     for (const fill of document.querySelectorAll("#bars .fill")) fill.style.width = `${100 * fill.dataset.share}%`;

@@ -378,6 +378,7 @@ def create_app(
         "/predict",
         summary="Name what is on one or several pictures",
         response_model=Answers,
+        response_description="One entry per file.",
         responses=refusals,
         openapi_extra={"requestBody": body},
     )
@@ -388,7 +389,7 @@ def create_app(
     ) -> Response:
         """Files of a multipart form (any field name), or one picture as the body.
 
-        200 when at least one picture was answered; a picture that was not carries an `error`.
+        200 when at least one picture was answered; a picture that was not carries an error.
         """
         reading = True
         try:
