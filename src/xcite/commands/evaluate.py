@@ -1,12 +1,19 @@
 """`xcite evaluate`: how good a model is, class by class."""
 
+import functools
 import json
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from xcite.errors import XciteError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from xcite.evaluation.accuracy import Accuracy
 
 app = typer.Typer(add_completion=False)
 
@@ -34,15 +41,17 @@ def evaluate(
     from xcite.whole_files import write_text
 
     opened = open_model(model, engine)
-    reading = {"channels": opened.preprocessing.channels, "split": "validation"}
-    source = open_source(data, root=root, **reading)
+    listed = functools.partial(
+        open_source, data, root=root, channels=opened.preprocessing.channels, split="validation"
+    )
+    source = listed()
     names = opened.class_names
     if names is None:
         typer.echo(f"note: {model} does not say its classes; those of {data} are taken in order")
         names = list(source.class_names)
     elif list(source.class_names) != names:
         evaluation.match_classes(names, source.class_names, data)
-        source = open_source(data, root=root, classes=names, **reading)
+        source = listed(classes=names)
     loader = EvaluationLoader(
         source,
         opened.preprocessing,
@@ -89,8 +98,9 @@ def evaluate(
         draw_confusion(accuracy, confusion, title=f"{Path(model).name} on {Path(data).name}")
 
 
-def _print_classes(console, accuracy) -> None:  # type: ignore[no-untyped-def]
+def _print_classes(console: "Console", accuracy: "Accuracy") -> None:
     """The per-class table: all classes, or of very many the worst."""
+    from rich.markup import escape
     from rich.table import Table
 
     rows = accuracy.per_class()
@@ -103,5 +113,5 @@ def _print_classes(console, accuracy) -> None:  # type: ignore[no-untyped-def]
         table.add_column(heading, justify="right")
     for row in rows:
         shares = ["-" if row[k] is None else f"{row[k]:.1f} %" for k in ("recall", "precision")]
-        table.add_row(row["class"], str(row["pictures"]), *shares)
-    console.print(table, markup=False)
+        table.add_row(escape(row["class"]), str(row["pictures"]), *shares)
+    console.print(table)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -28,12 +29,12 @@ def predict(
     from xcite.evaluation.accuracy import probabilities
 
     opened = open_model(model, engine)
-    answers: list[dict[str, object]] = []
+    answers: list[dict[str, Any]] = []
     failed = False
     for start in range(0, len(pictures), TOGETHER):
         group, pixels = [], []
         for picture in pictures[start : start + TOGETHER]:
-            answer: dict[str, object] = {"picture": str(picture)}
+            answer: dict[str, Any] = {"picture": str(picture)}
             answers.append(answer)
             try:
                 decoded = decode(picture, channels=opened.preprocessing.channels)
@@ -61,7 +62,7 @@ def predict(
         raise typer.Exit(2)
 
 
-def _print(answer: dict) -> None:  # type: ignore[type-arg]
+def _print(answer: dict[str, Any]) -> None:
     if "error" in answer:
         typer.echo(f"xcite: {answer['error']}", err=True)
         return

@@ -65,7 +65,7 @@ def save(path: Path, state: dict[str, np.ndarray], position: Position) -> None:
     with whole_file(path) as aside:
         try:
             save_file(
-                {name: np.ascontiguousarray(value) for name, value in state.items()},
+                {name: np.asarray(value, order="C") for name, value in state.items()},
                 aside,
                 metadata,
             )

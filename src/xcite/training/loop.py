@@ -38,7 +38,7 @@ from xcite.evaluation.accuracy import Accuracy
 from xcite.evaluation.evaluate import EngineClassifier, evaluate, validation_line
 from xcite.randomness import drop_path_scales
 from xcite.recipe import Recipe
-from xcite.training import checkpoint, plan
+from xcite.training import checkpoint, plan, tensorboard
 from xcite.training.checkpoint import Position
 from xcite.training.distillation import Teacher, build_teacher
 from xcite.training.run_folder import RunFolder
@@ -100,9 +100,7 @@ def train(
         folder, state, position = RunFolder(run_folder), None, Position()
         folder.refuse_used()
     if recipe.run.tensorboard:
-        from xcite.training.tensorboard import require
-
-        require()
+        tensorboard.require()
     prepared = plan.make(recipe, initialise=not resume)
     fingerprint = prepared.train.fingerprint()
     if resume and position.fingerprint != fingerprint:
@@ -190,7 +188,7 @@ class _Run:
         )
         self.steps = self.loader.steps_per_epoch
         self.saved_at = self.drawn_at = time.monotonic()
-        self.board = None
+        self.board: tensorboard.Board | None = None
 
     def go(self, resume: bool) -> Outcome:
         self._open_folder(resume)
@@ -373,9 +371,7 @@ class _Run:
             RunFolder.create(self.folder.path, self.recipe)
         self.folder.write_environment(self.engine.name)
         if self.recipe.run.tensorboard:
-            from xcite.training.tensorboard import Board
-
-            self.board = Board(self.folder.path)
+            self.board = tensorboard.Board(self.folder.path)
         begin = "resumed" if resume else "begins"
         self._say(
             f"{self.folder.path} {begin} on {self.engine.name}: epoch {self.position.epoch + 1} of "
