@@ -23,6 +23,8 @@ def create_model(
     num_classes: int = 1000,
     in_chans: int = 3,
     weights: "str | Path | Mapping[str, np.ndarray] | None" = None,
+    reset_head: bool = False,
+    adapt_channels: bool = False,
     **overrides: Any,
 ) -> Any:
     """Build a model as the framework's own module.
@@ -33,6 +35,8 @@ def create_model(
         num_classes: 0 for features (B, D) instead of logits.
         weights: a file of any dialect, a published name, or canonical names to arrays; None draws
             them. Published names are downloaded once into the cache.
+        reset_head: draw the head anew when the weights have another class count.
+        adapt_channels: fit the first convolution when they have other input channels.
         overrides: fields of `xcite.variants.XCiTArchitecture` to replace, such as ``depth``.
 
     Returns:
@@ -47,12 +51,24 @@ def create_model(
     architecture = variants.find(name, num_classes=num_classes, in_chans=in_chans, **overrides)
     model = engine_package(engine).build(architecture)
     if weights is not None:
-        load_weights(model, weights)
+        load_weights(model, weights, reset_head=reset_head, adapt_channels=adapt_channels)
     return model
 
 
-def load_weights(model: Any, weights: "str | Path | Mapping[str, np.ndarray]") -> Any:
+def load_weights(
+    model: Any,
+    weights: "str | Path | Mapping[str, np.ndarray]",
+    *,
+    reset_head: bool = False,
+    adapt_channels: bool = False,
+) -> Any:
     """Set the weights of a model made by `create_model`; returns the model.
+
+    Args:
+        weights: a file of any dialect, a run folder, a published name, or canonical names to
+            arrays, which must fit as they are.
+        reset_head: keep the model's own head when the file has another class count.
+        adapt_channels: fit the file's first convolution to the model's input channels.
 
     Raises:
         XciteError: unreadable file, or missing, left-over or misshapen tensors.
@@ -62,7 +78,16 @@ def load_weights(model: Any, weights: "str | Path | Mapping[str, np.ndarray]") -
     if not isinstance(weights, Mapping):
         from xcite.weights import open_weights
 
-        weights = open_weights(weights, architecture=model.architecture).tensors
+        opened = open_weights(
+            weights,
+            architecture=model.architecture,
+            reset_head=reset_head,
+            adapt_channels=adapt_channels,
+        )
+        weights = opened.tensors
+        if opened.missing:
+            own = read_weights(model)
+            weights = {**weights, **{name: own[name] for name in opened.missing}}
     engine_package(model.engine).load_weights(model, weights)
     return model
 

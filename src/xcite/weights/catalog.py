@@ -121,8 +121,12 @@ def cache_folder() -> Path:
 
 
 def present(entry: Entry, *, weights_dir: str | Path | None = None) -> Path | None:
-    """The entry's file if it lies in ``weights_dir`` or the cache, in any container."""
-    folders = [Path(weights_dir)] if weights_dir is not None else []
+    """The entry's file if it lies in ``weights_dir`` or the cache, in any container.
+
+    Without ``weights_dir`` the environment's XCITE_WEIGHTS_DIR counts.
+    """
+    weights_dir = weights_dir or os.environ.get("XCITE_WEIGHTS_DIR")
+    folders = [Path(weights_dir)] if weights_dir else []
     for folder in [*folders, cache_folder()]:
         for name in (entry.file_name, *(f"{entry.name}{suffix}" for suffix in _SUFFIXES)):
             if (folder / name).is_file():

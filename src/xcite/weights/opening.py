@@ -101,6 +101,7 @@ def open_weights(
     headless = replace(wanted, num_classes=0) if missing else wanted
     try:
         canonical.check(cast("dict[str, Any]", stored), headless)
+        _check_types(stored)
     except XciteError as error:
         raise XciteError(f"{path} ({model.dialect}): {error}") from error
     if (
@@ -118,8 +119,13 @@ def open_weights(
     tensors = {}
     for name, shape in canonical.shapes(headless).items():
         tensor = stored.pop(name, None)
-        counter = np.zeros(shape, np.int64)
-        tensors[name] = counter if tensor is None else tensor.read().reshape(shape)
+        if name.endswith("num_batches_tracked"):
+            # Paddle has no such counters, and an average may have made floats of them.
+            count = np.zeros(shape) if tensor is None else tensor.read()
+            tensors[name] = count.reshape(shape).astype(np.int64, copy=False)
+        else:
+            assert tensor is not None  # `check` has found it
+            tensors[name] = tensor.read().reshape(shape)
     return WeightFile(tensors, wanted, dialect, metadata, part, parts, missing)
 
 
@@ -136,6 +142,17 @@ def locate(source: str | Path, *, weights_dir: str | Path | None = None) -> Path
     if isinstance(source, str) and not path.suffix and len(path.parts) == 1:
         return catalog.obtain(catalog.find(source), weights_dir=weights_dir)
     raise XciteError(f"there is no weights file {path}")
+
+
+def _check_types(stored: State) -> None:
+    """Refuse weights stored as integers: no program writes a model so."""
+    wrong = [
+        name
+        for name, tensor in stored.items()
+        if "float" not in tensor.dtype and not name.endswith("num_batches_tracked")
+    ]
+    if wrong:
+        raise XciteError(f"the weights hold integers: {', '.join(wrong[:6])}")
 
 
 @dataclass

@@ -19,7 +19,7 @@ from xcite.weights.stored import ITEM_SIZES, StoredTensor
 
 # A training checkpoint of the largest model takes about 200,000 instructions. Every instruction
 # makes at most one small object, so the limit bounds the memory of files that are all objects.
-MAX_INSTRUCTIONS = 1_000_000
+MAX_INSTRUCTIONS = 500_000
 MAX_NAME = 4096  # bytes of a name or text; longer texts are the numbers of protocol 2
 MAX_DIMENSIONS = 16
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from xcite.canonical import Shape, shapes
+from xcite.canonical import Shape
 from xcite.errors import XciteError
 from xcite.variants import (
     ARCHITECTURES,
@@ -119,7 +119,7 @@ def _generators(stages: list[tuple[int, int]]) -> Iterator[tuple[int, float, flo
     for row in ARCHITECTURES.values():
         if isinstance(row, RegNetArchitecture):
             yield row.w0, row.wa, row.wm
-    if len(stages) > 4 or sum(depth for _, depth in stages) > 200:
+    if len(stages) > 4 or sum(depth for _, depth in stages) > 64:
         return
     widths = [width for width, depth in stages for _ in range(depth)]
     near = round(stages[0][0] / 8) * 8
@@ -141,12 +141,21 @@ def _generators(stages: list[tuple[int, int]]) -> Iterator[tuple[int, float, flo
 def variant_of(architecture: Architecture, stem: str = "") -> str | None:
     """The published name behind an architecture; a file's name may say which of its three files."""
     for name, row in ARCHITECTURES.items():
-        if set(shapes(replace(architecture, num_classes=1, in_chans=1)).items()) == set(
-            shapes(replace(row, num_classes=1, in_chans=1)).items()
-        ):
-            spoken = stem.replace("_distill", "_dist").removeprefix("dino_")
+        if _structure(row) == _structure(architecture):
+            spoken = stem.replace("_distill", "_dist")
             spoken = re.sub(r"_(224|384)\.fb_dist_in1k", r"_\1_dist", spoken)
             spoken = spoken.removesuffix(".fb_in1k")
             known = spoken in list_published_names() and spoken.startswith(f"{name}_")
             return spoken if known else name
     return None
+
+
+def _structure(architecture: Architecture) -> tuple[object, ...]:
+    """What two models of the same variant share: all but channels, classes and training fields."""
+    a = architecture
+    if isinstance(a, RegNetArchitecture):
+        return (*a.stages(), a.stem_width, a.se_ratio)
+    return (
+        *(a.patch_size, a.embed_dim, a.depth, a.num_heads, a.cls_attn_layers, a.mlp_ratio),
+        *(a.qkv_bias, a.use_pos, a.tokens_norm),
+    )

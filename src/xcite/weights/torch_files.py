@@ -200,6 +200,10 @@ def read_torch_zip(path: Path) -> Any:
         pickles = [name for name in named if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(named) != len(members) or len(pickles) != 1:
             raise PickleError("the zip archive is not one that PyTorch writes")
+        for member in members:
+            if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 0x1:
+                name = member.filename[:80]
+                raise PickleError(f"zip member {name!a} is compressed or encrypted")
         if sum(member.file_size for member in members) > size:
             raise PickleError("the zip members claim more bytes than the file has")
         root = pickles[0].removesuffix("data.pkl")
@@ -238,8 +242,6 @@ def _check_directory(file: BinaryIO, size: int) -> None:
 
 def _member_start(file: BinaryIO, member: zipfile.ZipInfo, size: int) -> int:
     """Position of a member's first byte, after checking its local header."""
-    if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 0x1:
-        raise PickleError(f"zip member {member.filename[:80]!a} is compressed or encrypted")
     if member.compress_size != member.file_size:
         raise PickleError(f"zip member {member.filename[:80]!a} has two sizes")
     if not 0 <= member.header_offset <= size - 30:

@@ -1,0 +1,83 @@
+"""`xcite convert`: weights from one ecosystem's names and layout to another's."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import typer
+
+from xcite.errors import XciteError
+from xcite.randomness import generator
+from xcite.variants import Architecture, XCiTArchitecture, find
+from xcite.weights.convert import Conversion
+from xcite.weights.convert import convert as convert_file
+from xcite.weights.opening import open_weights
+
+app = typer.Typer(add_completion=False)
+
+# Both files hold the same float32 numbers and run on one engine, so the logits are the same.
+TOLERANCE = 0.0
+
+
+@app.command()
+def convert(
+    source: str = typer.Argument(help="A weights file, a run folder or a published name."),
+    target: Path = typer.Argument(help="The file to write."),
+    to: str = typer.Option(..., "--to", help="xcite, official, timm, passl, ppcls or paddlevit."),
+    dialect: str = typer.Option(None, help="The source's dialect; recognised when not given."),
+    extract: str = typer.Option(None, help="student, teacher, ema or weights of a checkpoint."),
+    model: str = typer.Option(None, help="The architecture's name, when it is in doubt."),
+    tokens_norm: bool = typer.Option(
+        None, "--tokens-norm/--no-tokens-norm", help="What shapes do not show; see docs/weights.md."
+    ),
+    weights_dir: Path = typer.Option(None, help="Folder of published files."),
+    check: bool = typer.Option(False, "--check", help="Compare logits of both files too."),
+    engine: str = typer.Option("paddle", help="Engine of --check: paddle or torch."),
+) -> None:
+    """Translate weights between dialects; the new file is read back and compared exactly."""
+    architecture: Architecture | None = None
+    if model is not None or tokens_norm is not None:
+        opened = open_weights(source, dialect=dialect, part=extract, weights_dir=weights_dir)
+        read = opened.architecture
+        if model is not None:
+            architecture = find(model, num_classes=read.num_classes, in_chans=read.in_chans)
+        if tokens_norm is not None:
+            base = architecture or read
+            if not isinstance(base, XCiTArchitecture):
+                raise XciteError("--tokens-norm is for XCiT; this is a RegNet")
+            architecture = replace(base, tokens_norm=tokens_norm)
+    done = convert_file(
+        source,
+        target,
+        to=to,
+        dialect=dialect,
+        part=extract,
+        architecture=architecture,
+        weights_dir=weights_dir,
+    )
+    kind = done.source.metadata.variant or type(done.source.architecture).__name__
+    typer.echo(
+        f"{done.path}: {kind}, {done.source.dialect} to {done.dialect}, part {done.source.part}, "
+        f"{done.tensors} tensors; read back and equal in every bit"
+    )
+    if check:
+        typer.echo(f"logits on {engine}: {_compare_logits(done, engine)}")
+
+
+def _compare_logits(done: Conversion, engine_name: str) -> str:
+    """Run both files on one engine; they must answer the same."""
+    from xcite.engines import create_engine
+
+    architecture = done.source.architecture
+    shape = (2, architecture.in_chans, 64, 64)
+    images = generator(0, "convert --check").standard_normal(shape).astype(np.float32)
+    engine = create_engine(engine_name, architecture)
+    written = open_weights(done.path, architecture=architecture, dialect=done.dialect)
+    answers = []
+    for weights in (done.source.tensors, written.tensors):
+        engine.load_weights(weights)
+        answers.append(engine.predict(images))
+    difference = float(np.max(np.abs(answers[0] - answers[1]), initial=0.0))
+    if not difference <= TOLERANCE:
+        raise XciteError(f"{done.path}: its logits differ by {difference:.3g} from the source's")
+    return f"equal for {shape[0]} images of {shape[2]} x {shape[3]}"

@@ -1,0 +1,111 @@
+"""Translate a weights file to another dialect, and prove that nothing changed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from xcite.errors import XciteError
+from xcite.variants import Architecture, RegNetArchitecture
+from xcite.weights import dialects
+from xcite.weights.catalog import file_sha256
+from xcite.weights.opening import WeightFile, locate, open_weights, save_weights
+from xcite.weights.paddle_files import write_paddle
+from xcite.weights.safetensors_files import write_safetensors
+from xcite.weights.torch_files import write_torch
+
+_TORCH = (".pth", ".pt", ".bin")
+SUFFIXES = {
+    "xcite": (".safetensors",),
+    "official": _TORCH,
+    "timm": (".safetensors", *_TORCH),
+    "passl": (".pdparams",),
+    "ppcls": (".pdparams",),
+    "paddlevit": (".pdparams",),
+}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did: the source as read, and the new file."""
+
+    source: WeightFile
+    path: Path
+    dialect: str
+    tensors: int
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    to: str,
+    dialect: str | None = None,
+    part: str | None = None,
+    architecture: Architecture | None = None,
+    weights_dir: str | Path | None = None,
+) -> Conversion:
+    """Write the weights of ``source`` in another dialect, then read them back and compare.
+
+    Args:
+        to: a key of `SUFFIXES`; it decides names and layout, the target's suffix the container.
+        part: "weights", "ema", "student" or "teacher", see `open_weights`.
+
+    Raises:
+        XciteError: unreadable source, unknown dialect, a suffix the dialect does not use, or (a
+            fault of ours) a difference after reading back.
+    """
+    target = Path(target)
+    if to not in SUFFIXES:
+        raise XciteError(f"unknown dialect {to!r}; choose one of {', '.join(SUFFIXES)}")
+    if target.suffix not in SUFFIXES[to]:
+        raise XciteError(f"{target}: {to} weights are kept as {' or '.join(SUFFIXES[to])}")
+    path = locate(source, weights_dir=weights_dir)
+    opened = open_weights(path, dialect=dialect, part=part, architecture=architecture)
+    if target.exists() and target.samefile(path):
+        raise XciteError(f"{target} is the file to convert; name another")
+    if to == "xcite":
+        opened.metadata.provenance.setdefault("sha256", file_sha256(path))
+        save_weights(target, opened.tensors, opened.metadata)
+        count = len(opened.tensors)
+    else:
+        count = _write(target, to, opened)
+    compare(opened, target, to)
+    return Conversion(opened, target, to, count)
+
+
+def _write(target: Path, to: str, opened: WeightFile) -> int:
+    tensors = dialects.express(opened.tensors, to, opened.architecture)
+    if target.suffix == ".pdparams":
+        write_paddle(target, tensors)
+    elif target.suffix == ".safetensors":
+        write_safetensors(target, tensors, {"format": "pt"})
+    else:
+        # timm keeps a bare state dict; the official files one level more, which loaders ask for.
+        write_torch(target, tensors, wrap="model" if to == "official" else None)
+    return len(tensors)
+
+
+def compare(opened: WeightFile, target: Path, to: str) -> None:
+    """Read the written file and compare every tensor exactly, bit for bit.
+
+    Counters of batches are compared where the dialect has them: Paddle's have none.
+    """
+    again = open_weights(target, architecture=opened.architecture, dialect=to)
+    regnet = isinstance(opened.architecture, RegNetArchitecture)
+    counters = (dialects.REGNET if regnet else dialects.XCIT)[to].counters
+    different = [
+        name
+        for name, array in opened.tensors.items()
+        if (counters or not name.endswith("num_batches_tracked"))
+        and not _same(array, again.tensors[name])
+    ]
+    if different:
+        raise XciteError(
+            f"{target} differs from its source after reading it back: {', '.join(different[:6])}"
+        )
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal in every bit, so that NaN equals itself and -0.0 differs from 0.0."""
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()

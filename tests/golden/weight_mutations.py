@@ -1,0 +1,167 @@
+"""Damaged and made-up weight files from a seed: what the fuzzing tests feed the reader."""
+
+import io
+import json
+import pickle
+import struct
+import zipfile
+
+import numpy as np
+
+from xcite.canonical import initial_weights
+from xcite.errors import XciteError
+from xcite.variants import RegNetArchitecture, XCiTArchitecture
+from xcite.weights import open_weights
+from xcite.weights.dialects import express
+from xcite.weights.paddle_files import write_paddle
+from xcite.weights.safetensors_files import write_safetensors
+from xcite.weights.torch_files import write_torch
+
+# As small as the models get: nearly every byte of such a file is structure.
+TINY_XCIT = XCiTArchitecture(2, embed_dim=4, depth=1, num_heads=1, num_classes=2, cls_attn_layers=1)
+TINY_REGNET = RegNetArchitecture(8, 0.0, 2.0, 8, depth=1, stem_width=8, num_classes=2)
+
+_EXTREMES = [0, 1, 2, 7, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF]
+_NAMES = [
+    "cls_token", "head.weight", "numpy", "ndarray", "dtype", "numpy.core.multiarray",
+    "_reconstruct", "scalar", "_codecs", "encode", "latin1", "builtins", "eval", "tuple", "os",
+    "system", "torch", "FloatStorage", "torch._utils", "_rebuild_tensor_v2", "collections",
+    "OrderedDict", "argparse", "Namespace", "model", "storage", "0", "f4", "O8", "<", "rm",
+]  # fmt: skip
+
+
+def seeds(folder):
+    """Small whole files of every container: name -> bytes."""
+    files = {}
+    for kind, architecture in (("xcit", TINY_XCIT), ("regnet", TINY_REGNET)):
+        weights = initial_weights(architecture)
+        for dialect in ("official", "timm", "passl", "paddlevit"):
+            tensors = express(weights, dialect, architecture)
+            if dialect in ("passl", "paddlevit"):
+                path = folder / f"{kind}_{dialect}.pdparams"
+                write_paddle(path, tensors)
+                files[path.name] = path.read_bytes()
+                for protocol in (2, 4, 5):
+                    name = f"{kind}_{dialect}_{protocol}.pdparams"
+                    files[name] = pickle.dumps(tensors, protocol)
+            else:
+                path = folder / f"{kind}_{dialect}.pth"
+                write_torch(path, tensors, wrap="model" if dialect == "official" else None)
+                files[path.name] = path.read_bytes()
+                path = folder / f"{kind}_{dialect}.safetensors"
+                write_safetensors(path, tensors)
+                files[path.name] = path.read_bytes()
+    return files
+
+
+def damaged(data, random, others):
+    """A copy with one to six wounds; now and then the wound is inside a zip's pickle."""
+    if data.startswith(b"PK") and random.random() < 0.7:
+        return _damaged_inside_zip(data, random)
+    if data[8:9] == b"{" and random.random() < 0.5:
+        length = int.from_bytes(data[:8], "little")
+        header = _wounded(data[8 : 8 + length], random, others)
+        return len(header).to_bytes(8, "little") + header + data[8 + length :]
+    return _wounded(data, random, others)
+
+
+def _wounded(data, random, others):
+    wounded = bytearray(data)
+    for _ in range(int(random.integers(1, 7))):
+        at = int(random.integers(0, len(wounded) + 1))
+        length = int(random.integers(1, 40))
+        kind = int(random.integers(0, 8))
+        if kind == 0:
+            wounded[at : at + 1] = bytes([int(random.integers(0, 256))])
+        elif kind == 1:
+            value = _EXTREMES[int(random.integers(0, len(_EXTREMES)))]
+            width = int(random.choice([1, 2, 4, 8]))
+            wounded[at : at + width] = (value % (1 << 8 * width)).to_bytes(width, "little")
+        elif kind == 2:
+            del wounded[at : at + length]
+        elif kind == 3:
+            wounded[at:at] = wounded[at : at + length]
+        elif kind == 4:
+            del wounded[at:]
+        elif kind == 5:
+            other = others[int(random.integers(0, len(others)))]
+            start = int(random.integers(0, max(1, len(other) - length)))
+            wounded[at:at] = other[start : start + length]
+        elif kind == 6:
+            wounded[at:at] = instructions(random, 3)
+        else:
+            name = _NAMES[int(random.integers(0, len(_NAMES)))].encode()
+            wounded[at : at + len(name)] = name
+        if not wounded:
+            break
+    return bytes(wounded)
+
+
+def _damaged_inside_zip(data, random):
+    written = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(written, "w") as new:
+        for member in old.infolist():
+            content = old.read(member)
+            if member.filename.endswith("data.pkl"):
+                content = _wounded(content, random, [content])
+            if random.random() < 0.01:
+                content = content[:-1]
+            method = zipfile.ZIP_DEFLATED if random.random() < 0.01 else zipfile.ZIP_STORED
+            new.writestr(member.filename, content, method)
+    return written.getvalue()
+
+
+def instructions(random, count):
+    """Pickle instructions with plausible and absurd arguments."""
+    parts = []
+    for _ in range(count):
+        name = _NAMES[int(random.integers(0, len(_NAMES)))].encode()
+        number = int(random.choice(_EXTREMES))
+        kind = int(random.integers(0, 14))
+        if kind < 5:
+            plain = b"()}]Ntd0la.esubRQ\x81\x85\x86\x87\x88\x89\x93\x94"
+            parts.append(bytes([plain[int(random.integers(0, len(plain)))]]))
+        elif kind == 5:
+            parts.append(b"X" + struct.pack("<I", len(name)) + name)
+        elif kind == 6:
+            parts.append(b"\x8c" + bytes([len(name)]) + name)
+        elif kind == 7:
+            other = _NAMES[int(random.integers(0, len(_NAMES)))].encode()
+            parts.append(b"c" + name + b"\n" + other + b"\n")
+        elif kind == 8:
+            parts.append(b"K" + bytes([number & 0xFF]))
+        elif kind == 9:
+            parts.append(b"J" + struct.pack("<I", number & 0xFFFFFFFF))
+        elif kind == 10:
+            parts.append(b"h" + bytes([int(random.integers(0, 8))]))
+        elif kind == 11:
+            parts.append(b"q" + bytes([int(random.integers(0, 8))]))
+        elif kind == 12:
+            parts.append(
+                b"B" + struct.pack("<I", int(random.choice([0, 4, 16, number]))) + bytes(16)
+            )
+        else:
+            parts.append(bytes([int(random.integers(0, 256))]))
+    return b"".join(parts)
+
+
+def program(random):
+    """A made-up pickle."""
+    start = b"\x80" + bytes([int(random.integers(2, 6))])
+    return start + instructions(random, int(random.integers(1, 60))) + b"."
+
+
+def outcome(path, data):
+    """Read ``data`` as a weights file: "read" or "refused"; any other end is an error."""
+    path.write_bytes(data)
+    try:
+        opened = open_weights(path)
+    except XciteError as error:
+        message = str(error)
+    else:
+        assert all(isinstance(array, np.ndarray) for array in opened.tensors.values())
+        json.dumps(opened.metadata.model_dump())
+        return "read"
+    assert "\n" not in message
+    assert len(message) < 2000
+    return "refused"
