@@ -75,10 +75,7 @@ def test_the_last_ones_are_kept(tmp_path: Path) -> None:
         checkpoint.save(folder.checkpoint, STATE, Position(epoch=epoch))
         checkpoint.keep_numbered(folder, epoch, keep=2)
     kept = folder.numbered_checkpoints()
-    assert [path.name for path in kept] == [
-        "checkpoint-0004.safetensors",
-        "checkpoint-0005.safetensors",
-    ]
+    assert [path.stem for path in kept] == ["checkpoint-0004", "checkpoint-0005"]
     assert checkpoint.read(kept[0])[1].epoch == 4, "a numbered one does not follow the last"
     checkpoint.keep_numbered(folder, 5, keep=0)
     assert folder.numbered_checkpoints() == []

@@ -8,7 +8,7 @@ import pytest
 from xcite import recipe as recipes
 from xcite.errors import XciteError
 
-SHIPPED = (
+PROMISED = (
     "digits",
     "digits-distilled",
     "digits-teacher",
@@ -21,10 +21,10 @@ SHIPPED = (
 
 
 def test_what_is_shipped() -> None:
-    assert recipes.shipped() == sorted(SHIPPED)
+    assert set(recipes.shipped()) >= set(PROMISED)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", recipes.shipped())
 def test_a_recipe_opens_like_a_lab_note(name: str) -> None:
     text = resources.files("xcite").joinpath("recipes", f"{name}.yaml").read_text("utf-8")
     lines = text.splitlines()
@@ -37,7 +37,7 @@ def test_a_recipe_opens_like_a_lab_note(name: str) -> None:
     recipes.load(name)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", recipes.shipped())
 def test_a_dumped_recipe_is_the_same_recipe(name: str) -> None:
     recipe = recipes.load(name)
     again = recipes.parse(recipes.dump(recipe), "dumped")
