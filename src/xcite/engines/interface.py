@@ -128,11 +128,13 @@ class Engine(Protocol):
         """One optimiser step over the parts of a batch (gradient accumulation).
 
         Args:
-            paths: per part, drop-path scales float32 (depth, 3, B) in the order XCA, LPI, MLP.
+            paths: per part, drop-path scales float32 (depth, 3, B) in the order XCA, LPI, MLP;
+                None drops nothing.
             teacher: per part, the teacher's logits float32 (B, K), or its classes int64 (B,) for
                 the hard loss; None without distillation.
 
-        A non-finite loss leaves weights, optimiser and average untouched and is returned as it is.
+        A loss or a gradient norm that is not finite leaves weights, optimiser and average
+        untouched and is returned as it is.
         """
 
     def gradients(
