@@ -77,15 +77,16 @@ def _bounded(state: State, size: int, name: str) -> None:
 def _read(path: Path, start: bytes) -> Contents:
     if torch_files.is_zip(start):
         return _parts("PyTorch", torch_files.read_torch_zip(path), torch_files.resolve)
+    # First, because one header length in 256 begins with a pickle's first byte.
+    if start[5:9] == b"\0\0\0{":
+        tensors, texts = read_safetensors(path)
+        return Contents("safetensors", _checkpoint_parts(tensors), texts)
     if start[:1] == b"\x80":
         # An older .pth opens with a magic number: PROTO 2, LONG1 of ten bytes.
         if start[2:4] == b"\x8a\x0a":
             loaded = torch_files.read_torch_legacy(path)
             return _parts("PyTorch (before 1.6)", loaded, torch_files.resolve)
         return _parts("Paddle", paddle_files.read_paddle(path), paddle_files.resolve)
-    if start[8:9] == b"{":
-        tensors, texts = read_safetensors(path)
-        return Contents("safetensors", _checkpoint_parts(tensors), texts)
     raise PickleError("it is neither a .pth, a .pdparams nor a .safetensors file")
 
 
