@@ -1,0 +1,204 @@
+"""`xcite train` as people use it: dry run, refusals, a real Ctrl-C in a process of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xcite import engines
+from xcite.cli import main
+from xcite.training import checkpoint
+
+SMALL = [
+    "model.embed_dim=16",
+    "model.depth=1",
+    "model.num_heads=2",
+    "optim.epochs=2",
+    "optim.batch=256",
+    "optim.warmup_epochs=1",
+    "run.log_every=1",
+]
+
+
+def run(*arguments: str) -> int:
+    try:
+        main([*map(str, arguments)])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def small(*more: str) -> list[str]:
+    return [part for setting in (*SMALL, *more) for part in ("--set", setting)]
+
+
+def test_dry_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("train", "digits", "--dry-run") == 0
+    out = capsys.readouterr().out
+    for text in ("1,437 pictures", "360 pictures", "10: 0, 1, 2", "learning rate", "GiB", "cosine"):
+        assert text in out, text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give a recipe"),
+        (["digts"], "did you mean 'digits'"),
+        (["digits", "--set", "optim.lrate=3"], "optim.lr"),
+        (["digits", "--engine", "jax"], "run.engine"),
+        (["digits", "--resume", "absent"], "leave RECIPE"),
+        (["--resume", "absent"], "there is no run folder absent"),
+        (["digits", "--out", "used"], "already exists"),
+        (["digits", "--set", "optim.batch=2000"], "optim.batch 2000 is larger"),
+        (["imagenet"], "imagenet/train"),
+        (["digits", "--out", "used/file/run"], "used/file/run"),
+    ],
+)
+def test_refusals(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file").write_text("something")
+    assert run("train", *arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert error.count("\n") == 0
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("engine", engines.installed()[-1:])
+def test_control_c_and_resume(engine: str, tmp_path: Path) -> None:
+    train = [sys.executable, "-m", "xcite.cli", "train"]
+    options = {"cwd": tmp_path, "text": True, "capture_output": True, "timeout": 300}
+    arguments = ["digits", "--engine", engine, *small("data.workers=1")]
+    whole = subprocess.run([*train, *arguments, "--out", "whole"], **options)
+    assert whole.returncode == 0, whole.stderr
+    process = subprocess.Popen(
+        [*train, *arguments, "--out", "broken"],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    metrics = tmp_path / "broken" / "metrics.jsonl"
+    until = time.monotonic() + 200
+    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < until:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the loader's processes, too
+    out, error = process.communicate(timeout=200)
+    assert process.returncode == 130, error
+    assert "xcite train --resume broken" in out
+    assert "Traceback" not in error
+    resumed = subprocess.run([*train, "--resume", "broken"], **options)
+    assert resumed.returncode == 0, resumed.stderr
+    one, other = (
+        checkpoint.read(tmp_path / run / "checkpoint.safetensors")[0] for run in ("whole", "broken")
+    )
+    assert one.keys() == other.keys()
+    for name, array in one.items():
+        assert array.tobytes() == other[name].tobytes(), name
+    assert Image.open(tmp_path / "broken" / "curves.png").size[0] > 1000
+    changed = subprocess.run([*train, "--resume", "broken", "--set", "optim.lr=1"], **options)
+    assert changed.returncode == 2
+    assert "optim.lr is" in changed.stderr
+
+
+@pytest.mark.parametrize("engine", engines.installed()[-1:])
+def test_a_full_disk_ends_in_one_line(engine: str, tmp_path: Path) -> None:
+    limited = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
+        "from xcite.cli import main; main(sys.argv[1:])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", limited, "train", "digits", "--engine", engine, "--out", "run"]
+        + small("data.workers=0", "optim.epochs=1"),
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
+    assert result.returncode == 2
+    assert "cannot write" in result.stderr
+    assert "Traceback" not in result.stderr
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert not [name for name in names if name.endswith(".part") or "safetensors" in name]
+
+
+@pytest.mark.parametrize("engine", engines.installed()[-1:])
+def test_train_evaluate_predict(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import json
+
+    monkeypatch.chdir(tmp_path)
+    assert run("train", "digits", "--engine", engine, *small("data.workers=0")) == 0
+    assert "Validate Epoch [2] acc1 (" in capsys.readouterr().out
+    files = ["--json", "accuracy.json", "--confusion", "confusion.png", "--workers", "0"]
+    on = ["--engine", engine]
+    assert run("evaluate", "runs/digits-1", "--data", "digits", *on, *files) == 0
+    out = capsys.readouterr().out
+    figures = json.loads(Path("accuracy.json").read_text())
+    assert f"top-1 {figures['acc1']:.2f} %" in out
+    assert figures["pictures"] == sum(map(sum, figures["confusion"])) == 360
+    rows = [
+        json.loads(line) for line in Path("runs/digits-1/metrics.jsonl").read_text().splitlines()
+    ]
+    best = max(max(r.get("acc1", 0), r.get("ema_acc1", 0)) for r in rows)
+    assert figures["acc1"] == pytest.approx(best), "the same pictures, the same figure"
+    assert Image.open("confusion.png").size[0] > 400
+
+    # the same pictures as a folder whose classes sort differently: matched by name
+    rng = np.random.default_rng(0)
+    for name in "9876543210":
+        Path("folder", name).mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 255, (8, 8), dtype=np.uint8)).save(f"folder/{name}/x.png")
+    assert run("evaluate", "runs/digits-1", "--data", "folder", *on, "--workers", "0") == 0
+    Path("folder/9").rename("folder/nine")
+    assert run("evaluate", "runs/digits-1", "--data", "folder", *on) == 2
+    error = capsys.readouterr().err
+    assert "only there: nine" in error
+    assert "only in the model: 9" in error
+
+    Path("broken.png").write_bytes(b"no picture")
+    pictures = ["folder/0/x.png", "broken.png", "absent.png", "folder", "folder/1/x.png"]
+    capsys.readouterr()
+    assert run("predict", "runs/digits-1", *pictures, *on) == 2
+    out, error = capsys.readouterr()
+    assert out.count("%") == 10, "five names for each of the two good pictures"
+    assert len(error.strip().splitlines()) == 3
+    assert run("predict", "runs/digits-1", *pictures[:1], "--json", "--top", "3", *on) == 0
+    answer = json.loads(capsys.readouterr().out)[0]
+    assert [len(answer["classes"]), answer["picture"]] == [3, "folder/0/x.png"]
+    shares = [row["probability"] for row in answer["classes"]]
+    assert shares == sorted(shares, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "command", [["evaluate", "absent", "--data", "digits"], ["predict", "absent", "x.png"]]
+)
+def test_no_such_model(
+    command: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(*command) == 2
+    assert "absent" in capsys.readouterr().err
