@@ -349,11 +349,10 @@ class _XCiT:
         """
         g = self.g
         x = g.add(x, self.xca(x, f"{name}.attn"), f"{name}.attn.residual")
-        local = self.local_interaction(x, f"{name}.local_mp")
+        x = g.add(x, self.local_interaction(x, f"{name}.local_mp"), f"{name}.local_mp.residual")
         axis = g.integers([-1], f"{name}.local_mp.axis")
-        mean = g.op("ReduceMean", [local, axis], f"{name}.local_mp.mean", keepdims=1)
-        local = g.op("Sub", [local, mean], f"{name}.local_mp.centred")
-        x = g.add(x, local, f"{name}.local_mp.residual")
+        mean = g.op("ReduceMean", [x, axis], f"{name}.local_mp.mean", keepdims=1)
+        x = g.op("Sub", [x, mean], f"{name}.local_mp.centred")
         return g.add(x, self.mlp(x, name), f"{name}.mlp.residual")
 
     def norm(self, x: str, name: str) -> str:

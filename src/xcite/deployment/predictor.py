@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     Picture = str | os.PathLike[str] | bytes | np.ndarray | Image
 
 CHUNK = 32  # pictures per run of `predict`: bounds memory, and larger batches are not faster
+BATCHES = (16, 4, 1)  # compiled batch sizes: large enough not to waste, few enough to hold
 RUNTIMES = {  # per bundle format, the preferred one first
     "onnx": ("openvino", "onnxruntime"),
     "openvino": ("openvino",),
@@ -128,13 +129,11 @@ class Predictor:
         Raises:
             XciteError: not a picture, or one of more than ``max_pixels`` pixels.
         """
-        from xcite.data.decoding import decode
+        from xcite.data.decoding import MAX_PIXELS, decode
 
         channels = self.preprocessing.channels
-        if not isinstance(picture, str | os.PathLike | bytes | np.ndarray):
-            picture = np.asarray(picture.convert("RGB" if channels == 3 else "L"))
-        limit = {} if max_pixels is None else {"max_pixels": max_pixels}
-        decoded = decode(picture, channels=channels, **limit)
+        limit = MAX_PIXELS if max_pixels is None else max_pixels
+        decoded = decode(picture, channels=channels, max_pixels=limit)
         return input_pixels(decoded, self.preprocessing, self.info.size)
 
     def images(self, pixels: np.ndarray) -> np.ndarray:
@@ -214,7 +213,9 @@ def _load(
         raise XciteError(
             f"runtime {runtime!r} does not read {info.format} bundles; choose {' or '.join(able)}"
         )
-    if precision not in (None, info.precision) and (info.precision, precision) != ("f32", "bf16"):
+    if precision not in (None, info.precision) and (
+        precision != "bf16" or info.precision != "f32" or info.format == "paddle"
+    ):
         raise XciteError(
             f"the bundle is {info.precision} and cannot run in {precision}; export it that way"
         )
@@ -230,7 +231,12 @@ def _load(
 
 
 class _OpenVINO:
-    """Compiled once; every call borrows an infer request, so calls may overlap."""
+    """Compiled for a few batch sizes; calls may overlap.
+
+    OpenVINO leaves out layout copies around convolutions and merges more only where all shapes are
+    known. So a batch is cut into parts of the sizes in `BATCHES`, each compiled when first needed.
+    A graph of dynamic size does the same at its usual size, and takes any other as it comes.
+    """
 
     name = "openvino"
 
@@ -239,47 +245,71 @@ class _OpenVINO:
     ) -> None:
         import openvino
 
-        core = openvino.Core()
+        self._core = openvino.Core()
         if info.format == "onnx":
-            model = core.read_model((bundle / "model.onnx").read_bytes())
+            self._model = self._core.read_model((bundle / "model.onnx").read_bytes())
         else:
-            model = core.read_model(
+            self._model = self._core.read_model(
                 (bundle / "model.xml").read_bytes(), (bundle / "model.bin").read_bytes()
             )
         self.precision = precision
         self.streams = streams
-        self._compiled = compile_openvino(core, model, precision, threads, streams)
+        self._options = precision, threads, streams
+        side = info.preprocessing.size
+        self._usual = info.size or (side, side)
         # OpenVINO gives an output several names; ours is the one the bundle lists.
         self._outputs = [
             next(name for name in info.outputs if name in output.get_names())
-            for output in self._compiled.outputs
+            for output in self._model.outputs
         ]
-        self._idle: list[Any] = []
+        self._compiled: dict[tuple[int, ...], Any] = {}
+        self._idle: dict[tuple[int, ...], list[Any]] = {}
         self._lock = threading.Lock()
 
-    def _borrow(self) -> Any:
+    def _borrow(self, shape: tuple[int, ...]) -> Any:
+        """An infer request for images of this shape; () for any."""
         with self._lock:
-            if self._idle:
-                return self._idle.pop()
-        return self._compiled.create_infer_request()
+            if self._idle.get(shape):
+                return self._idle[shape].pop()
+            if shape not in self._compiled:
+                model = self._model.clone()
+                if shape:
+                    model.reshape(list(shape))
+                self._compiled[shape] = compile_openvino(self._core, model, *self._options)
+            return self._compiled[shape].create_infer_request()
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
         import openvino
 
-        parts = np.array_split(images, min(self.streams, len(images)))
-        requests = [self._borrow() for _ in parts]
-        for request, part in zip(requests, parts, strict=True):
+        usual = images.shape[2:] == self._usual
+        jobs = []
+        for part in self._parts(images) if usual else [images]:
+            key = part.shape if usual else ()
+            request = self._borrow(key)
             request.set_input_tensor(openvino.Tensor(part, True))
             request.start_async()
-        for request in requests:
+            jobs.append((key, request))
+        for _, request in jobs:
             request.wait()
         result = {
-            name: np.concatenate([request.get_output_tensor(i).data for request in requests])
+            name: np.concatenate([request.get_output_tensor(i).data for _, request in jobs])
             for i, name in enumerate(self._outputs)
         }  # concatenate copies: the next call writes into the requests' own memory
         with self._lock:
-            self._idle += requests
+            for key, request in jobs:
+                self._idle.setdefault(key, []).append(request)
         return result
+
+    def _parts(self, images: np.ndarray) -> list[np.ndarray]:
+        """Cut into parts of known sizes, at least one per stream where there are enough images."""
+        share = -(-len(images) // self.streams)
+        parts, start = [], 0
+        while start < len(images):
+            left = min(share, len(images) - start)
+            size = next(size for size in BATCHES if size <= left)
+            parts.append(images[start : start + size])
+            start += size
+        return parts
 
 
 def compile_openvino(core: Any, model: Any, precision: str, threads: int, streams: int) -> Any:
@@ -336,7 +366,7 @@ class _Paddle:
 
         self.precision = precision
         self.streams = 1
-        self._program = Program(bundle / "model", threads=threads, precision=precision)
+        self._program = Program(bundle / "model", threads=threads)
         self._lock = threading.Lock()
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -344,4 +374,8 @@ class _Paddle:
             return {"logits": self._program.run(images)}
 
 
-_RUNTIMES = {"openvino": _OpenVINO, "onnxruntime": _OnnxRuntime, "paddle": _Paddle}
+_RUNTIMES: dict[str, Callable[..., _Runtime]] = {
+    "openvino": _OpenVINO,
+    "onnxruntime": _OnnxRuntime,
+    "paddle": _Paddle,
+}

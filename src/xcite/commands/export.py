@@ -1,0 +1,84 @@
+"""`xcite export`: weights to a checked bundle."""
+
+from pathlib import Path
+
+import typer
+
+from xcite.errors import XciteError
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def export(
+    weights: str = typer.Argument(
+        help="Run folder, weights file of any dialect, or published name."
+    ),
+    out: Path = typer.Argument(help="Folder of the bundle; an earlier bundle is replaced."),
+    format: str = typer.Option("openvino", help="onnx, openvino or paddle."),
+    precision: str = typer.Option("f32", help="f32, bf16 or int8."),
+    size: str = typer.Option(
+        None, help="Input pixels: 224, 224x320 (height x width) or dynamic; default as trained."
+    ),
+    pictures: str = typer.Option(
+        None, help="Pictures to compare and calibrate on: folder, shards, list file or 'digits'."
+    ),
+    validation: str = typer.Option(None, help="Labelled pictures to measure top-1 on."),
+    max_drop: float = typer.Option(1.0, min=0.0, help="Points of top-1 that may be lost."),
+    engine: str = typer.Option(None, help="paddle or torch: what the graph is compared with."),
+) -> None:
+    """Make a checked bundle for CPU deployment."""
+    from xcite.deployment.export import export as make
+    from xcite.preprocessing import Preprocessing
+    from xcite.weights import open_weights
+
+    fixed, dynamic = _parse_size(size)
+    opened = open_weights(weights)
+    metadata = opened.metadata
+    if metadata.preprocessing is None:
+        channels = opened.architecture.in_chans
+        plain = {} if channels == 3 else {"mean": (0.5,) * channels, "std": (0.5,) * channels}
+        preprocessing = Preprocessing(**plain)
+        typer.echo(
+            f"note: {weights} does not say how its pictures were prepared; "
+            f"{preprocessing.size} px and the usual mean and deviation are assumed"
+        )
+    else:
+        preprocessing = metadata.preprocessing
+    info = make(
+        opened.tensors,
+        opened.architecture,
+        out,
+        preprocessing=preprocessing,
+        class_names=metadata.class_names,
+        format=format,
+        precision=precision,
+        size=fixed,
+        dynamic=dynamic,
+        pictures=pictures,
+        validation=validation,
+        max_drop=max_drop,
+        engine=engine,
+        model=metadata.variant,
+        provenance={
+            **metadata.provenance,
+            "weights": Path(weights).name,
+            "recipe_hash": metadata.recipe_hash,
+        },
+        say=typer.echo,
+    )
+    megabytes = sum((out / name).stat().st_size for name in info.files) / 2**20
+    typer.echo(f"wrote {out}: {info.format}, {info.precision}, {megabytes:.1f} MiB")
+
+
+def _parse_size(size: str | None) -> tuple[tuple[int, int] | None, bool]:
+    """(height and width, whether dynamic)."""
+    if size is None or size == "dynamic":
+        return None, size == "dynamic"
+    try:
+        sides = [int(side) for side in size.lower().split("x")]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise XciteError(f"--size is {size!r}; give pixels such as 224 or 224x320, or dynamic")
+    return (sides[0], sides[-1]), False
