@@ -260,7 +260,9 @@ def translate(
     for name, found_parts in parts.items():
         ordered = tuple(found_parts[i] for i in range(len(found_parts)))
         entry = _Found(rows[name], ordered, table.transposed)
-        result[name] = StoredTensor(entry.shape, ordered[0].dtype, entry.read)
+        # `entry.read` has made float32 of any float type already.
+        dtype = "float32" if "float" in ordered[0].dtype else "int64"
+        result[name] = StoredTensor(entry.shape, dtype, entry.read)
     for name, bias in biases.items():
         if name in result and result[name].shape == bias.shape:
             result[name] = _with_bias(result[name], bias)

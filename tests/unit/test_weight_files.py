@@ -1,0 +1,169 @@
+"""Xcite's own files: metadata, run folders, checkpoints, and what a file's name tells."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from xcite.canonical import initial_weights, shapes
+from xcite.errors import XciteError
+from xcite.preprocessing import Preprocessing
+from xcite.variants import RegNetArchitecture, XCiTArchitecture, find
+from xcite.weights import Metadata, open_weights, save_weights
+from xcite.weights.opening import imagenet_classes
+from xcite.weights.safetensors_files import write_safetensors
+
+SMALL = XCiTArchitecture(
+    8, embed_dim=16, depth=1, num_heads=2, num_classes=3, tokens_norm=False, eta=0.5
+)
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return initial_weights(SMALL)
+
+
+def test_metadata_travel_with_the_weights(weights, tmp_path):
+    metadata = Metadata(
+        variant=None,
+        architecture=SMALL,
+        class_names=["cat", "Hündin", "鸟"],
+        preprocessing=Preprocessing(size=32, crop_ratio=0.9, mean=(0.1, 0.2, 0.3)),
+        provenance={"source": "drawn"},
+        recipe_hash="abc",
+        metrics={"top1": 12.5},
+    )
+    path = tmp_path / "small.safetensors"
+    save_weights(path, weights, metadata)
+    opened = open_weights(path)
+    assert opened.architecture == SMALL  # tokens_norm and eta, too, which no shape shows
+    assert opened.dialect == "xcite"
+    assert opened.metadata.model_dump(exclude={"provenance"}) == metadata.model_dump(
+        exclude={"provenance"}
+    )
+    assert opened.metadata.provenance == {"source": "drawn", "part": "weights"}
+    for name, array in weights.items():
+        np.testing.assert_array_equal(opened.tensors[name], array)
+
+
+def test_regnet_metadata_keep_their_kind(tmp_path):
+    regnet = RegNetArchitecture(8, 0.0, 2.0, 8, depth=1, stem_width=8, num_classes=2)
+    save_weights(tmp_path / "r.safetensors", initial_weights(regnet), Metadata(architecture=regnet))
+    assert open_weights(tmp_path / "r.safetensors").architecture == regnet
+
+
+def test_weights_that_do_not_fit_their_metadata_are_not_written(weights, tmp_path):
+    path = tmp_path / "wrong.safetensors"
+    with pytest.raises(XciteError, match=r"of another shape: head\.weight"):
+        save_weights(path, weights, Metadata(architecture=replace(SMALL, num_classes=4)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_of_another_kind_is_refused(weights, tmp_path):
+    """The shapes would fit: only the metadata know that the logits would not."""
+    path = tmp_path / "small.safetensors"
+    save_weights(path, weights, Metadata(architecture=SMALL))
+    other = XCiTArchitecture(8, embed_dim=16, depth=1, num_heads=2, num_classes=3, tokens_norm=True)
+    with pytest.raises(XciteError, match="trained with tokens_norm=False, the model has True"):
+        open_weights(path, architecture=other)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"architecture": {"patch_size": 8, "colour": 1}}, "unknown field 'colour'"),
+        ({"architecture": {"patch_size": "8"}}, "says patch_size is '8'"),
+        ({"architecture": {"patch_size": 8}}, "is incomplete"),
+        ({"architecture": {"w0": 8, "depth": 10**9}}, "says depth is 1000000000"),
+        ({"preprocessing": {"size": 10**9}}, "preprocessing.size"),
+        ({"colour": 1}, "colour"),
+    ],
+)
+def test_strange_metadata_end_in_one_line(weights, tmp_path, change, said):
+    path = tmp_path / "strange.safetensors"
+    write_safetensors(path, weights, {"xcite": json.dumps(change)})
+    with pytest.raises(XciteError, match=said):
+        open_weights(path)
+
+
+def test_run_folders_give_their_best_weights(weights, tmp_path):
+    with pytest.raises(XciteError, match=r"neither best\.safetensors nor last\.safetensors"):
+        open_weights(tmp_path)
+    save_weights(
+        tmp_path / "last.safetensors", weights, Metadata(architecture=SMALL, metrics={"a": 1})
+    )
+    assert open_weights(tmp_path).metadata.metrics == {"a": 1}
+    save_weights(
+        tmp_path / "best.safetensors", weights, Metadata(architecture=SMALL, metrics={"a": 2})
+    )
+    assert open_weights(str(tmp_path)).metadata.metrics == {"a": 2}
+
+
+def test_training_state_holds_weights_and_average(weights, tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    state = {f"weights/{n}": a for n, a in weights.items()}
+    state |= {f"ema/{n}": a + a.dtype.type(1) for n, a in weights.items()}
+    state |= {f"moment1/{n}": np.zeros_like(a) for n, a in weights.items()}
+    write_safetensors(path, {**state, "step": np.int64(3).reshape(())})
+    opened = open_weights(path)
+    assert opened.parts == ("weights", "ema")
+    np.testing.assert_array_equal(opened.tensors["cls_token"], weights["cls_token"])
+    average = open_weights(path, part="ema").tensors
+    np.testing.assert_array_equal(average["cls_token"], weights["cls_token"] + 1)
+
+
+def test_a_published_name_tells_resolution_and_classes(tmp_path):
+    architecture = find("xcit_nano_12_p16")
+    zeros = {
+        n: np.zeros(s, np.int64 if n.endswith("tracked") else np.float32)
+        for n, s in shapes(architecture).items()
+    }
+    path = tmp_path / "xcit_nano_12_p16_384_dist.safetensors"
+    write_safetensors(path, zeros)
+    opened = open_weights(path)
+    assert opened.architecture == architecture
+    assert opened.metadata.variant == "xcit_nano_12_p16_384_dist"
+    assert opened.metadata.preprocessing == Preprocessing(size=384)
+    assert opened.metadata.class_names == imagenet_classes()
+    shutil.move(path, tmp_path / "mine.safetensors")
+    assert open_weights(tmp_path / "mine.safetensors").metadata.variant == "xcit_nano_12_p16"
+
+
+def test_class_names_stand_in_the_order_of_the_logits():
+    names = imagenet_classes()
+    assert len(names) == len(set(names)) == 1000
+    anchors = {
+        0: "tench",
+        207: "golden retriever",
+        281: "tabby",
+        404: "airliner",
+        517: "crane (machine)",
+        817: "sports car",
+        954: "banana",
+        999: "toilet tissue",
+    }
+    assert {i: names[i] for i in anchors} == anchors
+
+
+def test_integers_are_no_weights(weights, tmp_path):
+    path = tmp_path / "integers.safetensors"
+    write_safetensors(path, {**weights, "norm.bias": np.zeros(16, np.int32)})
+    with pytest.raises(XciteError, match=r"integers: norm\.bias"):
+        open_weights(path)
+
+
+def test_dino_checkpoints_give_the_backbone(weights, tmp_path):
+    import pickle
+
+    backbone = {n: a for n, a in weights.items() if not n.startswith("head.")}
+    path = tmp_path / "full.pdparams"
+    projection = {"head.mlp.0.weight": np.ones((4, 16), np.float32)}
+    teacher = {**{f"backbone.{n}": a for n, a in backbone.items()}, **projection}
+    student = {f"module.{n}": a + a.dtype.type(1) for n, a in teacher.items()}
+    path.write_bytes(pickle.dumps({"student": student, "teacher": teacher, "epoch": 3}))
+    opened = open_weights(path, part="teacher")
+    assert opened.architecture.num_classes == 0
+    np.testing.assert_array_equal(opened.tensors["cls_token"], weights["cls_token"])
+    assert "projection head" in opened.metadata.provenance["notes"][0]
