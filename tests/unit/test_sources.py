@@ -1,0 +1,174 @@
+"""Listings: folders, tar shards, list files and the digits, with damaged and hostile ones."""
+
+import io
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xcite.data.decoding import decode
+from xcite.data.sources import open_source, read_class_names, tar_members
+from xcite.errors import XciteError
+
+
+def png(value):
+    file = io.BytesIO()
+    Image.new("RGB", (6, 5), (value, value, value)).save(file, "PNG")
+    return file.getvalue()
+
+
+def add(archive, name, data, kind=tarfile.REGTYPE):
+    member = tarfile.TarInfo(name)
+    member.size, member.type = len(data), kind
+    archive.addfile(member, io.BytesIO(data))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for label, name in enumerate(["cat", "dog", "emu"]):
+        for number in range(3):
+            path = tmp_path / "pictures" / name / "deep" / f"{number} a.PNG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png(10 * label + number))
+    (tmp_path / "pictures" / ".hidden").mkdir()
+    (tmp_path / "pictures" / "cat" / "notes.txt").write_text("no picture")
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def shards(tmp_path):
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"train-{shard}.tar", "w") as archive:
+            for label, name in enumerate(["cat", "dog", "emu"]):
+                add(archive, f"./{name}/{shard}.png", png(10 * label + shard))
+            add(archive, "classes.json", b"{}")
+    return str(tmp_path / "train-*.tar")
+
+
+def check(source, number):
+    assert len(source) == number == len(source.labels)
+    assert source.class_names == ["cat", "dog", "emu"]
+    assert source.labels.dtype == np.int64
+    copy = pickle.loads(pickle.dumps(source))
+    for index in range(number):
+        value = decode(copy.read(index))[0, 0, 0]
+        assert value // 10 == source.labels[index]
+        assert source.class_names[source.labels[index]] in source.name(index)
+
+
+def test_folder(folder):
+    check(open_source(str(folder)), 9)
+
+
+def test_shards(shards, tmp_path):
+    source = open_source(shards)
+    check(source, 6)
+    assert open_source(str(tmp_path)).fingerprint() == source.fingerprint()
+    check(open_source(str(tmp_path / "train-0.tar")), 3)
+
+
+def test_list_file(folder, tmp_path):
+    names = sorted(path.relative_to(folder) for path in folder.rglob("*.PNG"))
+    lines = [f"{name} {['cat', 'dog', 'emu'].index(name.parts[0])}" for name in names]
+    listing = tmp_path / "list.txt"
+    listing.write_text("\n".join(lines) + "\n\n")
+    (tmp_path / "names.txt").write_text("cat\ndog\nemu\n")
+    names = read_class_names(tmp_path / "names.txt")
+    check(open_source(str(listing), root=str(folder), classes=names), 9)
+    assert open_source(str(listing), root=folder).class_names == ["0", "1", "2"]
+    with pytest.raises(XciteError, match=r"data\.root"):
+        open_source(str(listing))
+    with pytest.raises(XciteError, match="label 2, but there are 2 classes"):
+        open_source(str(listing), root=folder, classes=["cat", "dog"])
+
+
+@pytest.mark.parametrize("line", ["a.png", "a.png x", "a.png -1", "a.png 99999999999", " 3"])
+def test_bad_lines_are_named(line, tmp_path):
+    listing = tmp_path / "list.txt"
+    listing.write_text(f"b.png 0\n{line}\n")
+    with pytest.raises(XciteError, match="line 2"):
+        open_source(str(listing))
+
+
+def test_digits_are_split_once_and_for_all():
+    train, held_out = open_source("digits"), open_source("digits", split="validation")
+    assert len(train) + len(held_out) == 1797
+    assert abs(len(held_out) - 1797 / 5) < 3
+    names = {train.name(i).split("/")[1] for i in range(len(train))}
+    assert names.isdisjoint(held_out.name(i).split("/")[1] for i in range(len(held_out)))
+    shares = np.bincount(held_out.labels) / np.bincount(train.labels)
+    assert shares.min() > 0.23  # stratified: 1 to 4 in every class
+    assert shares.max() < 0.27
+    pixels = train.read(0)
+    assert pixels.shape == (8, 8, 3)
+    assert max(train.read(i).max() for i in range(20)) == 255
+    assert open_source("digits", channels=1).read(0).shape == (8, 8, 1)
+    with pytest.raises(XciteError, match="not 'test'"):
+        open_source("digits", split="test")
+
+
+def test_classes_of_a_model_give_the_labels(folder):
+    names = ["zebra", "emu", "dog", "cat"]
+    source = open_source(folder, classes=names)
+    assert source.class_names == names
+    assert set(source.labels) == {1, 2, 3}
+    with pytest.raises(XciteError, match="class 'emu' is not among the 2"):
+        open_source(folder, classes=["cat", "dog"])
+    with pytest.raises(XciteError, match="named twice"):
+        open_source(folder, classes=["cat", "cat"])
+
+
+def test_fingerprint_follows_the_listing(folder):
+    before = open_source(folder).fingerprint()
+    assert open_source(folder).fingerprint() == before
+    (folder / "cat" / "new.png").write_bytes(png(1))
+    assert open_source(folder).fingerprint() != before
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(XciteError, match="no such folder"):
+        open_source(str(tmp_path / "missing"))
+    with pytest.raises(XciteError, match="no file matches"):
+        open_source(str(tmp_path / "*.tar"))
+    with pytest.raises(XciteError, match="no pictures"):
+        open_source(str(tmp_path))
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(XciteError, match="'cat' holds no pictures"):
+        open_source(str(tmp_path))
+
+
+def test_damaged_archives(shards, tmp_path):
+    path = tmp_path / "train-0.tar"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:700])
+    with pytest.raises(XciteError, match=r"train-0\.tar"):
+        open_source(str(path))
+    path.write_bytes(b"\x1f\x8b" + whole)
+    with pytest.raises(XciteError, match="uncompressed tar"):
+        open_source(str(path))
+    path.write_bytes(whole)
+    source = open_source(str(path))
+    path.write_bytes(whole[:1600])
+    with pytest.raises(XciteError, match="shorter"):
+        source.read(2)
+
+
+def test_only_regular_members_are_listed(tmp_path):
+    path = tmp_path / "odd.tar"
+    with tarfile.open(path, "w") as archive:
+        link = tarfile.TarInfo("cat/link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+        add(archive, "../../cat/x.png", png(3))
+        add(archive, "cat/._x.png", b"resource fork")
+    members = list(tar_members(path))
+    assert [name for name, _, _ in members] == ["../../cat/x.png", "cat/._x.png"]
+    source = open_source(str(path))
+    assert len(source) == 1
+    assert decode(source.read(0))[0, 0, 0] == 3
+    with tarfile.open(path, "w") as archive:
+        add(archive, "x.png", png(3))
+    with pytest.raises(XciteError, match="no class folder"):
+        open_source(str(path))
