@@ -405,12 +405,17 @@ def _unpacked(item: dict[str, Any]) -> tuple[Batch, list[str]]:
 
 
 def _owned(array: np.ndarray) -> np.ndarray:
-    """A plain view; shared memory below it loses its name now and goes with the last view."""
+    """A plain array; shared memory that it lay in is given back at once.
+
+    Copying a batch is cheap beside making it, and grain's arrays complain when they outlive the
+    interpreter's modules, as a script's last batch does.
+    """
     shared = getattr(array, "shm", None)
-    if shared is not None:
-        array._unlink_on_del = False  # type: ignore[attr-defined]
-        shared.unlink()
-    return np.asarray(array)
+    if shared is None:
+        return array
+    array._unlink_on_del = False  # type: ignore[attr-defined]
+    shared.unlink()
+    return np.array(array, subok=False)
 
 
 class _Reader:
