@@ -155,6 +155,12 @@ def test_bytes_are_counted_while_they_arrive(client):
     assert answer.status_code == 413
 
 
+def test_giant_headers_are_refused(client):
+    answer = client.get("/", headers={"x-long": "x" * 20_000})
+    assert answer.status_code == 431
+    assert "too large" in answer.json()["error"]
+
+
 def test_wrong_methods_and_addresses(client):
     answer = client.get("/predict")
     assert answer.status_code == 405

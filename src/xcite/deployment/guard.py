@@ -30,6 +30,8 @@ SECURITY_HEADERS = {
 # Without a token: the page, which asks for one, and the sign of life.
 OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/health"})
 
+LARGEST_HEADERS = 16 * 2**10  # bytes, all together; browsers send one or two thousand
+
 
 class Guard:
     """ASGI application around another one.
@@ -74,21 +76,24 @@ class Guard:
             await send(message)
 
         try:
-            if self._allowed(scope):
-                await self._application(scope, receive, send_guarded)
+            if sum(len(name) + len(value) for name, value in scope["headers"]) > LARGEST_HEADERS:
+                await _refuse(send_guarded, 431, "the headers of this request are too large")
+            elif not self._allowed(scope):
+                words = "this server needs a token: Authorization: Bearer TOKEN"
+                await _refuse(send_guarded, 401, words, (b"www-authenticate", b"Bearer"))
             else:
-                await _refuse(send_guarded)
+                await self._application(scope, receive, send_guarded)
         finally:
             seconds = time.perf_counter() - started
             self._observe(scope["method"], scope["path"], status, seconds)
 
 
-async def _refuse(send: Send) -> None:
-    body = json.dumps({"error": "this server needs a token: Authorization: Bearer TOKEN"}).encode()
+async def _refuse(send: Send, status: int, words: str, *more: tuple[bytes, bytes]) -> None:
+    body = json.dumps({"error": words}).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
-        (b"www-authenticate", b"Bearer"),
+        *more,
     ]
-    await send({"type": "http.response.start", "status": 401, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from xcite.deployment.predictor import Predictor
 
 log = logging.getLogger("xcite.server")
+
+WARM_UP = 5.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -179,10 +182,16 @@ class Service:
         metrics.waiting.set_function(lambda: self.batcher.taken)
 
     def warm_up(self) -> None:
-        """Predict once alone and once in a full batch: the first request must not pay for it."""
+        """Predict in batches of every size, as far as `WARM_UP` seconds go, the extremes first.
+
+        A runtime prepares itself anew for each size; no request should pay for that.
+        """
         preprocessing = self.predictor.preprocessing
         height, width = self.predictor.info.size or (preprocessing.size, preprocessing.size)
-        for batch in (1, self.limits.batch):
+        end = time.monotonic() + WARM_UP
+        for batch in (1, *range(self.limits.batch, 1, -1)):
+            if time.monotonic() > end:
+                break
             shape = (batch, preprocessing.channels, height, width)
             self.predictor.run(np.zeros(shape, np.float32))
 

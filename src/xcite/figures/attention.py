@@ -340,7 +340,9 @@ def overlay_png(picture: np.ndarray, attention: np.ndarray, *, side: float = 1.8
     """The picture under a heat map, as PNG bytes of ``side`` inches (100 pixels each)."""
     import io
 
-    figure = _figure(side, side * picture.shape[0] / picture.shape[1])
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(side, side * picture.shape[0] / picture.shape[1]))
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set_axis_off()
     _overlay(axis, picture, attention)

@@ -53,7 +53,7 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; }
 .pictures .pair { display: grid; grid-template-columns: 1fr 1fr; gap: .25rem; }
 .pictures img { width: 100%; border-radius: .35rem; image-rendering: pixelated; }
 figcaption { font-size: .875rem; overflow-wrap: anywhere; }
-pre { overflow-x: auto; margin: 0; font-size: .875rem; }
+pre { overflow-x: auto; margin: 0; font-size: .875rem; columns: 19rem; }
 """
 
 
@@ -183,7 +183,7 @@ def _examine(
     correct = np.concatenate(said) == source.labels[index]
     order = np.argsort(loss, kind="stable")
     right, wrong = order[correct[order]], order[~correct[order]][::-1]
-    best = index[right[:pictures]]
+    best = index[_one_of_each(right, source.labels[index])[:pictures]]
     worst = index[wrong[:pictures]]
     return _Findings(
         data=spec,
@@ -192,6 +192,17 @@ def _examine(
         worst=[_case(model, preprocessing, source, int(i)) for i in worst],
         skipped=loader.skipped,
     )
+
+
+def _one_of_each(order: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """``order`` with the first of every class in front, then the second ones, and so on."""
+    seen: dict[int, int] = {}
+    turns = []
+    for position in order:
+        label = int(labels[position])
+        turns.append(seen.get(label, 0))
+        seen[label] = turns[-1] + 1
+    return order[np.argsort(turns, kind="stable")]
 
 
 def _case(model: "Engine", preprocessing: Preprocessing, source: "Source", index: int) -> _Case:
@@ -268,7 +279,12 @@ def _head(
         f"<div><dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd></div>"
         for key, value in facts
     )
-    return f"<header><h1>{html.escape(name)}</h1><dl class='facts'>{listed}</dl></header>\n"
+    changed = ", ".join(f"{key} {value}" for key, value in recipe.model.overrides().items())
+    with_ = f"<p class='quiet'>{html.escape(recipe.model.name)} with {html.escape(changed)}</p>"
+    return (
+        f"<header><h1>{html.escape(name)}</h1><dl class='facts'>{listed}</dl>"
+        f"{with_ if changed else ''}</header>\n"
+    )
 
 
 def _curves(name: str, rows: list[dict[str, Any]]) -> str:
