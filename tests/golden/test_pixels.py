@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from xcite.data.batch import Batch, Mixing
-from xcite.engines.pixels import mix, model_input, normalise
+from xcite.data.transforms import normalise
+from xcite.engines.pixels import mix, model_input
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
 

@@ -8,7 +8,7 @@ thread and broadcast slowly, 32 ms.
 import numpy as np
 
 from xcite.data.batch import Batch, Mixing
-from xcite.errors import XciteError
+from xcite.data.transforms import normalise
 from xcite.preprocessing import Preprocessing
 
 
@@ -26,21 +26,6 @@ def model_input(batch: Batch, preprocessing: Preprocessing) -> np.ndarray:
         height, width = noise.shape[1:]
         images[position, :, top : top + height, left : left + width] = noise
     return images if batch.mixing is None else mix(images, batch.mixing)
-
-
-def normalise(pictures: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """(v / 255 - mean) / std in float32, in this order, of uint8 (B, H, W, C)."""
-    channels = pictures.shape[-1]
-    if channels != preprocessing.channels:
-        raise XciteError(
-            f"the pictures have {channels} channels but the preprocessing's mean and std have "
-            f"{preprocessing.channels}; set data and preprocessing to the same"
-        )
-    images = pictures.transpose(0, 3, 1, 2).astype(np.float32, order="C")
-    images /= np.float32(255)
-    images -= np.array(preprocessing.mean, np.float32)[:, None, None]
-    images /= np.array(preprocessing.std, np.float32)[:, None, None]
-    return images
 
 
 def mix(images: np.ndarray, mixing: Mixing) -> np.ndarray:

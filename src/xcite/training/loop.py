@@ -241,10 +241,11 @@ class _Run:
                 ],
                 teacher=[self.teacher.answers(part) if self.teacher else None for part in parts],
             )
-            if not math.isfinite(result.loss):
+            if not math.isfinite(result.loss + result.gradient_norm):
                 raise XciteError(
-                    f"the loss is {result.loss} in epoch {epoch + 1}, step {self.position.step + 1}"
-                    f" of {self.steps} (learning rate {rate:.3g}); the weights before it are kept; "
+                    f"the loss is {result.loss}, the gradient's norm {result.gradient_norm}, "
+                    f"in epoch {epoch + 1}, step {self.position.step + 1} of {self.steps} "
+                    f"(learning rate {rate:.3g}); the weights before it are kept; "
                     "lower optim.lr, set optim.clip or use float32"
                 )
             self.position = self.position.after(result.loss, time.monotonic() - before)

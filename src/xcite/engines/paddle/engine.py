@@ -284,7 +284,8 @@ class Engine:
         if batch.targets is None:
             raise XciteError("a batch to train on needs targets; this one is for evaluation")
         images = self._images(model_input(batch, self._preprocessing))
-        if paths is None and getattr(self.architecture, "drop_path", 0):
+        drops = isinstance(self.architecture, XCiTArchitecture) and self.architecture.drop_path > 0
+        if paths is None and drops:
             # None means that nothing is dropped; the model itself would draw.
             paths = np.ones((self.architecture.depth, 3, len(batch.pictures)), np.float32)
         with self._autocast():
