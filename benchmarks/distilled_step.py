@@ -1,0 +1,157 @@
+"""What does a teacher cost per training step? Live RegNetY-160, cached, and none, side by side.
+
+    python benchmarks/distilled_step.py [--engines paddle torch] [--batch 8] [--repeats 5]
+
+XCiT-N12/8 at 224 learns from pictures of noise with the hard loss. The three kinds of step take
+turns in one process, so that whatever else the machine does meets all of them; loading pictures is
+left out, being the same for all. A cached step should take at most 1.15 times the undistilled one.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))  # before Paddle
+
+import numpy as np
+from PIL import Image
+
+from xcite import recipe as recipes
+from xcite.data.batch import Batch
+from xcite.data.pipeline import TrainLoader
+from xcite.engines import create_engine
+from xcite.recipe import DistillRecipe, Recipe
+from xcite.training import plan
+from xcite.training.distillation import LiveTeacher, Teacher
+from xcite.training.teacher_cache import compute, open_cache
+from xcite.variants import find
+
+KINDS = ("undistilled", "cached teacher", "live RegNetY-160")
+Step = Callable[[], object]
+
+
+def main() -> None:
+    """Measure and print; with --json also write the seconds."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--engines", nargs="+", default=["paddle", "torch"])
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    seconds: dict[str, dict[str, list[float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        write_pictures(place / "pictures", 2 * options.batch)
+        steps = {
+            engine: prepare(engine, place, options.batch, options.size)
+            for engine in options.engines
+        }
+        for kinds in steps.values():
+            for step in kinds.values():
+                step()  # the first step allocates and is not counted
+        for _ in range(options.repeats):
+            for engine, kinds in steps.items():
+                for kind, step in kinds.items():
+                    start = time.perf_counter()
+                    step()
+                    taken = time.perf_counter() - start
+                    seconds.setdefault(engine, {}).setdefault(kind, []).append(taken)
+    print(f"xcit_nano_12_p8, {options.size} px, batch {options.batch}, {options.repeats} rounds")
+    print(f"{'engine':<8}{'step':<20}{'median':>9}{'fastest':>9}{'to undistilled, same round':>29}")
+    for engine, kinds in seconds.items():
+        for kind, taken in kinds.items():
+            ratios = [a / b for a, b in zip(taken, kinds["undistilled"], strict=True)]
+            print(
+                f"{engine:<8}{kind:<20}{statistics.median(taken):>7.2f} s{min(taken):>7.2f} s"
+                f"{statistics.median(ratios):>29.2f}"
+            )
+    if options.json:
+        options.json.write_text(json.dumps(seconds, indent=2) + "\n", encoding="utf-8")
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    """Pictures of noise in two classes."""
+    random = np.random.default_rng(0)
+    for number in range(count):
+        path = folder / f"class{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (256, 256, 3), np.uint8)).save(path)
+
+
+def prepare(engine: str, place: Path, batch: int, size: int) -> dict[str, Step]:
+    """One step of each kind on an engine, all of the same batch of the same student."""
+    cache = place / f"cache-{engine}"
+    recipe = recipes.load(
+        "imagenet-distilled",
+        [
+            f"run.engine={engine}",
+            "model.name=xcit_nano_12_p8",
+            f"data.train={place / 'pictures'}",
+            "data.validation=null",
+            "data.workers=0",
+            f"preprocessing.size={size}",
+            f"optim.batch={batch}",
+            "optim.lr_per=null",
+            "distill.loss=hard",
+            "distill.teacher=null",
+            "distill.teacher_model=null",
+            f"distill.cache={cache}",
+            "distill.views=1",
+        ],
+    )
+    prepared = plan.make(recipe)
+    student = create_engine(engine, prepared.architecture)
+    classes = prepared.class_names
+    # Untrained weights cost what trained ones do.
+    regnet = create_engine(engine, find("regnety_160", num_classes=len(classes)))
+    live = LiveTeacher(
+        regnet.predict,
+        student.images,
+        student=recipe.preprocessing,
+        own=recipe.preprocessing,
+        columns=None,
+        hard=True,
+        identity={"sha256": "untrained", "size": size, "mean": [], "std": []},
+    )
+    compute(recipe, prepared.train, classes, live, cache)
+    cached = open_cache(recipe, prepared.train, classes)
+    first = next(iter(TrainLoader(prepared.train, recipe).epoch(0)))
+    alone = DistillRecipe()
+    return {
+        kind: step_of(engine, prepared, recipe, distill, teacher, first)
+        for kind, distill, teacher in zip(
+            KINDS,
+            (alone, recipe.distill, recipe.distill),
+            (None, cached, live),
+            strict=True,
+        )
+    }
+
+
+def step_of(
+    engine: str,
+    prepared: plan.Plan,
+    recipe: Recipe,
+    distill: DistillRecipe,
+    teacher: Teacher | None,
+    batch: Batch,
+) -> Step:
+    """A training step with the teacher's answers asked for, if there is one."""
+    student = create_engine(engine, prepared.architecture)
+    student.start_training(recipe.optim, distill, recipe.preprocessing)
+
+    def step() -> object:
+        answers = teacher.answers(batch) if teacher else None
+        return student.train_step([batch], learning_rate=1e-5, paths=[None], teacher=[answers])
+
+    return step
+
+
+if __name__ == "__main__":
+    main()
