@@ -294,23 +294,33 @@ class Digits:
         return _fingerprint(names, self.labels, self.class_names)
 
 
-def tar_members(path: str | os.PathLike[str]) -> Iterable[tuple[str, int, int]]:
+def tar_members(
+    path: str | os.PathLike[str], start: int = 0, length: int | None = None
+) -> Iterable[tuple[str, int, int]]:
     """Name, offset and size of each regular file in an uncompressed tar archive, in order.
 
+    Args:
+        start, length: where an archive lies that is itself a member of ``path``; offsets count
+            from the beginning of ``path`` all the same.
+
     Raises:
-        XciteError: unreadable, compressed or damaged; or a member reaches beyond the file's end.
+        XciteError: unreadable, compressed or damaged; or a member reaches beyond the end.
     """
     try:
-        length = os.path.getsize(path)
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                archive.members = []  # type: ignore[attr-defined]
-                # tarfile would keep every header; a listing may be long
-                if not member.isreg() or member.issparse():
-                    continue
-                if member.size < 0 or member.offset_data + member.size > length:
-                    raise XciteError(f"{path}: cut short within {member.name!r}")
-                yield member.name, member.offset_data, member.size
+        end = os.path.getsize(path) if length is None else start + length
+        with open(path, "rb") as file:
+            file.seek(start)
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                for member in archive:
+                    # tarfile would keep every header, and a listing may be long
+                    archive.members = []  # type: ignore[attr-defined]
+                    if member.offset >= end:
+                        return
+                    if not member.isreg() or member.issparse():
+                        continue
+                    if member.size < 0 or member.offset_data + member.size > end:
+                        raise XciteError(f"{path}: cut short within {member.name!r}")
+                    yield member.name, member.offset_data, member.size
     except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError) as error:
         raise XciteError(f"{path}: cannot be read as an uncompressed tar ({error})") from error
 

@@ -1,0 +1,395 @@
+"""ImageNet's archives to class folders or tar shards, resumable, whole or not at all.
+
+Everything is listed first, in place, archives within archives included; then copied into
+``DEST.part``, counted, and renamed to ``DEST``. Run again, it goes on where it stopped.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xcite.data.decoding import SUFFIXES
+from xcite.data.sources import tar_members
+from xcite.errors import XciteError
+from xcite.whole_files import whole_file, write_text
+
+OFFICIAL = {"classes": 1000, "train": 1_281_167, "val": 50_000}
+PICTURES_PER_SHARD = 10_000
+
+_CLASS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
+_LARGEST_TABLE = 64 << 20  # bytes; the real meta.mat has about half a million
+_LARGEST_DEVKIT = 1 << 30  # bytes unpacked; the real one has a few million
+_PLAN = "prepared.json"
+_FORMAT = tarfile.USTAR_FORMAT
+
+Progress = Callable[[str, int, int], None]
+"""Told (what is going on, how many are done, how many there are; 0 where unknown)."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Where a picture lies now, and as what it shall be found."""
+
+    archive: str
+    offset: int
+    size: int
+    class_name: str
+    file: str
+
+
+def prepare_imagenet(
+    destination: Path,
+    *,
+    train: Sequence[Path],
+    val: Sequence[Path],
+    devkit: Path | None = None,
+    val_list: Path | None = None,
+    layout: str = "folders",
+    per_shard: int = PICTURES_PER_SHARD,
+    progress: Progress = lambda *_: None,
+) -> dict[str, int]:
+    """Write ``destination`` with train and val as folders or shards.
+
+    Args:
+        train: the official tar of class tars, or tars of class folders (the sorted 'light' parts).
+        val: tars of pictures, flat (then `devkit` or `val_list` says what they show) or in folders.
+        devkit: the official development kit; needs SciPy to read its table.
+        val_list: lines of ``name wnid`` instead of the development kit.
+        layout: "folders" gives ``train/<wnid>/<picture>``, "shards" ``train-0000.tar`` and so on.
+
+    Returns:
+        Numbers of classes, of train and of val pictures.
+
+    Raises:
+        XciteError: unreadable or hostile archives, counts that do not fit, a full disk, or a
+            destination that holds something else. ``destination`` does not appear then.
+    """
+    if layout not in ("folders", "shards"):
+        raise XciteError(f"unknown layout {layout!r}; choose folders or shards")
+    if per_shard < 1:
+        raise XciteError("a shard holds at least one picture")
+    answers = None
+    if devkit is not None and val_list is not None:
+        raise XciteError("give --devkit or --val-list, not both: each says what val pictures show")
+    if devkit is not None:
+        answers = _answers_of_devkit(devkit)
+    elif val_list is not None:
+        answers = _answers_of_list(val_list)
+    splits = {
+        "train": _listed_train(train, progress),
+        "val": _listed_val(val, answers, progress),
+    }
+    counts = _check(splits, answers)
+    plan = counts | {"layout": layout, "per_shard": per_shard, "listing": _hash(splits)}
+    if destination.exists():
+        if _plan_of(destination) == plan:
+            return counts
+        raise XciteError(f"{destination} exists already; give a folder that does not")
+    aside = destination.with_name(destination.name + ".part")
+    if aside.exists() and _plan_of(aside) != plan:
+        raise XciteError(f"{aside} was begun from other archives or options; remove it first")
+    _check_space(splits, aside)
+    write_text(aside / _PLAN, json.dumps(plan, indent=2) + "\n")
+    write = _write_folders if layout == "folders" else _write_shards
+    for split, pictures in splits.items():
+        write(aside, split, pictures, per_shard, progress)
+        _verify(aside, split, pictures, layout)
+    os.sync()  # once for all, instead of once for each of a million pictures
+    aside.rename(destination)
+    return counts
+
+
+# --- listing ------------------------------------------------------------------------------------
+
+
+def _listed_train(archives: Sequence[Path], progress: Progress) -> list[Picture]:
+    pictures: list[Picture] = []
+    for archive in archives:
+        for name, offset, size in tar_members(archive):
+            parts = _parts(archive, name)
+            if name.endswith(".tar"):
+                class_name = _fitting(_CLASS, parts[-1].removesuffix(".tar"), archive, name)
+                for inner, start, length in tar_members(archive, offset, size):
+                    file = _parts(archive, inner)[-1]
+                    pictures += _picture(archive, start, length, class_name, file)
+                progress("listing train", len(pictures), 0)
+            elif len(parts) > 1:
+                pictures += _picture(archive, offset, size, parts[-2], parts[-1])
+            elif _is_picture(parts[-1]):
+                raise XciteError(f"{archive}: {name!r} lies in no class folder and no class tar")
+    progress("listing train", len(pictures), len(pictures))
+    return pictures
+
+
+def _listed_val(
+    archives: Sequence[Path], answers: dict[str, str] | None, progress: Progress
+) -> list[Picture]:
+    pictures: list[Picture] = []
+    for archive in archives:
+        for name, offset, size in tar_members(archive):
+            *folders, file = _parts(archive, name)
+            if not _is_picture(file):
+                continue
+            if answers is not None:
+                if file not in answers:
+                    raise XciteError(f"{archive}: nothing says what {file} shows")
+                class_name = answers[file]
+            elif folders:
+                class_name = folders[-1]
+            else:
+                raise XciteError(
+                    f"{archive}: {file} lies in no class folder; "
+                    "give --devkit or --val-list, which says what it shows"
+                )
+            pictures += _picture(archive, offset, size, class_name, file)
+    progress("listing val", len(pictures), len(pictures))
+    return pictures
+
+
+def _picture(archive: Path, offset: int, size: int, class_name: str, file: str) -> list[Picture]:
+    if not _is_picture(file):
+        return []
+    _fitting(_CLASS, class_name, archive, class_name)
+    _fitting(_FILE, file, archive, file)
+    return [Picture(str(archive), offset, size, class_name, file)]
+
+
+def _is_picture(file: str) -> bool:
+    return file.lower().endswith(SUFFIXES) and not file.startswith(".")
+
+
+def _parts(archive: Path, name: str) -> list[str]:
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if name.startswith("/") or ".." in parts or "\\" in name or not parts:
+        raise XciteError(f"{archive}: refused, the member name {name!r} points elsewhere")
+    return parts
+
+
+def _fitting(pattern: re.Pattern[str], text: str, archive: Path, name: str) -> str:
+    if not pattern.fullmatch(text):
+        raise XciteError(f"{archive}: refused, {name!r} is not a plain name")
+    return text
+
+
+# --- what validation pictures show --------------------------------------------------------------
+
+
+def _answers_of_list(path: Path) -> dict[str, str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise XciteError(f"{path}: not a readable text file ({error})") from error
+    answers: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        fields = line.replace(",", " ").split()
+        if not fields:
+            continue
+        if len(fields) != 2 or not _CLASS.fullmatch(fields[1]):
+            raise XciteError(f"{path} line {number}: expected 'name wnid', got {line[:80]!r}")
+        file = fields[0].rpartition("/")[2]
+        if file in answers:
+            raise XciteError(f"{path} line {number}: {file} is listed twice")
+        answers[file] = fields[1]
+    return answers
+
+
+def _answers_of_devkit(path: Path) -> dict[str, str]:
+    """File name to wnid: line k of the ground truth is about ILSVRC2012_val_0000000k.JPEG."""
+    wanted = {"meta.mat": b"", "ILSVRC2012_validation_ground_truth.txt": b""}
+    try:
+        with tarfile.open(path, "r:*") as archive:
+            for member in archive:
+                if member.offset > _LARGEST_DEVKIT:
+                    raise XciteError(f"{path}: far too large for a development kit")
+                name = member.name.rpartition("/")[2]
+                if member.isreg() and name in wanted and not wanted[name]:
+                    if member.size > _LARGEST_TABLE:
+                        raise XciteError(f"{path}: {member.name} is far too large")
+                    file = archive.extractfile(member)
+                    assert file is not None  # regular members have contents
+                    wanted[name] = file.read()
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise XciteError(f"{path}: cannot be read as a development kit ({error})") from error
+    for name, data in wanted.items():
+        if not data:
+            raise XciteError(f"{path}: no {name} in it; is it ILSVRC2012_devkit_t12?")
+    wnids = _wnids(wanted["meta.mat"], path)
+    answers = {}
+    truth = wanted["ILSVRC2012_validation_ground_truth.txt"].decode("ascii", "replace").split()
+    for number, text in enumerate(truth, 1):
+        if not text.isdecimal() or int(text) not in wnids:
+            raise XciteError(f"{path}: answer {number} of the ground truth is {text[:20]!r}")
+        answers[f"ILSVRC2012_val_{number:08}.JPEG"] = wnids[int(text)]
+    return answers
+
+
+def _wnids(table: bytes, path: Path) -> dict[int, str]:
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise XciteError(
+            "reading the development kit's meta.mat needs SciPy: pip install scipy; "
+            "or give --val-list with lines of 'name wnid'"
+        ) from error
+    try:
+        synsets = loadmat(io.BytesIO(table), squeeze_me=True)["synsets"].reshape(-1)
+        rows: list[Any] = [row for row in synsets if _number(row, "num_children") == 0]
+        return {_number(row, "ILSVRC2012_ID"): str(row["WNID"]) for row in rows}
+    except Exception as error:  # SciPy raises nearly anything on damaged files
+        raise XciteError(f"{path}: cannot read the synsets in meta.mat ({error})") from error
+
+
+def _number(row: Any, field: str) -> int:
+    return int(row[field]) if field in row.dtype.names else 0
+
+
+# --- checking -----------------------------------------------------------------------------------
+
+
+def _check(splits: dict[str, list[Picture]], answers: dict[str, str] | None) -> dict[str, int]:
+    for split, pictures in splits.items():
+        if not pictures:
+            raise XciteError(f"no {split} pictures in the archives")
+        places = Counter((picture.class_name, picture.file) for picture in pictures)
+        (class_name, file), times = places.most_common(1)[0]
+        if times > 1:
+            raise XciteError(f"{split}: {class_name}/{file} is there {times} times")
+    classes = {picture.class_name for picture in splits["train"]}
+    unknown = {picture.class_name for picture in splits["val"]} - classes
+    if unknown:
+        raise XciteError(
+            f"val has pictures of {sorted(unknown)[0]} and {len(unknown) - 1} more classes "
+            "that train does not have; is a part of train missing?"
+        )
+    if answers is not None:
+        missing = set(answers) - {picture.file for picture in splits["val"]}
+        if missing:
+            raise XciteError(
+                f"{len(missing)} of {len(answers)} val pictures are missing, {sorted(missing)[0]} "
+                "first"
+            )
+    counts = {"classes": len(classes)} | {name: len(part) for name, part in splits.items()}
+    official = counts["classes"] == OFFICIAL["classes"] and counts["val"] == OFFICIAL["val"]
+    if official and counts["train"] != OFFICIAL["train"]:
+        raise XciteError(
+            f"train has {counts['train']} pictures; ImageNet-1k has {OFFICIAL['train']}: "
+            "the archive is incomplete or not the official one"
+        )
+    return counts
+
+
+def _check_space(splits: dict[str, list[Picture]], aside: Path) -> None:
+    wanted = sum(picture.size for pictures in splits.values() for picture in pictures)
+    if aside.exists():
+        wanted -= sum(path.stat().st_size for path in aside.rglob("*") if path.is_file())
+    place = next(parent for parent in aside.absolute().parents if parent.exists())
+    free = shutil.disk_usage(place).free
+    if wanted > free:
+        raise XciteError(
+            f"{place} has {free / 1e9:.1f} GB free, {wanted / 1e9:.1f} GB are still to be written"
+        )
+
+
+def _verify(aside: Path, split: str, pictures: list[Picture], layout: str) -> None:
+    expected = Counter(picture.class_name for picture in pictures)
+    if layout == "folders":
+        found = Counter(
+            {folder.name: len(os.listdir(folder)) for folder in (aside / split).iterdir()}
+        )
+    else:
+        found = Counter(
+            name.partition("/")[0]
+            for shard in sorted(aside.glob(f"{split}-*.tar"))
+            for name, _, _ in tar_members(shard)
+        )
+    if found != expected:
+        wrong = next(name for name in found | expected if found[name] != expected[name])
+        raise XciteError(
+            f"{aside}: {split} has {found[wrong]} pictures of {wrong}, "
+            f"{expected[wrong]} were expected; remove the folder and begin anew"
+        )
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+def _write_folders(
+    aside: Path, split: str, pictures: list[Picture], per_shard: int, progress: Progress
+) -> None:
+    for class_name in {picture.class_name for picture in pictures}:
+        (aside / split / class_name).mkdir(parents=True, exist_ok=True)
+    for done, picture in enumerate(pictures):
+        path = aside / split / picture.class_name / picture.file
+        if not _has_size(path, picture.size):
+            # aside of the class folders, so that whatever lies in those is whole
+            half = aside / f".{split}.part"
+            try:
+                half.write_bytes(_read(picture))
+                half.replace(path)
+            except OSError as error:
+                raise XciteError(f"cannot write {path}: {error.strerror}") from error
+        progress(f"writing {split}", done + 1, len(pictures))
+    (aside / f".{split}.part").unlink(missing_ok=True)
+
+
+def _write_shards(
+    aside: Path, split: str, pictures: list[Picture], per_shard: int, progress: Progress
+) -> None:
+    for start in range(0, len(pictures), per_shard):
+        chosen = pictures[start : start + per_shard]
+        path = aside / f"{split}-{start // per_shard:04}.tar"
+        if not path.exists():
+            with (
+                whole_file(path) as half,
+                tarfile.open(half, "w", format=tarfile.USTAR_FORMAT) as t,
+            ):
+                for number, picture in enumerate(chosen):
+                    member = tarfile.TarInfo(f"{picture.class_name}/{picture.file}")
+                    member.size = picture.size
+                    shard.addfile(member, io.BytesIO(_read(picture)))
+                    progress(f"writing {split}", start + number + 1, len(pictures))
+        progress(f"writing {split}", start + len(chosen), len(pictures))
+
+
+def _read(picture: Picture) -> bytes:
+    with open(picture.archive, "rb") as file:
+        file.seek(picture.offset)
+        data = file.read(picture.size)
+    if len(data) != picture.size:
+        raise XciteError(f"{picture.archive}: cut short within {picture.file}")
+    return data
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False
+
+
+def _hash(splits: dict[str, list[Picture]]) -> str:
+    digest = hashlib.sha256()
+    for split, pictures in splits.items():
+        lines: Iterable[str] = (
+            f"{split}/{picture.class_name}/{picture.file} {picture.size}\n" for picture in pictures
+        )
+        for line in lines:
+            digest.update(line.encode())
+    return digest.hexdigest()
+
+
+def _plan_of(folder: Path) -> Any:
+    try:
+        return json.loads((folder / _PLAN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
