@@ -28,11 +28,15 @@ run: {engine: torch}
 """
 
 
-# PyTorch imports faster; tests/parity shows that both engines give the same maps.
 def _run(app, *arguments):
     result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
+
+
+def _draw(weights, picture, *options):
+    # PyTorch imports faster than the default engine.
+    return _run(draw.app, "attention", weights, picture, "--engine", "torch", *options)
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +70,7 @@ def run_folder(tmp_path_factory):
 
 
 def test_attention_of_weights(weights, picture, tmp_path):
-    said = _run(
-        draw.app, "attention", weights, picture, "--engine", "torch", "--out", tmp_path / "a.png"
-    )
+    said = _draw(weights, picture, "--out", tmp_path / "a.png")
     assert "%" in said
     for name in ("a.png", "a-channels.png"):
         with Image.open(tmp_path / name) as drawn:
@@ -123,7 +125,7 @@ def test_a_bundle_gives_the_same_class_attention_and_says_what_is_missing(
     said = _run(draw.app, "attention", bundle, picture, "--out", tmp_path / "b.png")
     assert "class attention only" in said
     assert not (tmp_path / "b-channels.png").exists()
-    _run(draw.app, "attention", weights, picture, "--engine", "torch", "--out", tmp_path / "a.png")
+    _draw(weights, picture, "--out", tmp_path / "a.png")
     with np.load(tmp_path / "a.npz") as of_weights, np.load(tmp_path / "b.npz") as of_bundle:
         np.testing.assert_allclose(
             of_bundle["class_attention"], of_weights["class_attention"], atol=1e-4

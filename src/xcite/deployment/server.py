@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import html
 import json
-import logging
 import os
 import socket
 import sys
@@ -30,8 +29,6 @@ from xcite.errors import XciteError
 
 if TYPE_CHECKING:
     from xcite.deployment.predictor import Predictor
-
-log = logging.getLogger("xcite.server")
 
 WARM_UP = 5.0  # seconds
 
