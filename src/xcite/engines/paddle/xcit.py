@@ -250,11 +250,24 @@ class LPI(nn.Layer):
         # (B, N, C) is already (B, Hp, Wp, C): no copy, here and on the way back.
         dim = self.conv1.weight.shape[0]
         x = x.reshape([x.shape[0], height, width, dim])
-        x = self.bn(F.gelu(self.conv1(x)))
         weight = self.conv2.weight * gamma.reshape([-1, 1, 1, 1])
         bias = self.conv2.bias * gamma
+        if not paddle.in_dynamic_mode() and not self.training:
+            return self._exported(x, weight, bias)
+        x = self.bn(F.gelu(self.conv1(x)))
         x = F.conv2d(x, weight, bias, padding=1, groups=dim, data_format="NHWC")
         return x.flatten(1, 2)
+
+    def _exported(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """The same in a saved program, channels first: oneDNN, which runs it, refuses the other."""
+        dim, bn = weight.shape[0], self.bn
+        x = F.conv2d(
+            x.transpose([0, 3, 1, 2]), self.conv1.weight, self.conv1.bias, padding=1, groups=dim
+        )
+        x = F.gelu(x)
+        x = F.batch_norm(x, bn._mean, bn._variance, bn.weight, bn.bias, epsilon=bn._epsilon)
+        x = F.conv2d(x, weight, bias, padding=1, groups=dim)
+        return x.flatten(2).transpose([0, 2, 1])
 
 
 class Mlp(nn.Layer):
