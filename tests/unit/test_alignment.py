@@ -45,10 +45,8 @@ def test_both_engines_are_aligned(loss: str) -> None:
     ("tensor", "layer"),
     [
         ("patch_embed.proj.0.0.weight", "patch_embed"),
-        ("blocks.1.attn.temperature", "blocks.1"),
         ("blocks.2.local_mp.bn.bias", "blocks.2"),
         ("cls_attn_blocks.1.gamma1", "cls_attn_blocks.1"),
-        ("head.bias", "head"),
     ],
 )
 def test_a_moved_weight_is_found_and_its_layer_named(engine: str, tensor: str, layer: str) -> None:

@@ -201,6 +201,22 @@ def test_fewer_views_than_epochs_are_used_in_turn(place: Path, cache: Path) -> N
         cached(place, cache, "optim.epochs=5")
 
 
+def test_training_sees_the_pixels_of_the_view_it_has_answers_for(
+    place: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    answers = CachedTeacher.answers
+
+    def noted(self: CachedTeacher, batch: Batch) -> np.ndarray:
+        seen.append(batch.epoch)
+        return answers(self, batch)
+
+    monkeypatch.setattr(CachedTeacher, "answers", noted)
+    settings = [f"distill.cache={cache}", "distill.views=2", "optim.epochs=3"]
+    train(recipe_of(place, *settings), tmp_path / "run", console=Console(quiet=True))
+    assert seen == [0, 0, 0, 1, 1, 1, 0, 0, 0]
+
+
 def test_an_interrupted_computation_goes_on(
     place: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
