@@ -351,7 +351,7 @@ def _write_shards(
         if not path.exists():
             with (
                 whole_file(path) as half,
-                tarfile.open(half, "w", format=tarfile.USTAR_FORMAT) as t,
+                tarfile.open(half, "w:", format=_FORMAT) as shard,
             ):
                 for number, picture in enumerate(chosen):
                     member = tarfile.TarInfo(f"{picture.class_name}/{picture.file}")
