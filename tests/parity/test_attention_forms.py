@@ -1,0 +1,132 @@
+"""The usual and the covariance form of attention give the same numbers, equally precise."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from reference_rule import build, reference_images, reference_weights, tensor
+
+from xcite.engines import installed
+from xcite.engines.attention_form import uses_covariance
+from xcite.errors import XciteError
+from xcite.variants import XCiTArchitecture
+
+FORMS = ("usual", "covariance")
+# 96 tokens: fewer than the covariance form would be chosen for, which makes no difference here.
+IMAGES = reference_images((4, 3, 64, 96), 0)
+ARCHITECTURES = {
+    "biases": XCiTArchitecture(8, 64, 4, 4, cls_attn_layers=3, num_classes=50),
+    "no biases": XCiTArchitecture(8, 64, 4, 4, cls_attn_layers=3, num_classes=50, qkv_bias=False),
+}
+
+
+def logits_and_gradients(engine, architecture, form, kind, train):
+    """kind: "float64", "float32" or "bf16" (autocast)."""
+    cotangent = np.random.default_rng(1).standard_normal((len(IMAGES), 50))
+    dtype = "float64" if kind == "float64" else "float32"
+    if engine == "torch":
+        import torch
+
+        model = build(engine, architecture, reference_weights(architecture, 0), attention=form)
+        model.to(getattr(torch, dtype)).train(train)
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == "bf16"):
+            logits = model(tensor(engine, IMAGES.astype(dtype)))
+        named = list(model.named_parameters())
+    else:
+        import paddle
+
+        paddle.set_default_dtype(dtype)
+        try:
+            model = build(engine, architecture, reference_weights(architecture, 0), attention=form)
+        finally:
+            paddle.set_default_dtype("float32")
+        model.train() if train else model.eval()
+        with paddle.amp.auto_cast(enable=kind == "bf16", dtype="bfloat16"):
+            logits = model(tensor(engine, IMAGES.astype(dtype)))
+        named = [(n, p) for n, p in model.named_parameters() if not p.stop_gradient]
+    (logits * tensor(engine, cotangent.astype(dtype))).sum().backward()
+    gradients = {n: np.asarray(p.grad.numpy(), np.float64) for n, p in named}
+    logits = logits.double() if engine == "torch" else logits.astype("float64")
+    return logits.detach().numpy(), gradients
+
+
+def rms(values):
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+@pytest.mark.parametrize("engine", installed())
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_equal_in_float64(engine, architecture):
+    shape = ARCHITECTURES[architecture]
+    usual, covariance = (
+        logits_and_gradients(engine, shape, form, "float64", train=True) for form in FORMS
+    )
+    np.testing.assert_allclose(usual[0], covariance[0], rtol=0, atol=1e-10 * abs(usual[0]).max())
+    largest = max(abs(g).max() for g in usual[1].values())
+    for name, gradient in usual[1].items():
+        # The key bias of class attention has no gradient: only rounding is left there.
+        scale = max(abs(gradient).max(), 1e-6 * largest)
+        np.testing.assert_allclose(
+            covariance[1][name], gradient, rtol=0, atol=1e-10 * scale, err_msg=name
+        )
+
+
+# Paddle's autocast has no effect on a CPU, so there is no bf16 to measure.
+@pytest.mark.parametrize(
+    ("engine", "kind"),
+    [(engine, "float32") for engine in installed()]
+    + [(engine, "bf16") for engine in installed() if engine == "torch"],
+)
+def test_equally_precise(engine, kind):
+    shape = ARCHITECTURES["biases"]
+    logits, gradients = logits_and_gradients(engine, shape, "usual", "float64", train=True)
+    errors = {}
+    for form in FORMS:
+        found = logits_and_gradients(engine, shape, form, kind, train=True)
+        by_parameter = [
+            rms(found[1][name] - gradient) / rms(gradient)
+            for name, gradient in gradients.items()
+            if not (name.startswith("cls_attn") and name.endswith("qkv.bias"))
+        ]
+        errors[form] = (rms(found[0] - logits), rms(by_parameter))
+    print(engine, kind, errors)
+    assert errors["usual"][0] > 0
+    for usual, covariance in zip(errors["usual"], errors["covariance"], strict=True):
+        assert covariance < 1.5 * usual
+
+
+def test_choice_by_shape():
+    assert uses_covariance("auto", 784, 128)
+    assert not uses_covariance("auto", 196, 384)
+    assert not uses_covariance("usual", 784, 128)
+    assert uses_covariance("covariance", 1, 128)
+    # An unknown number of tokens, as in an exported program of any size.
+    assert uses_covariance("auto", -1, 128)
+    assert uses_covariance("auto", object(), 128)
+
+
+@pytest.mark.parametrize("engine", installed())
+def test_unknown_form(engine):
+    shape = ARCHITECTURES["biases"]
+    with pytest.raises(XciteError, match="unknown attention form 'fast'; choose auto, usual"):
+        build(engine, shape, {}, attention="fast")
+
+
+@pytest.mark.parametrize("engine", installed())
+def test_attention_dropout_takes_the_usual_form(engine):
+    """Dropping every entry of every attention leaves only what does not come through attention."""
+
+    shape = replace(ARCHITECTURES["biases"], attn_drop_rate=0.999999)
+    weights = reference_weights(shape, 0)
+    dropped = build(engine, shape, weights, attention="covariance", train=True)
+    # With values and biases of zero, attention adds proj's bias alone, as when it is all dropped.
+    silent = {
+        n: np.where(np.arange(192) < 128, w.T, 0).T if ".qkv." in n else w
+        for n, w in weights.items()
+    }
+    shape = replace(shape, attn_drop_rate=0.0)
+    expected = build(engine, shape, silent, attention="covariance", train=True)
+    images = tensor(engine, IMAGES)
+    np.testing.assert_allclose(
+        dropped(images).detach().numpy(), expected(images).detach().numpy(), atol=1e-4
+    )
