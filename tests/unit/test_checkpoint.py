@@ -91,7 +91,7 @@ def test_a_used_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(XciteError, match="already exists"):
         RunFolder.create(tmp_path / "file", recipe)
     with pytest.raises(XciteError, match="cannot make the run folder"):
-        RunFolder.create(tmp_path / "file" / "run", recipe)
+        RunFolder.create(tmp_path / "file" / "deep" / "run", recipe)
     for absent in (tmp_path / "absent", tmp_path):
         with pytest.raises(XciteError, match="run folder"):
             RunFolder.open(absent)

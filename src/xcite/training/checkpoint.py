@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from xcite.errors import XciteError
 from xcite.training.run_folder import RunFolder
+from xcite.weights.safetensors_files import write_safetensors
 from xcite.whole_files import whole_file
 
 FORMAT = "xcite checkpoint 1"
@@ -62,15 +62,7 @@ def save(path: Path, state: dict[str, np.ndarray], position: Position) -> None:
         XciteError: the folder cannot be written or the disk is full; an older file stays.
     """
     metadata = {"format": FORMAT, "position": json.dumps(asdict(position))}
-    with whole_file(path) as aside:
-        try:
-            save_file(
-                {name: np.asarray(value, order="C") for name, value in state.items()},
-                aside,
-                metadata,
-            )
-        except SafetensorError as error:
-            raise XciteError(f"cannot write {path}: {error}") from error
+    write_safetensors(path, state, metadata)
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], Position]:

@@ -78,12 +78,15 @@ class RunFolder:
         return folder
 
     def refuse_used(self) -> None:
-        """Raise XciteError where a run or anything else is already there."""
+        """Raise XciteError where something is already there, or nothing can be made."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise XciteError(
                 f"{self.path} already exists; give another --out, or go on with "
                 f"`xcite train --resume {self.path}`"
             )
+        nearest = next(p for p in self.path.absolute().parents if p.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+            raise XciteError(f"cannot make the run folder {self.path}: {nearest} cannot be written")
 
     def write_log(self, text: str) -> None:
         """Append a line to log.txt, with the time."""

@@ -65,7 +65,12 @@ def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str
 def write_safetensors(
     path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file, whole or not at all."""
+    """Write a safetensors file, whole or not at all.
+
+    Raises:
+        XciteError: the folder cannot be written or the disk is full.
+    """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     # The library writes an array's memory as it lies: a transposed view must be laid out first.
@@ -73,4 +78,7 @@ def write_safetensors(
         name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()
     }
     with whole_file(path) as aside:
-        save_file(laid_out, aside, metadata=dict(metadata or {}))
+        try:
+            save_file(laid_out, aside, metadata=dict(metadata or {}))
+        except SafetensorError as error:
+            raise XciteError(f"cannot write {path}: {error}") from error
