@@ -101,6 +101,12 @@ class Server:
         assert found is not None
         return int(found[1]) / 1024
 
+    def processor_seconds(self) -> float:
+        """User and system time so far."""
+        text = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="ascii")
+        user, system = text.rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
@@ -172,6 +178,7 @@ class Tally:
     """What came back."""
 
     seconds: list[float] = field(default_factory=list)
+    elapsed: float = 0.0
     good: int = 0
     wrong: list[str] = field(default_factory=list)
     hostile: dict[str, set[int]] = field(default_factory=dict)
@@ -185,7 +192,8 @@ def best_class(body: bytes) -> str:
 async def until(port: int, requests: list[bytes], clients: int, seconds: float) -> Tally:
     """Good requests from ``clients`` connections for some seconds."""
     tally = Tally()
-    end = time.perf_counter() + seconds
+    begun = time.perf_counter()
+    end = begun + seconds
     order = itertools.count()
 
     async def client() -> None:
@@ -199,6 +207,7 @@ async def until(port: int, requests: list[bytes], clients: int, seconds: float) 
         connection.close()
 
     await asyncio.gather(*(client() for _ in range(clients)))
+    tally.elapsed = time.perf_counter() - begun  # the last answers come after the end
     return tally
 
 
@@ -243,14 +252,14 @@ def percentile(seconds: list[float], share: float) -> float:
 
 def own_throughput(
     predictor: Predictor, pictures: list[bytes], batch: int, seconds: float
-) -> float:
-    """Pictures per second of `Predictor.predict`, ``batch`` at a time."""
+) -> tuple[int, float]:
+    """Pictures done by `Predictor.predict`, ``batch`` at a time, and the seconds it took."""
     done, started = 0, time.perf_counter()
     while (passed := time.perf_counter() - started) < seconds:
         first = done % len(pictures)
         predictor.predict((pictures + pictures)[first : first + batch])
         done += batch
-    return done / passed
+    return done, passed
 
 
 def throughput(bundle: Path, arguments: argparse.Namespace) -> bool:
@@ -262,10 +271,19 @@ def throughput(bundle: Path, arguments: argparse.Namespace) -> bool:
         own_throughput(predictor, pictures, arguments.batch, 1)
         asyncio.run(until(server.port, requests, arguments.clients, 2))
         rounds, tally = [], Tally()
+        # Processor seconds per picture hardly change when other work shares the machine.
+        spent = {"predictor": 0.0, "client": 0.0, "server": 0.0}
+        own_pictures = 0
         for _ in range(arguments.rounds):
-            own = own_throughput(predictor, pictures, arguments.batch, arguments.seconds)
+            started, served_before = time.process_time(), server.processor_seconds()
+            done, passed = own_throughput(predictor, pictures, arguments.batch, arguments.seconds)
+            between = time.process_time()
+            spent["predictor"] += between - started
+            own_pictures += done
             one = asyncio.run(until(server.port, requests, arguments.clients, arguments.seconds))
-            rounds.append((own, len(one.seconds) / arguments.seconds))
+            spent["client"] += time.process_time() - between
+            spent["server"] += server.processor_seconds() - served_before
+            rounds.append((done / passed, len(one.seconds) / one.elapsed))
             tally.seconds += one.seconds
             tally.wrong += one.wrong
         alone = asyncio.run(until(server.port, requests, 1, arguments.seconds))
@@ -278,6 +296,12 @@ def throughput(bundle: Path, arguments: argparse.Namespace) -> bool:
             f"  Predictor {own:7.1f} pictures/s   server {served:7.1f}   ratio {served / own:.2f}"
         )
     print(f"  median ratio {ratio:.2f} (wanted: 0.85)")
+    each = {
+        name: 1000 * seconds / (own_pictures if name == "predictor" else len(tally.seconds))
+        for name, seconds in spent.items()
+    }
+    said = ", ".join(f"{name} {milliseconds:.1f}" for name, milliseconds in each.items())
+    print(f"  processor milliseconds per picture: {said}")
     for name, one in ((f"{arguments.clients} clients", tally), ("1 client", alone)):
         p50, p99 = percentile(one.seconds, 50), percentile(one.seconds, 99)
         print(f"  latency, {name}: p50 {p50:.1f} ms, p99 {p99:.1f} ms")
