@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xcite.data.decoding import decode, jpeg_scale, load, open_picture
+from xcite.data.decoding import Opened, decode
 from xcite.errors import XciteError
 
 
@@ -180,9 +180,18 @@ def test_a_scaled_crop_shows_the_same_place():
     picture = smooth(240, 400)
     data = encoded(Image.fromarray(picture), "JPEG", quality=98, subsampling=0)
     box = (40, 100, 120, 160)
-    image = open_picture(data)
-    assert jpeg_scale(image, 120, 60) == 2
-    crop = np.asarray(load(image, box=box, scale=2)).astype(int)
+    opened = Opened(data)
+    assert opened.jpeg_scale(120, 60) == 2
+    crop = np.asarray(opened.pixels(box=box, scale=2)).astype(int)
     assert crop.shape == (60, 80, 3)
     halved = picture[40:160, 100:260].reshape(60, 2, 80, 2, 3).mean((1, 3))
     assert np.abs(crop - halved).mean() < 3
+
+
+def test_several_crops_of_one_picture_do_not_depend_on_each_other():
+    data = encoded(Image.fromarray(smooth(240, 400)), "JPEG")
+    crops = [((40, 100, 120, 160), 2), ((0, 0, 240, 400), 4), ((10, 20, 30, 40), 1), (None, 2)]
+    together = Opened(data)
+    for box, scale in crops:
+        alone = Opened(data).pixels(box=box, scale=scale)
+        np.testing.assert_array_equal(together.pixels(box=box, scale=scale), alone)

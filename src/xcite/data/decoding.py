@@ -72,87 +72,87 @@ def decode(
         XciteError: unreadable, not a picture, damaged, or too large; the message names it.
     """
     origin = origin or _name(picture)
-    image = open_picture(picture, max_pixels=max_pixels, origin=origin)
-    scale = jpeg_scale(image, min(image.size), reduce_to) if reduce_to else 1
-    return np.array(load(image, channels=channels, origin=origin, scale=scale)).reshape(
-        image.height, image.width, channels
-    )
+    opened = Opened(picture, max_pixels=max_pixels, origin=origin)
+    scale = opened.jpeg_scale(min(opened.size), reduce_to) if reduce_to else 1
+    image = opened.pixels(channels=channels, scale=scale)
+    return np.array(image).reshape(image.height, image.width, channels)
 
 
-def open_picture(
-    picture: Picture, *, max_pixels: int = MAX_PIXELS, origin: str = ""
-) -> Image.Image:
-    """An upright Pillow picture of any mode, whose pixels may still wait to be decoded.
+class Opened:
+    """A checked picture, upright, whose pixels may still wait to be decoded.
 
-    Raises:
-        XciteError: see `decode`.
+    Several crops of it cost one decoding.
+
+    Attributes:
+        size: width and height in pixels.
     """
-    origin = origin or _name(picture)
-    if isinstance(picture, np.ndarray):
-        image = _from_array(picture, origin)
-    elif isinstance(picture, Image.Image):
-        image = picture
-    else:
-        file = io.BytesIO(picture) if isinstance(picture, bytes) else picture
-        image = _guarded(lambda: Image.open(file, formats=_FORMATS), origin)
-    width, height = image.size
-    if width * height > max_pixels:
-        raise XciteError(
-            f"{origin}: {width} x {height} pixels are more than the {max_pixels} that are allowed; "
-            "raise data.max_pixels if the picture is meant"
-        )
-    if width == 0 or height == 0:
-        raise XciteError(f"{origin}: the picture has no pixels")
-    return _upright(image, origin)
 
+    def __init__(self, picture: Picture, *, max_pixels: int = MAX_PIXELS, origin: str = "") -> None:
+        """See `decode` for arguments and errors."""
+        self._picture = picture
+        self._origin = origin or _name(picture)
+        self._max_pixels = max_pixels
+        self._image = self._open()
+        self._scale: int | None = None  # at which the pixels are decoded; None: not yet
+        self.size = self._image.size
 
-def jpeg_scale(image: Image.Image, side: int, target: int) -> int:
-    """The largest of 8, 4, 2, 1 by which a JPEG's ``side`` pixels may shrink and keep ``target``.
+    def jpeg_scale(self, side: int, target: int) -> int:
+        """The largest of 8, 4, 2, 1 by which ``side`` pixels may shrink and keep ``target``.
 
-    1 for everything that is not a JPEG still waiting to be decoded.
-    """
-    if not isinstance(image, JpegImagePlugin.JpegImageFile):
-        return 1
-    return next(scale for scale in (8, 4, 2, 1) if side // scale >= target or scale == 1)
+        1 for everything that is not an encoded JPEG which is stored upright.
+        """
+        if self._picture is self._image or not isinstance(
+            self._image, JpegImagePlugin.JpegImageFile
+        ):
+            return 1
+        return next(scale for scale in (8, 4, 2, 1) if side // scale >= target or scale == 1)
 
+    def pixels(
+        self, *, channels: int = 3, box: tuple[int, int, int, int] | None = None, scale: int = 1
+    ) -> Image.Image:
+        """A crop, or all, as mode L or RGB.
 
-def load(
-    image: Image.Image,
-    *,
-    channels: int = 3,
-    origin: str = "",
-    box: tuple[int, int, int, int] | None = None,
-    scale: int = 1,
-) -> Image.Image:
-    """Decode the pixels of `open_picture`'s result, cropped, as mode L or RGB.
+        Args:
+            box: top, left, height, width in pixels of ``size``.
+            scale: decode a JPEG at 1 / scale (see `jpeg_scale`); the box shrinks with it.
+        """
+        if channels not in _MODES:
+            raise XciteError(f"pictures have 1 or 3 channels, not {channels}; see preprocessing")
+        return _guarded(lambda: self._pixels(_MODES[channels], box, scale), self._origin)
 
-    Args:
-        box: top, left, height, width in pixels of the picture as it was opened.
-        scale: decode a JPEG at 1 / scale; the box shrinks with it.
-    """
-    if channels not in _MODES:
-        raise XciteError(f"pictures have 1 or 3 channels, not {channels}; see preprocessing.mean")
-    return _guarded(lambda: _load(image, _MODES[channels], box, scale, origin), origin)
-
-
-def _load(
-    image: Image.Image,
-    mode: str,
-    box: tuple[int, int, int, int] | None,
-    scale: int,
-    origin: str,
-) -> Image.Image:
-    if scale > 1:
-        width, height = image.size
-        image.draft(None, (width // scale, height // scale))
+    def _pixels(self, mode: str, box: tuple[int, int, int, int] | None, scale: int) -> Image.Image:
+        if self._scale != scale:
+            if self._scale is not None:
+                self._image = self._open()
+            if scale > 1:
+                self._image.draft(None, (self.size[0] // scale, self.size[1] // scale))
+            self._image.load()
+            self._scale = scale
+        image = self._image
         if box is not None:
-            box = _shrunk(box, scale, image.size)
-    image.load()
-    if box is not None:
-        top, left, height, width = box
-        if (left, top, width, height) != (0, 0, *image.size):
-            image = image.crop((left, top, left + width, top + height))
-    return _as_mode(image, mode, origin)
+            top, left, height, width = _shrunk(box, scale, image.size) if scale > 1 else box
+            if (left, top, width, height) != (0, 0, *image.size):
+                image = image.crop((left, top, left + width, top + height))
+        return _as_mode(image, mode, self._origin)
+
+    def _open(self) -> Image.Image:
+        picture, origin = self._picture, self._origin
+        if isinstance(picture, np.ndarray):
+            image = _from_array(picture, origin)
+        elif isinstance(picture, Image.Image):
+            image = picture
+        else:
+            file = io.BytesIO(picture) if isinstance(picture, bytes) else picture
+            image = _guarded(lambda: Image.open(file, formats=_FORMATS), origin)
+        width, height = image.size
+        if width * height > self._max_pixels:
+            raise XciteError(
+                f"{origin}: {width} x {height} pixels are more than the {self._max_pixels} that "
+                "are allowed; raise data.max_pixels if the picture is meant"
+            )
+        if width == 0 or height == 0:
+            raise XciteError(f"{origin}: the picture has no pixels")
+        return _upright(image, origin)
 
 
 def _shrunk(

@@ -17,15 +17,15 @@ from multiprocessing import connection
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from xcite.data import decoding, mixing, randaugment, transforms
+from xcite.data import decoding, mixing, transforms
+from xcite.data.augmentation import Augmentation
 from xcite.data.batch import Batch
 from xcite.data.sources import Source
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
 from xcite.randomness import generator
-from xcite.recipe import AugmentRecipe, Recipe
+from xcite.recipe import Recipe
 
 _ROUNDING = 256  # repeated augmentation ends an epoch at a multiple of this, as the official code
 _LEAVE_OUT = "data.on_error: skip would leave it out"
@@ -177,59 +177,6 @@ def view_order(permutation: np.ndarray, repeats: int) -> np.ndarray:
     return np.stack([indices, np.arange(length) % repeats], axis=1).astype(np.int64)
 
 
-def training_pixels(
-    image: Image.Image, draws: transforms.Draws, recipe: Recipe, origin: str = ""
-) -> np.ndarray:
-    """Crop, flip and colour one opened picture: uint8 (size, size, C).
-
-    Args:
-        image: as `xcite.data.decoding.open_picture` returns it, so only what is needed of it has
-            to be decoded.
-    """
-    return _Augmentation(recipe)(image, draws, origin)
-
-
-class _Augmentation:
-    """The training transform up to (not including) normalising."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.augment: AugmentRecipe = recipe.augment
-        self.preprocessing = recipe.preprocessing
-        self.scaled = recipe.data.scaled_decoding
-        policy = recipe.augment.randaugment
-        self.policy = randaugment.parse(policy) if policy else None
-        self.fill = randaugment.fill_colour(recipe.preprocessing.mean)
-
-    def __call__(self, image: Image.Image, draws: transforms.Draws, origin: str) -> np.ndarray:
-        augment = self.augment
-        image = self._geometry(image, draws, origin)
-        if augment.flip and draws.random() < augment.flip:
-            image = transforms.flip(image)
-        if self.policy is not None:
-            image = randaugment.apply(image, randaugment.draw(draws, self.policy), self.fill)
-        elif augment.color_jitter:
-            jitters = transforms.draw_color_jitter(draws, augment.color_jitter)
-            image = transforms.color_jitter(image, jitters)
-        return transforms.pixels_of(image)
-
-    def _geometry(self, image: Image.Image, draws: transforms.Draws, origin: str) -> Image.Image:
-        size, channels = self.preprocessing.size, self.preprocessing.channels
-        if self.augment.crop == "random_resized":
-            width, height = image.size
-            box = transforms.random_resized_crop_box(
-                draws, height, width, self.augment.scale, self.augment.ratio
-            )
-            scale = decoding.jpeg_scale(image, min(box[2:]), size) if self.scaled else 1
-            image = decoding.load(image, channels=channels, origin=origin, box=box, scale=scale)
-            return transforms.resize(image, size, self.preprocessing.interpolation)
-        short = transforms.shorter_side(self.preprocessing)
-        scale = decoding.jpeg_scale(image, min(image.size), short) if self.scaled else 1
-        image = decoding.load(image, channels=channels, origin=origin, scale=scale)
-        image = transforms.resize_shorter_side(image, self.preprocessing)
-        image = transforms.centre_crop(image, size)
-        return transforms.padded_crop(draws, image) if self.augment.crop == "padded" else image
-
-
 class _TrainBatch:
     """Makes the batch of a step, counted over the whole run; runs in a worker process."""
 
@@ -241,7 +188,7 @@ class _TrainBatch:
         self.steps_per_epoch = steps_per_epoch
         self.rank = rank
         self.share = recipe.optim.batch // world_size  # pictures of this process in a step
-        self.augmentation = _Augmentation(recipe)
+        self.augmentation = Augmentation(recipe)
         self._order: tuple[int, np.ndarray] | None = None
 
     @property
@@ -259,8 +206,11 @@ class _TrainBatch:
         erased: list[tuple[int, ...]] = []
         noises: list[np.ndarray] = []
         skipped: list[str] = []
+        opened: dict[int, decoding.Opened] = {}
         for position, (index, repeat) in enumerate(views):
-            index, draws = self._augmented(epoch, index, repeat, pictures[position], skipped)
+            index, draws = self._augmented(
+                epoch, int(index), int(repeat), pictures[position], opened, skipped
+            )
             views[position, 0] = index
             if augment.erasing:
                 box = transforms.random_erasing_box(draws, side, side, augment.erasing)
@@ -294,10 +244,17 @@ class _TrainBatch:
         return self._order[1]
 
     def _augmented(
-        self, epoch: int, index: int, repeat: int, pixels: np.ndarray, skipped: list[str]
+        self,
+        epoch: int,
+        index: int,
+        repeat: int,
+        pixels: np.ndarray,
+        opened: dict[int, decoding.Opened],
+        skipped: list[str],
     ) -> tuple[int, np.random.Generator]:
         """Fill in the pixels; returns the picture's index and its generator, to go on drawing.
 
+        ``opened`` remembers the last picture: its repetitions follow and need no second decoding.
         With on_error "skip" a damaged picture gives way to the next one that can be decoded.
         """
         data, number = self.recipe.data, len(self.source)
@@ -306,10 +263,12 @@ class _TrainBatch:
             name = self.source.name(candidate)
             draws = generator(self.recipe.run.seed, "augmentation", epoch, candidate, repeat)
             try:
-                image = decoding.open_picture(
-                    self.source.read(candidate), max_pixels=data.max_pixels, origin=name
-                )
-                pixels[:] = self.augmentation(image, draws, name)
+                if candidate not in opened:
+                    opened.clear()
+                    opened[candidate] = decoding.Opened(
+                        self.source.read(candidate), max_pixels=data.max_pixels, origin=name
+                    )
+                pixels[:] = self.augmentation(opened[candidate], draws)
                 return candidate, draws
             except XciteError as error:
                 if data.on_error == "stop":

@@ -1,0 +1,159 @@
+"""Training pictures per second and core: Xcite's loader against a plain Pillow and NumPy pipeline.
+
+Both run in this one process on the same JPEG bytes (drawn here, as large as ImageNet's, with the
+paper's recipe: repeated augmentation, RandAugment, erasing, mixup and CutMix), alternating, timed
+by the processor time of this process.
+
+- plain: per view decode all, convert, crop, resize, flip, RandAugment, to float32, normalise,
+  erase; then stack and mix in NumPy. It decodes a picture anew for each of its repetitions.
+- ours: what a worker does, up to uint8 batches; and, separately, with what is left for the main
+  process on a CPU, normalising, erasing and mixing.
+
+    python benchmarks/data_pipeline.py [--rounds 9] [--batch 63]
+"""
+
+import argparse
+import io
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+from xcite.data import mixing, randaugment, transforms
+from xcite.data.pipeline import TrainLoader
+from xcite.data.sources import Names
+from xcite.engines.pixels import model_input
+from xcite.preprocessing import Preprocessing
+from xcite.recipe import Recipe, parse
+
+
+def drawn_photograph(rng: np.random.Generator, height: int, width: int) -> bytes:
+    """Smooth random fields of every scale with some grain: compresses as photographs do."""
+    picture = np.zeros((height, width, 3))
+    for octave in range(1, 8):
+        side = 2**octave + 1
+        for channel in range(3):
+            coarse = Image.fromarray(rng.normal(size=(side, side)).astype(np.float32))
+            fine = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+            picture[:, :, channel] += fine * 0.62**octave
+    picture += rng.normal(size=(height, width, 1)) * 0.2
+    picture -= picture.min()
+    pixels = (picture * (255 / picture.max())).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=92)
+    return file.getvalue()
+
+
+class Memory:
+    """A source of pictures that are in memory already."""
+
+    def __init__(self, pictures: list[bytes]) -> None:
+        self.pictures = pictures
+        self.class_names = [str(label) for label in range(1000)]
+        self.labels = np.arange(len(pictures), dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def read(self, index: int) -> bytes:
+        return self.pictures[index]
+
+    def name(self, index: int) -> str:
+        return f"drawn/{index}"
+
+    def fingerprint(self) -> str:
+        return str(len(Names(["drawn"])))
+
+
+def plain_batch(source: Memory, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
+    """One batch as float32 (B, C, H, W), one straightforward step after the other."""
+    size, preprocessing = recipe.preprocessing.size, recipe.preprocessing
+    policy = randaugment.parse(recipe.augment.randaugment or "")
+    fill = randaugment.fill_colour(preprocessing.mean)
+    mean, std = np.float32(preprocessing.mean), np.float32(preprocessing.std)
+    repeats = recipe.data.repeats
+    images = []
+    for view in range(recipe.optim.batch):
+        image = Image.open(io.BytesIO(source.read(view // repeats % len(source)))).convert("RGB")
+        box = transforms.random_resized_crop_box(rng, image.height, image.width)
+        top, left, height, width = box
+        image = image.crop((left, top, left + width, top + height))
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+        if rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        image = randaugment.apply(image, randaugment.draw(rng, policy), fill)
+        array = (np.asarray(image).astype(np.float32) / np.float32(255) - mean) / std
+        array = np.ascontiguousarray(array.transpose(2, 0, 1))
+        erased = transforms.random_erasing_box(rng, size, size, recipe.augment.erasing)
+        if erased is not None:
+            top, left, height, width = erased
+            noise = rng.standard_normal((3, height, width), dtype=np.float32)
+            array[:, top : top + height, left : left + width] = noise
+        images.append(array)
+    batch = np.stack(images)
+    mixed = mixing.draw(rng, len(batch), size, size, recipe.augment)
+    if mixed is not None and mixed.boxes[0, 0] < 0:
+        share = mixed.share[0]
+        batch = batch * share + batch[::-1] * (1 - share)
+    elif mixed is not None:
+        top, bottom, left, right = mixed.boxes[0]
+        batch[:, :, top:bottom, left:right] = batch[::-1, :, top:bottom, left:right].copy()
+    return batch
+
+
+def processor_seconds(action: Callable[[], object]) -> float:
+    start = time.process_time()
+    action()
+    return time.process_time() - start
+
+
+def measure(height: int, width: int, repeats: int, batch: int, rounds: int) -> dict[str, object]:
+    rng = np.random.default_rng(0)
+    source = Memory([drawn_photograph(rng, height, width) for _ in range(max(batch, 256))])
+    recipe = parse(
+        f"{{data: {{workers: 0, repeats: {repeats}, scaled_decoding: true}}, "
+        f"optim: {{batch: {batch}, lr_per: null}}}}",
+        "benchmark",
+    )
+    preprocessing: Preprocessing = recipe.preprocessing
+    loader = TrainLoader(source, recipe)
+    epochs = (batch for epoch in range(400) for batch in loader.epoch(epoch))
+    held: dict[str, object] = {}
+    times: dict[str, list[float]] = {"plain": [], "ours": [], "engine": []}
+    for turn in range(rounds + 1):
+        seconds = {
+            "plain": processor_seconds(lambda: plain_batch(source, recipe, rng)),
+            "ours": processor_seconds(lambda: held.update(batch=next(epochs))),
+            "engine": processor_seconds(lambda: model_input(held["batch"], preprocessing)),
+        }
+        if turn:  # the first round only warms up
+            for name, value in seconds.items():
+                times[name].append(batch / value)
+    epochs.close()
+    rates = {name: statistics.median(values) for name, values in times.items()}
+    rates["ours with the rest"] = 1 / (1 / rates["ours"] + 1 / rates["engine"])
+    return {
+        "picture": f"{width} x {height}",
+        "kilobytes": round(statistics.mean(len(p) for p in source.pictures) / 1000),
+        "repeats": repeats,
+        "pictures per second and core": {name: round(rate, 1) for name, rate in rates.items()},
+        "ratio": round(rates["ours"] / rates["plain"], 2),
+        "ratio with the rest": round(rates["ours with the rest"] / rates["plain"], 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batch", type=int, default=63)
+    options = parser.parse_args()
+    for height, width, repeats in ((375, 500, 3), (375, 500, 1), (768, 1024, 3)):
+        result = measure(height, width, repeats, options.batch, options.rounds)
+        print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()
