@@ -138,8 +138,9 @@ def test_five_steps_of_adamw(name, architecture, rule, strong):
     engine = training_engine(name, architecture, weight_decay=decay, decay_rule=rule)
     losses = [step(engine).loss for _ in range(5)]
     losses.append(engine.gradients(reference_batch())[0])
-    # float32 reaches 2e-5; the rules differ by 1e-4 and more
-    np.testing.assert_allclose(losses, expected["losses"], rtol=5e-5)
+    # float32 reaches 2e-5, the rules differ by 1e-4 and more; a small loss is the difference of
+    # logits around 10, which float32 rounds by 1e-6
+    np.testing.assert_allclose(losses, expected["losses"], rtol=5e-5, atol=2e-6)
     weights = engine.read_weights()
     for parameter, norm in expected["param_l2_after_5_steps"].items():
         # a class attention's key bias has no gradient: Adam makes steps of rounding noise
