@@ -167,3 +167,20 @@ def test_dino_checkpoints_give_the_backbone(weights, tmp_path):
     assert opened.architecture.num_classes == 0
     np.testing.assert_array_equal(opened.tensors["cls_token"], weights["cls_token"])
     assert "projection head" in opened.metadata.provenance["notes"][0]
+
+
+def test_a_header_length_may_begin_like_a_pickle(weights, tmp_path):
+    """One length in 256 has 0x80, a pickle's first byte, as its lowest."""
+    path = tmp_path / "small.safetensors"
+    write_safetensors(path, weights)
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    padding = (0x80 - length) % 256
+    path.write_bytes(
+        (length + padding).to_bytes(8, "little")
+        + data[8 : 8 + length]
+        + b" " * padding
+        + data[8 + length :]
+    )
+    assert path.read_bytes()[0] == 0x80
+    assert open_weights(path).architecture.num_classes == 3

@@ -77,11 +77,13 @@ def _bounded(state: State, size: int, name: str) -> None:
 def _read(path: Path, start: bytes) -> Contents:
     if torch_files.is_zip(start):
         return _parts("PyTorch", torch_files.read_torch_zip(path), torch_files.resolve)
-    # First, because one header length in 256 begins with a pickle's first byte.
-    if start[5:9] == b"\0\0\0{":
+    # Before pickles, because one header length in 256 begins with their first byte. A length of
+    # more than five bytes is absurd; such a file is refused by what reads the header.
+    pickled = start[:1] == b"\x80"
+    if start[8:9] == b"{" and (start[5:8] == b"\0\0\0" or not pickled):
         tensors, texts = read_safetensors(path)
         return Contents("safetensors", _checkpoint_parts(tensors), texts)
-    if start[:1] == b"\x80":
+    if pickled:
         # An older .pth opens with a magic number: PROTO 2, LONG1 of ten bytes.
         if start[2:4] == b"\x8a\x0a":
             loaded = torch_files.read_torch_legacy(path)

@@ -216,7 +216,7 @@ class _Found:
         arrays = [part.read() for part in self.parts]
         array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         if array.ndim == 2 and (self.transposed or self.row.squeeze):
-            array = np.ascontiguousarray(array.T)
+            array = array.T  # a view: whoever needs rows in order copies one tensor at a time
         return array.reshape(self.shape)
 
 

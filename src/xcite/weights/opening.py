@@ -27,7 +27,8 @@ class WeightFile:
     """The contents of a weights file in canonical form.
 
     Attributes:
-        tensors: canonical name to float32 array (BatchNorm's counters are int64).
+        tensors: canonical name to float32 array (BatchNorm's counters are int64); an array may be
+            a transposed view of what the file holds.
         architecture: as given, as the metadata says, or as read from the shapes.
         dialect: the ecosystem whose names the file uses.
         metadata: the file's own, or what its name and shapes tell.

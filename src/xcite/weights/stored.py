@@ -49,18 +49,28 @@ class StoredTensor:
         return numbers.astype(np.int64, copy=False)
 
 
-def read_section(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """Read a C-ordered little-endian array that starts ``offset`` bytes into a file.
+def read_numbers(path: Path, offset: int, count: int, kind: np.dtype) -> np.ndarray:
+    """Read ``count`` numbers that start ``offset`` bytes into a file, straight to their place.
 
     Raises:
-        XciteError: when the file ends before the array does.
+        XciteError: when the file ends before they do.
     """
-    kind = np.dtype("<u2" if dtype == "bfloat16" else dtype).newbyteorder("<")
-    count = math.prod(shape)
+    numbers = np.empty(count, kind)
+    rest = numbers.view(np.uint8).data
     try:
-        numbers = np.fromfile(path, dtype=kind, count=count, offset=offset)
+        with path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            while rest:
+                done = file.readinto(rest)
+                if not done:
+                    raise XciteError(f"{path} ends too early; it is damaged, fetch it again")
+                rest = rest[done:]
     except OSError as error:
         raise XciteError(f"cannot read {path}: {error.strerror or error}") from error
-    if numbers.size != count:
-        raise XciteError(f"{path} ends too early; it is damaged, fetch it again")
-    return numbers.reshape(shape)
+    return numbers
+
+
+def read_section(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Read a C-ordered little-endian array that starts ``offset`` bytes into a file."""
+    kind = np.dtype("<u2" if dtype == "bfloat16" else dtype).newbyteorder("<")
+    return read_numbers(path, offset, math.prod(shape), kind).reshape(shape)

@@ -20,7 +20,7 @@ from xcite.weights.pickles import (
     checked_shape,
     read_pickle,
 )
-from xcite.weights.stored import ITEM_SIZES, StoredTensor
+from xcite.weights.stored import ITEM_SIZES, StoredTensor, read_numbers
 from xcite.whole_files import whole_file
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -113,16 +113,9 @@ class _Contents:
         """All numbers of a storage."""
         kind = np.dtype("u2" if storage.dtype == "bfloat16" else storage.dtype)
         stored = kind.newbyteorder(">" if self.big_endian else "<")
-        try:
-            flat = np.fromfile(
-                self.path, stored, count=storage.count, offset=self.offsets[storage.key]
-            )
-        except OSError as error:
-            raise XciteError(f"cannot read {self.path}: {error.strerror or error}") from error
-        if flat.size != storage.count:
-            raise XciteError(f"{self.path} ends too early; it is damaged, fetch it again")
+        flat = read_numbers(self.path, self.offsets[storage.key], storage.count, stored)
         checksum = self.checksums.get(storage.key)
-        if checksum is not None and zlib.crc32(flat.data if flat.size else b"") != checksum:
+        if checksum is not None and zlib.crc32(flat.view(np.uint8).data) != checksum:
             raise XciteError(f"{self.path}: a checksum is wrong; it is damaged, fetch it again")
         return flat.astype(kind, copy=False)
 

@@ -1,0 +1,138 @@
+"""Extra peak memory and time of opening a large weights file, beside the frameworks' own loaders.
+
+    python benchmarks/weights_loading.py [--model xcit_large_24_p8] [--rounds 3] [--folder FOLDER]
+
+Writes generated weights once per container, then loads each file in fresh child processes, ours and
+the framework's in turn, the file in the page cache. A child reports the growth of its peak resident
+memory from after its imports, and seconds. What "extra" counts: everything the loading process
+needed on top of what it had, the loaded arrays included.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+# container: dialect, framework to compare with
+CONTAINERS = {
+    ".pth": ("official", "torch"),
+    ".pdparams": ("passl", "paddle"),
+    ".safetensors": ("xcite", None),
+}
+
+
+def write_files(model: str, folder: Path) -> dict[str, Path]:
+    """Generated weights in every container."""
+    from xcite.canonical import shapes
+    from xcite.variants import find
+    from xcite.weights import Metadata, save_weights
+    from xcite.weights.dialects import express
+    from xcite.weights.paddle_files import write_paddle
+    from xcite.weights.torch_files import write_torch
+
+    architecture = find(model)
+    random = np.random.default_rng(0)
+    weights = {
+        name: np.zeros(shape, np.int64)
+        if name.endswith("num_batches_tracked")
+        else random.standard_normal(shape, dtype=np.float32)
+        for name, shape in shapes(architecture).items()
+    }
+    paths = {suffix: folder / f"{model}{suffix}" for suffix in CONTAINERS}
+    save_weights(paths[".safetensors"], weights, Metadata(architecture=architecture))
+    write_torch(paths[".pth"], express(weights, "official", architecture), wrap="model")
+    write_paddle(paths[".pdparams"], express(weights, "passl", architecture))
+    return paths
+
+
+def peak_memory() -> int:
+    """Peak resident bytes of this process since its start (a child's rusage holds its parent's)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+def load(loader: str, path: str) -> None:
+    """In a child: load once, print growth of peak memory in bytes and seconds."""
+    if loader == "xcite":
+        from xcite.weights import open_weights
+
+        # Everything the reader imports on its way is no cost of the file.
+        from xcite.weights.opening import imagenet_classes
+
+        imagenet_classes()
+        importlib.import_module("safetensors.numpy")
+        run = lambda: open_weights(path)  # noqa: E731
+    elif loader == "torch":
+        import torch
+
+        run = lambda: torch.load(path, weights_only=True)  # noqa: E731
+    else:
+        import paddle
+
+        paddle.set_device("cpu")
+        run = lambda: paddle.load(path)  # noqa: E731
+    before = peak_memory()
+    start = time.perf_counter()
+    result = run()
+    seconds = time.perf_counter() - start
+    extra = peak_memory() - before
+    assert result
+    print(json.dumps({"extra": extra, "seconds": seconds}))
+
+
+def measured(loader: str, path: Path) -> dict[str, float]:
+    """One child process."""
+    answer = subprocess.run(
+        [sys.executable, __file__, "--child", loader, str(path)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    result: dict[str, float] = json.loads(answer.stdout.splitlines()[-1])
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="xcit_large_24_p8")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where to write the files; a temporary one")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        load(*options.child)
+        return
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        paths = write_files(options.model, Path(folder))
+        print(f"{options.model}, {options.rounds} rounds, medians")
+        for suffix, (_, framework) in CONTAINERS.items():
+            path = paths[suffix]
+            size = path.stat().st_size
+            path.read_bytes()  # into the page cache
+            loaders = ["xcite"]
+            if framework is not None and importlib.util.find_spec(framework):
+                loaders.append(framework)
+            rounds: dict[str, list[dict[str, float]]] = {name: [] for name in loaders}
+            for _ in range(options.rounds):
+                for name in loaders:
+                    rounds[name].append(measured(name, path))
+            seconds = {n: statistics.median(r["seconds"] for r in rounds[n]) for n in loaders}
+            for name in loaders:
+                extra = statistics.median(r["extra"] for r in rounds[name]) / size
+                ratio = seconds["xcite"] / seconds[name]
+                print(
+                    f"{suffix:<13} {size / 1e6:6.0f} MB  {name:<7} extra memory "
+                    f"{extra:.2f} x file, {seconds[name]:.2f} s, xcite / {name} {ratio:.2f}"
+                )
+
+
+if __name__ == "__main__":
+    main()
