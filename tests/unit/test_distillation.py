@@ -1,10 +1,12 @@
 """Teachers: what they see, whose classes they answer in, and that they never learn."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from xcite import canonical
 from xcite import recipe as recipes
@@ -18,6 +20,7 @@ from xcite.training import distillation
 from xcite.training.distillation import build_teacher, match_classes, resize
 from xcite.variants import Architecture, RegNetArchitecture, find
 from xcite.weights import Metadata, save_weights
+from xcite.weights.opening import imagenet_classes
 
 CLASSES = ["cat", "dog", "fox"]
 TINY = """
@@ -63,6 +66,11 @@ def saved(
     metadata = Metadata(architecture=architecture, class_names=names, preprocessing=own)
     save_weights(path, weights, metadata)
     return weights
+
+
+def facts_of(recipe: Recipe, names: list[str]) -> tuple[list[str] | None, int | None]:
+    known = distillation.facts(recipe, names)
+    return known.class_names, known.classes
 
 
 def test_without_distillation_there_is_no_teacher() -> None:
@@ -170,6 +178,43 @@ def test_a_teacher_of_another_size_and_normalisation(tmp_path: Path) -> None:
     assert teacher.identity()["mean"] == [0.1]
 
 
+def test_imagenet_folders_are_matched_and_guessed_names_refuse_nothing(tmp_path: Path) -> None:
+    names = imagenet_classes()
+    folders = [f"n{number:08d}" for number in range(1000)]
+    columns, note = match_classes("t", names, 1000, folders)
+    assert columns is None
+    assert note is not None
+    with pytest.raises(XciteError, match="does not know n00000999"):
+        match_classes("t", names, 1000, folders[::-1])
+    # A published file names no classes; a subset of ImageNet's names still finds its own.
+    thousand = replace(REGNET, num_classes=1000, in_chans=3)
+    weights = {
+        name: value
+        for name, value in moved_weights(thousand).items()
+        if not name.endswith("num_batches_tracked")
+    }
+    path = tmp_path / "timm.safetensors"
+    save_file(weights, path)
+    colours = ["preprocessing.mean=[0.4, 0.4, 0.4]", "preprocessing.std=[0.2, 0.2, 0.2]"]
+    recipe = tiny("distill.loss=hard", f"distill.teacher={path}", *colours)
+    known = distillation.facts(recipe, ["goldfish", "tench"])
+    assert known.class_names == names
+    assert known.preprocessing.mean == (0.485, 0.456, 0.406)
+    assert distillation.facts(recipe, folders).class_names is None
+    with pytest.raises(XciteError, match="names no classes and has 1000, the student has 3"):
+        match_classes("t", *facts_of(recipe, CLASSES), CLASSES)
+
+
+def test_a_named_teacher_model_must_fit_its_weights(tmp_path: Path) -> None:
+    path = tmp_path / "teacher.safetensors"
+    saved(path, REGNET, CLASSES)
+    own = "{name: regnety_160, w0: 8, wa: 8.0, wm: 2.0, group_size: 8, depth: 2, stem_width: 8}"
+    named = ["distill.loss=hard", f"distill.teacher={path}"]
+    assert distillation.facts(tiny(*named, f"distill.teacher_model={own}"), CLASSES).classes == 3
+    with pytest.raises(XciteError, match="do not fit the model"):
+        distillation.facts(tiny(*named, "distill.teacher_model.name=regnety_160"), CLASSES)
+
+
 @pytest.mark.parametrize("size", [5, 16, 21, 40])
 def test_resizing_is_pillows_antialiased_bilinear(size: int) -> None:
     image = np.random.default_rng(1).standard_normal((20, 20)).astype(np.float32)
@@ -235,4 +280,4 @@ def test_other_channels_are_refused(tmp_path: Path) -> None:
         "preprocessing.std=[0.2, 0.2, 0.2]",
     )
     with pytest.raises(XciteError, match="expects 1 channels, the student's pictures have 3"):
-        distillation.facts(colours, 3)
+        distillation.facts(colours, CLASSES)

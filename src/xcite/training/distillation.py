@@ -10,6 +10,7 @@ answer is one too, whoever gives it and whenever.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
+from xcite import canonical
 from xcite.data.batch import Batch
 from xcite.data.sources import Source
 from xcite.engines import create_engine
@@ -27,6 +29,7 @@ from xcite.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from xcite.recipe import Recipe
 from xcite.variants import Architecture, find
 from xcite.weights import open_weights
+from xcite.weights.opening import imagenet_classes
 
 PROGRAMS = (".onnx", ".xml")
 _DESCRIPTION_LIMIT = 16 * 2**20  # bytes of a bundle's description that are read
@@ -142,7 +145,7 @@ def live_teacher(recipe: Recipe, student_engine: Engine, class_names: Sequence[s
         known = program_facts(path, recipe)
         runs_on, predict = _open_program(Path(path))
     else:
-        known, architecture, tensors = network_facts(path, recipe, len(class_names))
+        known, architecture, tensors = network_facts(path, recipe, class_names)
         runs_on = recipe.distill.teacher_engine or student_engine.name
         engine = create_engine(runs_on, architecture, precision=recipe.run.precision)
         engine.load_weights(tensors)
@@ -189,11 +192,11 @@ class Facts:
         }
 
 
-def facts(recipe: Recipe, classes: int) -> Facts:
+def facts(recipe: Recipe, class_names: Sequence[str]) -> Facts:
     """What is known about ``recipe.distill.teacher``; reads files, runs nothing.
 
     Args:
-        classes: how many the student has; a teacher_model is taken to have as many.
+        class_names: the student's.
 
     Raises:
         XciteError: unreadable teacher, or other channels than the student's.
@@ -201,24 +204,27 @@ def facts(recipe: Recipe, classes: int) -> Facts:
     assert recipe.distill.teacher is not None
     if Path(recipe.distill.teacher).suffix.lower() in PROGRAMS:
         return program_facts(recipe.distill.teacher, recipe)
-    return network_facts(recipe.distill.teacher, recipe, classes)[0]
+    return network_facts(recipe.distill.teacher, recipe, class_names)[0]
 
 
 def network_facts(
-    path: str, recipe: Recipe, classes: int
+    path: str, recipe: Recipe, class_names: Sequence[str]
 ) -> tuple[Facts, Architecture, dict[str, np.ndarray]]:
     """A weights file or run folder: the facts, the architecture and the canonical weights."""
     student, distill = recipe.preprocessing, recipe.distill
-    architecture = None
+    file = open_weights(path)
+    architecture = file.architecture
     if distill.teacher_model is not None:
         architecture = find(
             distill.teacher_model.name,
-            num_classes=classes,
-            in_chans=student.channels,
+            num_classes=architecture.num_classes,
+            in_chans=architecture.in_chans,
             **distill.teacher_model.overrides(),
         )
-    file = open_weights(path, architecture=architecture)
-    own, notes = file.metadata.preprocessing, []
+        canonical.check(file.tensors, architecture)
+    own, names, notes = file.metadata.preprocessing, file.metadata.class_names, []
+    if file.dialect != "xcite" and names is not None and not set(class_names) <= set(names):
+        names = None  # the file itself names none: these were guessed by their number
     if own is None:
         # Files without metadata are the published ones, all trained with ImageNet's mean and std.
         own = student
@@ -231,11 +237,11 @@ def network_facts(
         Path(path).name,
         weights_digest(file.tensors),
         _teacher_preprocessing(path, own, recipe),
-        file.architecture.num_classes,
-        file.metadata.class_names,
+        architecture.num_classes,
+        names,
         notes,
     )
-    return known, file.architecture, file.tensors
+    return known, architecture, file.tensors
 
 
 class _Bundle(BaseModel):
@@ -320,6 +326,13 @@ def match_classes(
                 f"{len(ours)} ({_brief(ours)}); use a teacher trained on these classes"
             )
         return None, f"teacher {teacher} names no classes: taken to be the student's, in this order"
+    if (
+        len(theirs) == len(ours)
+        and list(ours) == sorted(ours)
+        and all(re.fullmatch(r"n\d{8}", name) for name in ours)
+        and list(theirs) == imagenet_classes()
+    ):
+        return None, "ImageNet's folders n01440764, ... are its classes in their usual order"
     place = {name: index for index, name in enumerate(theirs)}
     unknown = [name for name in ours if name not in place]
     if unknown:

@@ -113,7 +113,7 @@ def open_cache(
     folder = Path(recipe.distill.cache)
     manifest = _read_manifest(folder)
     named = recipe.distill.teacher
-    teacher = facts(recipe, len(class_names)).identity() if named else None
+    teacher = facts(recipe, class_names).identity() if named else None
     depends = dependencies(recipe, source, class_names, teacher, processes)
     found = dict(manifest["depends"])
     if teacher is None:
