@@ -29,7 +29,7 @@ def draw_confusion(accuracy: Accuracy, path: str | Path, *, title: str = "") -> 
         )
     classes = len(counts)
     share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = min(16.0, max(5.0, 1.8 + 0.36 * min(classes, NAMED)))
+    side = max(5.0, 1.8 + 0.3 * classes) if classes <= NAMED else 10.0
     figure = Figure(figsize=(side + 1.2, side), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

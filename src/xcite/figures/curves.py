@@ -63,7 +63,7 @@ def draw_curves(runs: Mapping[str, Rows], path: str | Path) -> None:
         average = line(accuracy, epochs, "ema_acc1", f"{prefix}EMA", color=third, linestyle=":")
         if model or average:
             best.append((max(model + average), name))
-        line(rate, steps or epochs, "lr", f"{prefix}learning rate", color=colour)
+        line(rate, steps or epochs, "lr", name if several else "_", color=colour)
     loss.set_title("loss")
     accuracy.set_title("top-1 on the validation pictures, %")
     rate.set_title("learning rate")

@@ -48,6 +48,8 @@ from xcite.weights import Metadata, save_weights
 
 # Drawing takes about a second, so a run of many short epochs draws only now and then.
 SECONDS_BETWEEN_DRAWINGS = 60
+# Starting a loader process takes as long as decoding about so many pictures.
+PICTURES_PER_WORKER = 500
 
 
 # What turns metrics rows by run name into a picture file; figures lie above this layer.
@@ -285,7 +287,7 @@ class _Run:
             source,
             recipe.preprocessing,
             batch=max(1, recipe.optim.batch // recipe.optim.accumulate // self.engine.world_size),
-            workers=recipe.data.workers,
+            workers=min(recipe.data.workers, len(source) // PICTURES_PER_WORKER),
             on_error=recipe.data.on_error,
             max_pixels=recipe.data.max_pixels,
             rank=self.engine.rank,
