@@ -11,7 +11,16 @@ import xcite
 
 PACKAGE = Path(xcite.__file__).parent
 LAYERS = [
-    {"errors", "whole_files", "randomness", "preprocessing", "variants", "canonical", "recipe"},
+    {
+        "errors",
+        "whole_files",
+        "randomness",
+        "preprocessing",
+        "variants",
+        "canonical",
+        "recipe",
+        "cost",
+    },
     {"data", "weights"},
     {"engines"},
     {"training", "evaluation"},

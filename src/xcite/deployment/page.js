@@ -143,7 +143,7 @@ function paint() {
   if (!attention) return;
   const { rows, columns, values, seen } = attention;
   const grid = new ImageData(columns, rows);
-  values.forEach((value, i) => grid.data.set([...colour(value), 64 + 160 * Math.sqrt(value)], 4 * i));
+  values.forEach((value, i) => grid.data.set([...colour(value), 40 + 140 * value], 4 * i));
   const small = document.createElement("canvas");
   [small.width, small.height] = [columns, rows];
   small.getContext("2d").putImageData(grid, 0, 0);
