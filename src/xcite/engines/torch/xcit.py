@@ -585,14 +585,18 @@ def add_branch(x: Tensor, branch: Tensor, paths: Tensor | None, index: int) -> T
 def untouched_statistics(model: nn.Module) -> Iterator[None]:
     """BatchNorm in training uses the batch's statistics but does not count them in."""
     layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    before = [layer.track_running_stats for layer in layers]
-    for layer in layers:
-        layer.track_running_stats = False
+    # It writes into copies. Without any running statistics the layer would keep fewer tensors for
+    # the backward pass, which checkpointing refuses.
+    before = [dict(layer.named_buffers(recurse=False)) for layer in layers]
+    for layer, buffers in zip(layers, before, strict=True):
+        for name, buffer in buffers.items():
+            setattr(layer, name, buffer.clone())
     try:
         yield
     finally:
-        for layer, tracks in zip(layers, before, strict=True):
-            layer.track_running_stats = tracks
+        for layer, buffers in zip(layers, before, strict=True):
+            for name, buffer in buffers.items():
+                setattr(layer, name, buffer)
 
 
 def checkpointed(block: nn.Module, *inputs: Any) -> Any:
