@@ -24,7 +24,6 @@ from PIL import Image
 
 from xcite.data import mixing, randaugment, transforms
 from xcite.data.pipeline import TrainLoader
-from xcite.data.sources import Names
 from xcite.engines.pixels import model_input
 from xcite.preprocessing import Preprocessing
 from xcite.recipe import Recipe, parse
@@ -65,7 +64,7 @@ class Memory:
         return f"drawn/{index}"
 
     def fingerprint(self) -> str:
-        return str(len(Names(["drawn"])))
+        return "drawn"
 
 
 def plain_batch(source: Memory, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
