@@ -111,7 +111,7 @@ def processor_seconds(action: Callable[[], object]) -> float:
 
 def measure(height: int, width: int, repeats: int, batch: int, rounds: int) -> dict[str, object]:
     rng = np.random.default_rng(0)
-    source = Memory([drawn_photograph(rng, height, width) for _ in range(max(batch, 256))])
+    source = Memory([drawn_photograph(rng, height, width) for _ in range(max(batch, 64))])
     recipe = parse(
         f"{{data: {{workers: 0, repeats: {repeats}, scaled_decoding: true}}, "
         f"optim: {{batch: {batch}, lr_per: null}}}}",
