@@ -80,12 +80,12 @@ def load(loader: str, path: str) -> None:
         paddle.set_device("cpu")
         run = lambda: paddle.load(path)  # noqa: E731
     before = peak_memory()
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     result = run()
-    seconds = time.perf_counter() - start
+    seconds, busy = time.perf_counter() - start, time.process_time() - busy
     extra = peak_memory() - before
     assert result
-    print(json.dumps({"extra": extra, "seconds": seconds}))
+    print(json.dumps({"extra": extra, "seconds": seconds, "busy": busy}))
 
 
 def measured(loader: str, path: Path) -> dict[str, float]:
@@ -127,10 +127,13 @@ def main() -> None:
             seconds = {n: statistics.median(r["seconds"] for r in rounds[n]) for n in loaders}
             for name in loaders:
                 extra = statistics.median(r["extra"] for r in rounds[name]) / size
+                busy = {n: statistics.median(r["busy"] for r in rounds[n]) for n in loaders}
                 ratio = seconds["xcite"] / seconds[name]
+                effort = busy["xcite"] / busy[name]
                 print(
                     f"{suffix:<13} {size / 1e6:6.0f} MB  {name:<7} extra memory "
-                    f"{extra:.2f} x file, {seconds[name]:.2f} s, xcite / {name} {ratio:.2f}"
+                    f"{extra:.2f} x file, {seconds[name]:.2f} s ({busy[name]:.2f} s of CPU), "
+                    f"xcite / {name} {ratio:.2f} ({effort:.2f} of CPU)"
                 )
 
 

@@ -35,7 +35,7 @@ def create_model(
         num_classes: 0 for features (B, D) instead of logits.
         weights: a file of any dialect, a published name, or canonical names to arrays; None draws
             them. Published names are downloaded once into the cache.
-        reset_head: draw the head anew when the weights have another class count.
+        reset_head: draw the head anew instead of loading the file's.
         adapt_channels: fit the first convolution when they have other input channels.
         overrides: fields of `xcite.variants.XCiTArchitecture` to replace, such as ``depth``.
 
@@ -67,7 +67,7 @@ def load_weights(
     Args:
         weights: a file of any dialect, a run folder, a published name, or canonical names to
             arrays, which must fit as they are.
-        reset_head: keep the model's own head when the file has another class count.
+        reset_head: keep the model's own head instead of loading the file's.
         adapt_channels: fit the file's first convolution to the model's input channels.
 
     Raises:

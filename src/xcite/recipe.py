@@ -69,6 +69,7 @@ class InitRecipe(Section):
     weights: str | None = Field(None, description="a file, a run folder or a published name")
     dialect: str | None = Field(None, description="only when it is not recognised by itself")
     reset_head: bool = Field(False, description="draw the classifier anew")
+    adapt_channels: bool = Field(False, description="fit the stem to other input channels")
     freeze_patch_embed: bool = Field(False, description="the official 'surgery': the stem stays")
 
 

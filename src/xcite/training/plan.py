@@ -150,6 +150,7 @@ def _initial_weights(
         architecture=architecture,
         dialect=init.dialect,
         reset_head=init.reset_head,
+        adapt_channels=init.adapt_channels,
     )
     notes = []
     contract = file.metadata.preprocessing

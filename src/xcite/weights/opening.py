@@ -78,7 +78,8 @@ def open_weights(
         dialect: names to expect; None recognises them.
         part: which model of a checkpoint: "weights", "ema", "student" or "teacher"; None takes the
             student of a distillation checkpoint, else the weights.
-        reset_head: leave out the head when the class count differs, instead of refusing.
+        reset_head: leave out the head, whatever its class count; without it another class count
+            is refused.
         adapt_channels: fit the first convolution to the model's number of input channels.
         weights_dir: where published files lie; None uses the cache.
 
@@ -263,18 +264,18 @@ def _same_model(model: Identified, wanted: Architecture, path: Path) -> None:
 def _fit_head(
     stored: State, wanted: Architecture, *, reset_head: bool, path: Path
 ) -> tuple[State, list[str]]:
-    """Check the class counts; with ``reset_head`` a differing head is left out and listed."""
+    """Check the class counts; with ``reset_head`` the head is left out and listed."""
     prefix = "head.fc." if isinstance(wanted, RegNetArchitecture) else "head."
     head = {name: tensor for name, tensor in stored.items() if name.startswith(prefix)}
     weight = head.get(f"{prefix}weight")
     classes = weight.shape[0] if weight is not None and weight.shape else 0
-    if classes == wanted.num_classes:
+    if classes == wanted.num_classes and not (reset_head and head):
         return stored, []
     if not reset_head:
         has = f"a head of {classes} classes" if head else "no classification head"
         raise XciteError(
             f"{path} has {has}, the model has {wanted.num_classes}; with reset_head "
-            "(--reset-head) everything else is loaded and the model keeps its own head"
+            "(init.reset_head in a recipe) everything else is loaded and the model keeps its own head"
         )
     rest = {name: tensor for name, tensor in stored.items() if name not in head}
     return rest, [f"{prefix}weight", f"{prefix}bias"] if wanted.num_classes else []
@@ -295,7 +296,7 @@ def _fit_channels(stored: State, wanted: Architecture, *, adapt: bool, path: Pat
     if not adapt:
         raise XciteError(
             f"{path} takes {present} input channels, the model {wanted.in_chans}; with "
-            "adapt_channels (--adapt-channels) the first convolution is fitted"
+            "adapt_channels (init.adapt_channels in a recipe) the first convolution is fitted"
         )
     kernel: StoredTensor = first
 
