@@ -275,7 +275,7 @@ def _fit_head(
         has = f"a head of {classes} classes" if head else "no classification head"
         raise XciteError(
             f"{path} has {has}, the model has {wanted.num_classes}; with reset_head "
-            "(init.reset_head in a recipe) everything else is loaded and the model keeps its own head"
+            "(init.reset_head in a recipe) all else is loaded and the model keeps its own head"
         )
     rest = {name: tensor for name, tensor in stored.items() if name not in head}
     return rest, [f"{prefix}weight", f"{prefix}bias"] if wanted.num_classes else []
