@@ -38,7 +38,7 @@ def align(
     may hold "loss"). Write one with --dump to see an example, or to compare two processes.
     """
     from xcite import recipe as recipes
-    from xcite.engines import NAMES
+    from xcite.engines import NAMES, engine_package
     from xcite.errors import XciteError
     from xcite.evaluation import alignment
 
@@ -61,6 +61,8 @@ def align(
             engine or NAMES[0], given.architecture, reference, model
         )
     else:
+        for name in NAMES:
+            engine_package(name)  # both must be there before either works for a minute
         first, second = (alignment.measure(name, given) for name in NAMES)
         report = alignment.compare(model, first, second, notes)
     folder = out or Path("alignment") / Path(recipe).stem
