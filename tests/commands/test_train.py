@@ -170,6 +170,9 @@ def test_train_evaluate_predict(
         Path("folder", name).mkdir(parents=True)
         Image.fromarray(rng.integers(0, 255, (8, 8), dtype=np.uint8)).save(f"folder/{name}/x.png")
     assert run("evaluate", "runs/digits-1", "--data", "folder", *on, "--workers", "0") == 0
+    Path("list.txt").write_text("folder/7/x.png 7\nfolder/3/x.png 3\n")
+    assert run("evaluate", "runs/digits-1", "--data", "list.txt", *on, "--workers", "0") == 0
+    assert "2 pictures on" in capsys.readouterr().out
     Path("folder/9").rename("folder/nine")
     assert run("evaluate", "runs/digits-1", "--data", "folder", *on) == 2
     error = capsys.readouterr().err

@@ -9,9 +9,10 @@ from PIL import Image
 
 from xcite.errors import XciteError
 from xcite.evaluation.accuracy import Counter, cross_entropy, probabilities, ranks
-from xcite.evaluation.evaluate import match_classes, validation_line
+from xcite.evaluation.evaluate import match_classes, same_in_order, validation_line
 from xcite.figures.confusion import draw_confusion
 from xcite.figures.curves import draw_curves
+from xcite.weights.opening import imagenet_classes
 
 NAMES = [f"class {k}" for k in range(7)]
 
@@ -84,6 +85,17 @@ def test_classes_are_matched_by_name() -> None:
     assert "pets/val: cat, cow" in str(caught.value)
     assert "model: cat, dog" in str(caught.value)
     assert "only in the model: dog" in str(caught.value)
+
+
+def test_the_same_classes_under_other_names() -> None:
+    folders = [f"n{number:08}" for number in range(1000)]
+    names = imagenet_classes()
+    assert same_in_order(names, folders)
+    assert not same_in_order(names, folders[::-1])
+    assert not same_in_order(names[::-1], folders)
+    assert same_in_order(["cat", "dog"], ["0", "1"])
+    assert not same_in_order(["cat", "dog"], ["0", "1", "2"])
+    assert not same_in_order(["cat", "dog"], ["dog", "cat"])
 
 
 def test_the_confusion_picture(tmp_path: Path) -> None:

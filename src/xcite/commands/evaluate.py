@@ -36,7 +36,7 @@ def evaluate(
 
     from xcite.commands.opening import open_model
     from xcite.data.pipeline import EvaluationLoader
-    from xcite.data.sources import open_source
+    from xcite.data.sources import ListFile, open_source
     from xcite.evaluation import evaluate as evaluation
     from xcite.whole_files import write_text
 
@@ -49,7 +49,9 @@ def evaluate(
     if names is None:
         typer.echo(f"note: {model} does not say its classes; those of {data} are taken in order")
         names = list(source.class_names)
-    elif list(source.class_names) != names:
+    elif isinstance(source, ListFile):
+        source = listed(classes=names)  # its numbers are places in the model's list
+    elif not evaluation.same_in_order(names, source.class_names):
         evaluation.match_classes(names, source.class_names, data)
         source = listed(classes=names)
     loader = EvaluationLoader(

@@ -1,5 +1,6 @@
 """Evaluation of whatever gives logits: an engine, its moving average, or an exported bundle."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from xcite.engines.interface import Engine
 from xcite.errors import XciteError
 from xcite.evaluation.accuracy import Accuracy, Counter
 from xcite.preprocessing import Preprocessing
+from xcite.weights.opening import imagenet_classes
 
 
 class Classifier(Protocol):
@@ -56,6 +58,22 @@ def evaluate(
             counters[name].add(classifier.logits(images), batch.labels)
         after_batch(len(batch.labels))
     return {name: counter.result(average, processes) for name, counter in counters.items()}
+
+
+def same_in_order(model: Sequence[str], data: Sequence[str]) -> bool:
+    """Whether the data's classes are the model's in the same order, maybe under other names.
+
+    So are ImageNet's folders n01440764 to n15075141 beside the names of its classes, and the bare
+    numbers of a list file beside any names.
+    """
+    if list(model) == list(data):
+        return True
+    if len(model) != len(data):
+        return False
+    if list(data) == [str(number) for number in range(len(data))]:
+        return True
+    folders = list(data) == sorted(data) and all(re.fullmatch(r"n\d{8}", name) for name in data)
+    return folders and list(model) == imagenet_classes()
 
 
 def match_classes(model: Sequence[str], data: Sequence[str], what: str = "the data") -> np.ndarray:

@@ -8,6 +8,7 @@ from xcite.canonical import initial_weights, parameter_count
 from xcite.data.pipeline import TrainLoader
 from xcite.data.sources import Source, open_source, read_class_names
 from xcite.errors import XciteError
+from xcite.evaluation.evaluate import same_in_order
 from xcite.preprocessing import Preprocessing
 from xcite.recipe import Recipe
 from xcite.training import schedules
@@ -164,7 +165,7 @@ def _initial_weights(
                 f"{recipe.preprocessing.size} px"
             )
     known = file.metadata.class_names
-    if known is not None and list(known) != class_names and not init.reset_head:
+    if known is not None and not (init.reset_head or same_in_order(known, class_names)):
         raise XciteError(
             f"{init.weights} knows other classes ({', '.join(known[:8])}, ...) than the data "
             f"({', '.join(class_names[:8])}, ...); set init.reset_head=true for a new classifier"
