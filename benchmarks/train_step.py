@@ -1,0 +1,314 @@
+"""Training step and forward pass against a plain transcription of the official model.
+
+    python benchmarks/train_step.py --engine torch
+    python benchmarks/train_step.py --engine torch --models xcit_nano_12_p8 --precision bf16
+    python benchmarks/train_step.py --engine torch --models xcit_nano_12_p8 --reference theirs.py
+
+Both models live in one process with the same threads, weights do not matter for time, and their
+turns alternate, so that whatever else the machine does meets both. A training step is forward,
+cross entropy with soft targets, backward and AdamW, on pictures already in memory. The ratio is
+the reference's median time over ours. Peak memory is that of one training step over what is
+resident before it (weights, moments, libraries), each side in a process of its own.
+
+The reference is `reference_xcit_{torch,paddle}.py` beside this file, or with --reference any Python
+file, which runs as a program of yours would. It defines either `build(architecture)` or a class
+`XCiT` that takes the architecture (`xcite.variants.XCiTArchitecture`: patch_size, embed_dim, depth,
+num_heads, num_classes, ...), and gives a module with `model(images) -> logits`. For timm:
+
+    import timm
+    def build(architecture):
+        return timm.create_model("xcit_nano_12_p8_224", num_classes=architecture.num_classes)
+
+Prints a Markdown table.
+"""
+
+import argparse
+import gc
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+THREADS = len(os.sched_getaffinity(0))
+# Paddle's matrix products use one thread unless this is set before the import.
+os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
+
+import numpy as np  # noqa: E402
+
+from xcite.evaluation.throughput import reset_resident_peak, resident_peak  # noqa: E402
+from xcite.recipe import OptimRecipe  # noqa: E402
+from xcite.variants import XCiTArchitecture, find  # noqa: E402
+
+LEARNING_RATE = 1e-4
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison; ``repeats`` turns of each side after one to warm up."""
+
+    model: str
+    batch: int
+    size: int = 224
+    precision: str = "float32"
+    work: tuple[str, ...] = ("train",)
+    repeats: int = 7
+
+
+BOTH = ("train", "forward")
+CASES = {
+    "torch": [
+        Case("xcit_nano_12_p8", 16, work=BOTH, repeats=9),
+        Case("xcit_nano_12_p8", 16, precision="bf16", work=BOTH, repeats=9),
+        Case("xcit_small_12_p8", 4),
+        Case("xcit_small_12_p8", 4, precision="bf16"),
+        Case("xcit_tiny_12_p8", 8),
+        Case("xcit_tiny_24_p8", 4, repeats=5),
+        Case("xcit_small_24_p8", 2, repeats=5),
+        Case("xcit_medium_24_p8", 2, repeats=3),
+        Case("xcit_large_24_p8", 1, repeats=3),
+        Case("xcit_nano_12_p16", 16, repeats=15),
+        Case("xcit_tiny_12_p16", 16, repeats=15),
+        Case("xcit_tiny_24_p16", 8, repeats=15),
+        Case("xcit_small_12_p16", 8, repeats=11),
+        Case("xcit_small_12_p16", 8, precision="bf16", repeats=11),
+        Case("xcit_small_24_p16", 4, repeats=7),
+        Case("xcit_medium_24_p16", 4, repeats=5),
+        Case("xcit_large_24_p16", 2, repeats=5),
+    ],
+    "paddle": [
+        Case("xcit_nano_12_p8", 16, work=BOTH, repeats=5),
+        Case("xcit_small_12_p16", 4, work=BOTH, repeats=5),
+    ],
+}
+MEMORY = Case("xcit_nano_12_p8", 1, 448)
+
+
+def load_reference(path: Path, architecture: XCiTArchitecture) -> Any:
+    """The module that the file's ``build`` or ``XCiT`` makes."""
+    spec = importlib.util.spec_from_file_location("reference_model", path)
+    if spec is None or spec.loader is None:
+        sys.exit(f"{path} is not a Python file")
+    file = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(file)
+    make = getattr(file, "build", None) or getattr(file, "XCiT", None)
+    if make is None:
+        sys.exit(f"{path} defines neither build(architecture) nor XCiT")
+    return make(architecture)
+
+
+def ours(engine: str, architecture: XCiTArchitecture) -> Any:
+    """The product's model, with PyTorch's or Paddle's own initial values."""
+    if engine == "torch":
+        from xcite.engines.torch import build
+    else:
+        from xcite.engines.paddle import build
+    return build(architecture, seed=None)
+
+
+def torch_side(model: Any, case: Case, product: bool) -> dict[str, Callable[[], None]]:
+    """What can be timed on PyTorch: "train" and "forward"."""
+    import torch
+
+    torch.set_num_threads(THREADS)
+    images, targets = (torch.from_numpy(a) for a in data(model, case))
+
+    def logits() -> Any:
+        with torch.autocast("cpu", torch.bfloat16, enabled=case.precision == "bf16"):
+            return model(images)
+
+    if product:
+        from xcite.engines.torch.optimizer import AdamW, named_parameters
+
+        adamw = AdamW(named_parameters(model), OptimRecipe())
+
+        def update() -> None:
+            adamw.step(LEARNING_RATE, 0.0)
+            adamw.clear_gradients()
+    else:
+        plain = torch.optim.AdamW(model.parameters(), LEARNING_RATE)
+
+        def update() -> None:
+            plain.step()
+            plain.zero_grad()
+
+    def train() -> None:
+        model.train()
+        loss = -(targets * logits().float().log_softmax(-1)).sum(-1).mean()
+        loss.backward()
+        update()
+
+    def forward() -> None:
+        model.eval()
+        with torch.inference_mode():
+            logits()
+
+    return {"train": train, "forward": forward}
+
+
+def paddle_side(model: Any, case: Case, product: bool) -> dict[str, Callable[[], None]]:
+    """What can be timed on Paddle: "train" and "forward"."""
+    import paddle
+
+    if case.precision != "float32":
+        sys.exit("Paddle has no bf16 training on a CPU")
+    paddle.base.core.set_num_threads(THREADS)
+    images, targets = (paddle.to_tensor(a) for a in data(model, case))
+    if product:
+        from xcite.engines.paddle.optimizer import AdamW, named_parameters
+
+        adamw = AdamW(named_parameters(model), OptimRecipe())
+
+        def update() -> None:
+            adamw.step(LEARNING_RATE, 0.0)
+            adamw.clear_gradients()
+    else:
+        plain = paddle.optimizer.AdamW(LEARNING_RATE, parameters=model.parameters())
+
+        def update() -> None:
+            plain.step()
+            plain.clear_grad()
+
+    def train() -> None:
+        model.train()
+        log_softmax = paddle.nn.functional.log_softmax(model(images))
+        loss = -(targets * log_softmax).sum(-1).mean()
+        loss.backward()
+        update()
+
+    def forward() -> None:
+        model.eval()
+        with paddle.no_grad():
+            model(images)
+
+    return {"train": train, "forward": forward}
+
+
+SIDES = {"torch": torch_side, "paddle": paddle_side}
+
+
+def data(model: Any, case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """Images float32 (B, 3, size, size) and targets (B, K) whose rows sum to one."""
+    random = np.random.default_rng(0)
+    images = random.standard_normal((case.batch, 3, case.size, case.size), np.float32)
+    targets = random.random((case.batch, find(case.model).num_classes), np.float32)
+    return images, targets / targets.sum(1, keepdims=True)
+
+
+def compare(engine: str, case: Case, reference: Path) -> None:
+    """Print one row for each kind of work."""
+    architecture = find(case.model)
+    plain = SIDES[engine](load_reference(reference, architecture), case, False)
+    product = SIDES[engine](ours(engine, architecture), case, True)
+    for work in case.work:
+        seconds: dict[bool, list[float]] = {False: [], True: []}
+        for turn in range(case.repeats + 1):
+            for ours_, side in ((False, plain), (True, product)):
+                start = time.perf_counter()
+                side[work]()
+                if turn:
+                    seconds[ours_].append(time.perf_counter() - start)
+        ratio = statistics.median(seconds[False]) / statistics.median(seconds[True])
+        name = {"train": "training step", "forward": "forward"}[work]
+        print(
+            f"| {case.model} | {case.size} | {case.batch} | {case.precision} | {name} "
+            f"| {shown(seconds[False])} | {shown(seconds[True])} | {ratio:.2f} |",
+            flush=True,
+        )
+
+
+def shown(seconds: list[float]) -> str:
+    """Median and quartiles."""
+    low, median, high = np.percentile(seconds, [25, 50, 75])
+    return f"{median:.3f} s ({low:.3f} to {high:.3f})"
+
+
+def step_memory(engine: str, case: Case, reference: Path | None) -> float:
+    """MiB of one training step over what was resident before it; runs in a child process."""
+    architecture = find(case.model)
+    model = ours(engine, architecture) if reference is None else None
+    if reference is not None:
+        model = load_reference(reference, architecture)
+    product = reference is None
+    # A small step first: libraries are loaded, moments exist.
+    SIDES[engine](model, replace(case, batch=2, size=64), product)["train"]()
+    train = SIDES[engine](model, case, product)["train"]
+    gc.collect()
+    reset_resident_peak()
+    before = resident_peak()
+    train()
+    after = resident_peak()
+    if before is None or after is None:
+        sys.exit("this system does not tell a process's peak memory")
+    return after - before
+
+
+def compare_memory(engine: str, case: Case, reference: Path) -> None:
+    """Print one row; every side in a child, where freed memory goes back to the system at once."""
+    sides = []
+    for path in (reference, None):
+        call = [engine, case.model, case.batch, case.size, str(path) if path else None]
+        done = subprocess.run(
+            [sys.executable, __file__, "--memory-of", json.dumps(call)],
+            env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            sys.exit(done.stderr[-3000:])
+        sides.append(float(done.stdout.split()[-1]))
+    print(
+        f"| {case.model} | {case.size} | {case.batch} | {case.precision} | training step, memory "
+        f"| {sides[0]:.0f} MiB | {sides[1]:.0f} MiB | {sides[1] / sides[0]:.2f} of it |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Compare the engine's cases, or the one described by the options."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--engine", choices=("torch", "paddle"), default="torch")
+    parser.add_argument("--models", nargs="+", help="only these (the others' options are defaults)")
+    parser.add_argument("--precision", nargs="+", choices=("float32", "bf16"))
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--size", type=int)
+    parser.add_argument("--repeats", type=int)
+    parser.add_argument("--reference", type=Path, help="a Python file, see above")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_of:
+        engine, model, batch, size, path = json.loads(options.memory_of)
+        print(step_memory(engine, Case(model, batch, size), Path(path) if path else None))
+        return
+    cases = CASES[options.engine]
+    if options.models:
+        precisions = options.precision or ["float32"]
+        cases = [
+            Case(model, options.batch or 16, precision=precision, work=BOTH)
+            for model in options.models
+            for precision in precisions
+        ]
+    elif options.precision:
+        cases = [case for case in cases if case.precision in options.precision]
+    chosen = {name: getattr(options, name) for name in ("batch", "size", "repeats")}
+    chosen = {name: value for name, value in chosen.items() if value}
+    reference = options.reference or HERE / f"reference_xcit_{options.engine}.py"
+    print("| model | px | batch | precision | work | reference | Xcite | ratio |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    for case in cases:
+        compare(options.engine, replace(case, **chosen), reference)
+        gc.collect()
+    memory = replace(MEMORY, model=options.models[0]) if options.models else MEMORY
+    compare_memory(options.engine, memory, reference)
+
+
+if __name__ == "__main__":
+    main()
