@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -203,3 +204,39 @@ def test_no_such_model(
     monkeypatch.chdir(tmp_path)
     assert run(*command.split()) == 2
     assert "absent" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("torch" not in engines.installed(), reason="started as torchrun does")
+def test_two_processes_write_one_run(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "xcite.cli", "train", "digits", "--engine", "torch"]
+    started = [
+        subprocess.Popen(
+            [*command, "--out", "run", *small("data.workers=0")],
+            cwd=tmp_path,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={
+                **os.environ,
+                "RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "LOCAL_WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            },
+        )
+        for rank in range(2)
+    ]
+    (out, error), (silent, other) = [process.communicate(timeout=500) for process in started]
+    assert [process.returncode for process in started] == [0, 0], error + other
+    assert out.count("Validate Epoch [2]") == 1
+    assert silent == ""
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    # of 359 pictures every one counts once, whichever process saw it
+    assert round(last["acc1"] * 359 / 100, 6).is_integer()
+    steps = [row["step"] for row in map(json.loads, lines) if row["kind"] == "step"]
+    assert steps == list(range(1, 11)), "five steps of 256 pictures in each of two epochs"
