@@ -235,11 +235,6 @@ class Recipe(Section):
             raise ValueError("distill.loss needs distill.teacher or distill.cache")
         if self.optim.warmup_epochs > self.optim.epochs:
             raise ValueError("optim.warmup_epochs is longer than optim.epochs")
-        if self.optim.min_lr > self.learning_rate():
-            raise ValueError(
-                f"optim.min_lr {self.optim.min_lr:g} is above the peak learning rate "
-                f"{self.learning_rate():g}"
-            )
         if max(self.optim.betas) >= 1:
             raise ValueError("optim.betas must be below 1")
         if self.init.reset_head and not self.init.weights:

@@ -92,7 +92,6 @@ def test_the_demo_uses_the_real_machinery() -> None:
         ("optim.accumulate=3", "not a multiple"),
         ("optim.accumulate=1024", "at most optim.batch / 2"),
         ("optim.warmup_epochs=500", "warmup_epochs"),
-        ("optim.min_lr=1", "above the peak"),
         ("augment.color_jitter=0.4", "color_jitter"),
         ("distill.teacher=x", "distill.loss"),
         ("distill.loss=hard", "distill.teacher"),

@@ -97,6 +97,11 @@ def make(recipe: Recipe, *, initialise: bool = True) -> Plan:
     root = recipe.data.root
     train = open_source(recipe.data.train, root=root, classes=names, channels=channels)
     notes: list[str] = []
+    if recipe.optim.min_lr > recipe.learning_rate() and recipe.optim.schedule != "constant":
+        notes.append(
+            f"optim.min_lr {recipe.optim.min_lr:g} is above the peak learning rate "
+            f"{recipe.learning_rate():g}: the rate will rise to it"
+        )
     _check_train(recipe, train)
     validation = None
     if recipe.data.validation:
