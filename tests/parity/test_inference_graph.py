@@ -45,7 +45,7 @@ def run_openvino(model, images):
 
 
 def golden_cases(architecture, seeds, most=10**9):
-    """(key, weights, images, logits, size) of the stored evaluations of at most that many pixels."""
+    """(key, weights, images, logits, size) of the stored evaluations, up to that many pixels."""
     shape = variants.find(architecture)
     with np.load(GOLDENS / f"eval_{architecture}.npz") as goldens:
         for key in goldens:
