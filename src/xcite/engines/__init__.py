@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from xcite.errors import XciteError
@@ -32,7 +33,10 @@ def engine_package(name: str) -> "ModuleType":
         others = [other for other in installed() if other != name]
         instead = f", or use --engine {others[0]}" if others else ""
         raise XciteError(f"engine {name!r} is not installed: pip install 'xcite[{name}]'{instead}")
-    return importlib.import_module(f"xcite.engines.{name}")
+    with warnings.catch_warnings():
+        # Paddle misses ccache when imported, which concerns only those who build extensions.
+        warnings.filterwarnings("ignore", message="No ccache found")
+        return importlib.import_module(f"xcite.engines.{name}")
 
 
 def create_engine(name: str, architecture: "Architecture", **options: Any) -> "Engine":
