@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from xcite.engines.attention_form import check_form, uses_covariance
@@ -24,6 +25,8 @@ from xcite.variants import XCiTArchitecture
 LAYER_NORM_EPS = 1e-6
 # F.normalize divides by max(|q|, 1e-12); here the squares are bounded.
 NORMALIZE_EPS = 1e-12
+# Tokens that the MLP takes at a time on a CPU.
+SLICE = 784
 
 
 def conv3x3(into: int, out: int) -> nn.Sequential:
@@ -235,9 +238,62 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, gamma: Tensor) -> Tensor:
         """Normalised tokens (B, N, C) -> gamma * Mlp (B, N, C)."""
-        x = F.dropout(F.gelu(self.fc1(x)), self.drop, self.training)
-        x = F.linear(x, self.fc2.weight * gamma[:, None], self.fc2.bias * gamma)
-        return F.dropout(x, self.drop, self.training)
+        weight, bias = self.fc2.weight * gamma[:, None], self.fc2.bias * gamma
+        if torch.compiler.is_compiling() or (self.training and self.drop > 0):
+            x = F.dropout(F.gelu(self.fc1(x)), self.drop, self.training)
+            return F.dropout(F.linear(x, weight, bias), self.drop, self.training)
+        dtype = autocast_dtype(x)
+        y: Tensor = SlicedMlp.apply(x.to(dtype), self.fc1.weight, self.fc1.bias, weight, bias)
+        return y
+
+
+class SlicedMlp(torch.autograd.Function):
+    """gelu(x W1^T + b1) W2^T + b2, a few hundred tokens at a time.
+
+    The hidden layer is four times as wide as the tokens: a slice of it stays in the cache where the
+    whole would go to memory and back for every operation. The backward pass needs W1 x + b1, which
+    is kept, and its GELU, which is computed again rather than kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor
+    ) -> Tensor:
+        """x: (..., C) in the dtype to compute in; weights as in nn.Linear."""
+        rows = x.flatten(0, -2)
+        w1, b1, w2, b2 = (t.to(x.dtype) for t in (weight1, bias1, weight2, bias2))
+        keep = any(ctx.needs_input_grad)
+        kept = []
+        y = torch.empty_like(rows)
+        with full_precision(x):
+            for part, out in zip(slices(rows), slices(y), strict=True):
+                hidden = torch.addmm(b1, part, w1.t())
+                torch.addmm(b2, F.gelu(hidden), w2.t(), out=out)
+                if keep:
+                    kept.append(hidden)
+        ctx.save_for_backward(x, weight1, weight2, *kept)
+        return y.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        x, weight1, weight2, *kept = ctx.saved_tensors
+        rows, grads = x.flatten(0, -2), grad.flatten(0, -2)
+        w1, w2 = weight1.to(x.dtype), weight2.to(x.dtype)
+        grad_x = torch.empty_like(rows)
+        # Sums over slices are at least float32, as sums within a matrix product are.
+        grad_w1, grad_w2 = torch.zeros_like(weight1), torch.zeros_like(weight2)
+        grad_b1 = weight1.new_zeros(len(weight1))
+        with full_precision(x):
+            parts = zip(kept, *map(slices, (rows, grads, grad_x)), strict=True)
+            for hidden, part, g, out in parts:
+                add_product(grad_w2, g.t(), F.gelu(hidden))
+                g = torch.ops.aten.gelu_backward(g @ w2, hidden)
+                add_product(grad_w1, g.t(), part)
+                grad_b1 += g.sum(0, dtype=grad_b1.dtype)
+                torch.mm(g, w1, out=out)
+            grad_b2 = grads.sum(0, dtype=weight2.dtype)
+        return grad_x.view_as(x), grad_w1, grad_b1, grad_w2, grad_b2
 
 
 class XCABlock(nn.Module):
@@ -572,6 +628,26 @@ def gram(x: Tensor) -> Tensor:
     # The gradient x (g + g^T) is one product with x; differentiating both factors would take two.
     # The value is unchanged: product + product^T - product.
     return product + product.transpose(1, 2) - product.detach()
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of matrix products with x."""
+    kind = x.device.type
+    enabled = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if enabled else x.dtype
+
+
+def slices(rows: Tensor) -> tuple[Tensor, ...]:
+    """Parts of (T, C) small enough for a CPU's cache; all of it elsewhere."""
+    return rows.split(SLICE) if rows.device.type == "cpu" else (rows,)
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, where the total may be of higher precision."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
 
 
 def add_branch(x: Tensor, branch: Tensor, paths: Tensor | None, index: int) -> Tensor:
