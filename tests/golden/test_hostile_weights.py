@@ -260,7 +260,12 @@ def test_made_up_pickles_never_surprise(tmp_path, seed):
 
 @pytest.mark.slow
 def test_a_hundred_thousand_cases(whole_files, samples, tmp_path):
-    """By hand: XCITE_FUZZ_CASES=200000 pytest -m slow tests/golden/test_hostile_weights.py -s"""
+    """By hand: pytest -m slow tests/golden/test_hostile_weights.py -s
+
+    XCITE_FUZZ_FIRST and XCITE_FUZZ_CASES choose other cases, or a share for each of several
+    processes.
+    """
+    first = int(os.environ.get("XCITE_FUZZ_FIRST", "0"))
     cases = int(os.environ.get("XCITE_FUZZ_CASES", "100000"))
     small = list(whole_files.values())
     large = [(samples / name).read_bytes() for name in ("xcit_shrunk_official.pth", *HOSTILE)]
@@ -268,7 +273,7 @@ def test_a_hundred_thousand_cases(whole_files, samples, tmp_path):
     slowest = 0.0
     TRACE.unlink(missing_ok=True)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for case in range(cases):
+    for case in range(first, first + cases):
         random = np.random.default_rng(case)
         kind = random.random()
         if kind < 0.3:
