@@ -43,9 +43,10 @@ os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
 
 import numpy as np  # noqa: E402
 
+from xcite.engines.allocation import keep_freed_memory  # noqa: E402
 from xcite.evaluation.throughput import reset_resident_peak, resident_peak  # noqa: E402
 from xcite.recipe import OptimRecipe  # noqa: E402
-from xcite.variants import XCiTArchitecture, find  # noqa: E402
+from xcite.variants import Architecture, find  # noqa: E402
 
 LEARNING_RATE = 1e-4
 
@@ -91,7 +92,7 @@ CASES = {
 MEMORY = Case("xcit_nano_12_p8", 1, 448)
 
 
-def load_reference(path: Path, architecture: XCiTArchitecture) -> Any:
+def load_reference(path: Path, architecture: Architecture) -> Any:
     """The module that the file's ``build`` or ``XCiT`` makes."""
     spec = importlib.util.spec_from_file_location("reference_model", path)
     if spec is None or spec.loader is None:
@@ -104,7 +105,7 @@ def load_reference(path: Path, architecture: XCiTArchitecture) -> Any:
     return make(architecture)
 
 
-def ours(engine: str, architecture: XCiTArchitecture) -> Any:
+def ours(engine: str, architecture: Architecture) -> Any:
     """The product's model, with PyTorch's or Paddle's own initial values."""
     if engine == "torch":
         from xcite.engines.torch import build
@@ -205,8 +206,9 @@ def data(model: Any, case: Case) -> tuple[np.ndarray, np.ndarray]:
 def compare(engine: str, case: Case, reference: Path) -> None:
     """Print one row for each kind of work."""
     architecture = find(case.model)
-    plain = SIDES[engine](load_reference(reference, architecture), case, False)
+    # Ours first: importing an engine may tune its framework, and both sides shall have that.
     product = SIDES[engine](ours(engine, architecture), case, True)
+    plain = SIDES[engine](load_reference(reference, architecture), case, False)
     for work in case.work:
         seconds: dict[bool, list[float]] = {False: [], True: []}
         for turn in range(case.repeats + 1):
@@ -288,6 +290,7 @@ def main() -> None:
         engine, model, batch, size, path = json.loads(options.memory_of)
         print(step_memory(engine, Case(model, batch, size), Path(path) if path else None))
         return
+    keep_freed_memory()  # as the product's engines do; here it serves both sides
     cases = CASES[options.engine]
     if options.models:
         precisions = options.precision or ["float32"]

@@ -18,10 +18,10 @@ WITHOUT_TWIN = {"inference.py"}
 ONE_SIDED = {
     "canonical_state.py": {"torch": {"torch_name"}, "paddle": {"paddle_name"}},
     "xcit.py": {
-        # PyTorch asks for the device
-        "torch": {"full_precision"},
-        # Paddle needs a BatchNorm with PyTorch's variance; parameters and float32 by hand
-        "paddle": {"full_precision", "BatchNorm2D", "parameter", "precise"},
+        # PyTorch asks for the device, and has bfloat16 on a CPU
+        "torch": {"full_precision", "autocast_dtype", "add_product"},
+        # Paddle needs a BatchNorm with PyTorch's variance; parameters, float32 and GELU by hand
+        "paddle": {"full_precision", "BatchNorm2D", "parameter", "precise", "gelu"},
     },
 }
 

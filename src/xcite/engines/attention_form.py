@@ -8,7 +8,10 @@ from xcite.errors import XciteError
 
 FORMS = ("auto", "usual", "covariance")
 
-# Above this many tokens per channel the covariance form is the faster one.
+# Above this many tokens per channel the covariance form is taken. Measured on PyTorch (AMD EPYC,
+# Zen 4), forward and backward of one layer with d of 128, 192 and 384: it is the faster one from
+# about 1.3 tokens per channel in float32 and from about 2.1 in bfloat16; no published model at 224
+# or 384 pixels lies between 1.6 and 2.
 TOKENS_PER_CHANNEL = 1.75
 
 

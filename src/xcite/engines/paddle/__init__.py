@@ -5,12 +5,15 @@ from typing import TYPE_CHECKING, Any
 from xcite.engines.paddle.canonical_state import load_weights, read_weights
 from xcite.engines.paddle.regnet import RegNet
 from xcite.engines.paddle.xcit import XCiT
+from xcite.engines.vector_instructions import use_vector_instructions
 
 if TYPE_CHECKING:
     from xcite.engines.paddle.engine import Engine
     from xcite.variants import Architecture
 
 __all__ = ["Engine", "RegNet", "XCiT", "build", "load_weights", "read_weights"]
+
+use_vector_instructions()  # read at the first matrix product
 
 
 def build(

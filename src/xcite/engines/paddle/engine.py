@@ -16,6 +16,7 @@ from paddle import Tensor
 from xcite import canonical
 from xcite.data.batch import Batch
 from xcite.engines import training_state
+from xcite.engines.allocation import keep_freed_memory
 from xcite.engines.interface import AttentionMaps, StepResult
 from xcite.engines.paddle import build, canonical_state, processes
 from xcite.engines.paddle.losses import loss
@@ -53,6 +54,7 @@ class Engine:
         """
         if precision not in ("float32", "bf16"):
             raise XciteError(f"unknown precision {precision!r}; choose float32 or bf16")
+        keep_freed_memory()
         self.architecture = architecture
         self.rank, self.world_size = processes.start()
         cores = len(os.sched_getaffinity(0)) // processes.processes_here()

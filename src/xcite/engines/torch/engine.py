@@ -15,6 +15,7 @@ from torch import Tensor
 
 from xcite.data.batch import Batch
 from xcite.engines import training_state
+from xcite.engines.allocation import keep_freed_memory
 from xcite.engines.interface import AttentionMaps, StepResult
 from xcite.engines.pixels import model_input
 from xcite.engines.torch import build, canonical_state, processes
@@ -52,6 +53,7 @@ class Engine:
         """
         if precision not in ("float32", "bf16"):
             raise XciteError(f"unknown precision {precision!r}; choose float32 or bf16")
+        keep_freed_memory()
         self.architecture = architecture
         self.rank, self.world_size = processes.start()
         cores = len(os.sched_getaffinity(0)) // processes.processes_here()

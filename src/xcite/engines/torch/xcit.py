@@ -242,8 +242,9 @@ class Mlp(nn.Module):
         if torch.compiler.is_compiling() or (self.training and self.drop > 0):
             x = F.dropout(F.gelu(self.fc1(x)), self.drop, self.training)
             return F.dropout(F.linear(x, weight, bias), self.drop, self.training)
-        dtype = autocast_dtype(x)
-        y: Tensor = SlicedMlp.apply(x.to(dtype), self.fc1.weight, self.fc1.bias, weight, bias)
+        fc1, keep = self.fc1, torch.is_grad_enabled()
+        x = x.to(autocast_dtype(x))
+        y: Tensor = SlicedMlp.apply(x, fc1.weight, fc1.bias, weight, bias, keep)
         return y
 
 
@@ -257,12 +258,20 @@ class SlicedMlp(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor
+        ctx: Any,
+        x: Tensor,
+        weight1: Tensor,
+        bias1: Tensor,
+        weight2: Tensor,
+        bias2: Tensor,
+        keep: bool,
     ) -> Tensor:
-        """x: (..., C) in the dtype to compute in; weights as in nn.Linear."""
+        """x: (..., C) in the dtype to compute in; weights as in nn.Linear.
+
+        keep: there will be a backward pass.
+        """
         rows = x.flatten(0, -2)
         w1, b1, w2, b2 = (t.to(x.dtype) for t in (weight1, bias1, weight2, bias2))
-        keep = any(ctx.needs_input_grad)
         kept = []
         y = torch.empty_like(rows)
         with full_precision(x):
@@ -276,7 +285,7 @@ class SlicedMlp(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight1, weight2, *kept = ctx.saved_tensors
         rows, grads = x.flatten(0, -2), grad.flatten(0, -2)
         w1, w2 = weight1.to(x.dtype), weight2.to(x.dtype)
@@ -293,7 +302,7 @@ class SlicedMlp(torch.autograd.Function):
                 grad_b1 += g.sum(0, dtype=grad_b1.dtype)
                 torch.mm(g, w1, out=out)
             grad_b2 = grads.sum(0, dtype=weight2.dtype)
-        return grad_x.view_as(x), grad_w1, grad_b1, grad_w2, grad_b2
+        return grad_x.view_as(x), grad_w1, grad_b1, grad_w2, grad_b2, None
 
 
 class XCABlock(nn.Module):
