@@ -32,6 +32,10 @@ def train(
         [], "--set", metavar="A.B=C", help="Change a value of the recipe; may be repeated."
     ),
     engine: str = typer.Option(None, help="paddle or torch; default: the recipe's."),
+    weights: str = typer.Option(None, help="Start from these weights: --set init.weights=..."),
+    reset_head: bool = typer.Option(
+        False, "--reset-head", help="Draw the classifier anew: --set init.reset_head=true"
+    ),
     out: Path = typer.Option(None, help="The run folder; default: runs/<recipe>-<number>."),
     resume: Path = typer.Option(
         None, metavar="RUN", help="Go on with an interrupted run (folder or numbered checkpoint)."
@@ -44,6 +48,10 @@ def train(
 
     if engine:
         settings = [*settings, f"run.engine={engine}"]
+    if weights:
+        settings = [*settings, f"init.weights={weights}"]
+    if reset_head:
+        settings = [*settings, "init.reset_head=true"]
     checkpoint_file = None
     if resume is not None:
         if recipe or out:
