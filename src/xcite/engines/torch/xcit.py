@@ -127,9 +127,10 @@ class XCA(nn.Module):
         weight = self.proj.weight * gamma[:, None]
         bias = self.proj.bias * gamma
         if self._covariance_pays(x):
-            matrix, offset = self._as_matrix(x, weight, bias)
+            low = x.to(autocast_dtype(x))
+            matrix, offset = self._as_matrix(x, low, weight, bias)
             # (B, 1, C) + (B, N, C) @ (B, C, C)
-            y = torch.baddbmm(offset, x, matrix)
+            y = torch.baddbmm(offset, low, matrix)
         else:
             attention, v = self._usual(x)
             attention = F.dropout(attention, self.attn_drop, self.training)
@@ -139,7 +140,7 @@ class XCA(nn.Module):
 
     def attention(self, x: Tensor) -> Tensor:
         """Attention (B, h, c, c) of normalised tokens: rows are q's channels."""
-        return self._covariance(x) if self._covariance_pays(x) else self._usual(x)[0]
+        return self._covariance(x, x) if self._covariance_pays(x) else self._usual(x)[0]
 
     def _covariance_pays(self, x: Tensor) -> bool:
         # Attention dropout acts on single entries of every head: the usual form, in its meaning.
@@ -160,13 +161,16 @@ class XCA(nn.Module):
         products = q @ k.transpose(-2, -1)
         return self._softmax(products, q_norm.reciprocal(), k_norm.reciprocal()), v
 
-    def _covariance(self, x: Tensor) -> Tensor:
+    def _covariance(self, x: Tensor, low: Tensor) -> Tensor:
+        """Attention of x; gradients arrive at low, the same in the dtype of matrix products."""
         _, tokens, dim = x.shape
         heads = (self.num_heads, dim // self.num_heads)
         weight = self.qkv.weight[: 2 * dim]
         with full_precision(x):
             # X^T [Q K] = (X^T X) W^T + s b^T, where s = X^T 1 and [Q K] = X W^T + 1 b^T
-            products = F.linear(gram(x), weight)  # (B, C, 2C)
+            plain = low is x or torch.compiler.is_compiling()
+            covariance = gram(x) if plain else Gram.apply(x, low)
+            products = F.linear(covariance, weight)  # (B, C, 2C)
             squares: Tensor
             if self.qkv.bias is None:
                 squares = (products * weight.t()).sum(1)
@@ -191,11 +195,13 @@ class XCA(nn.Module):
         scale = (self.temperature * inverse_q[..., None]) * inverse_k[..., None, :]
         return (products * scale).softmax(-1)
 
-    def _as_matrix(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    def _as_matrix(
+        self, x: Tensor, low: Tensor, weight: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The whole layer as x @ matrix + offset: (B, C, C) and (B, 1, C)."""
         batch, _, dim = x.shape
         heads = (self.num_heads, dim // self.num_heads)
-        attention = self._covariance(x)
+        attention = self._covariance(x, low)
         with full_precision(x):
             # (B, h, c, c) @ (h, c, C) -> (B, C, C)
             values = attention @ self.qkv.weight[2 * dim :].unflatten(0, heads)
@@ -253,7 +259,7 @@ class SlicedMlp(torch.autograd.Function):
 
     The hidden layer is four times as wide as the tokens: a slice of it stays in the cache where the
     whole would go to memory and back for every operation. The backward pass needs W1 x + b1, which
-    is kept, and its GELU, which is computed again rather than kept.
+    is kept, and its GELU, which is computed again unless it is kept in half the size.
     """
 
     @staticmethod
@@ -272,14 +278,15 @@ class SlicedMlp(torch.autograd.Function):
         """
         rows = x.flatten(0, -2)
         w1, b1, w2, b2 = (t.to(x.dtype) for t in (weight1, bias1, weight2, bias2))
-        kept = []
+        kept: list[Tensor] = []
         y = torch.empty_like(rows)
         with full_precision(x):
             for part, out in zip(slices(rows), slices(y), strict=True):
                 hidden = torch.addmm(b1, part, w1.t())
-                torch.addmm(b2, F.gelu(hidden), w2.t(), out=out)
+                activated = F.gelu(hidden)
+                torch.addmm(b2, activated, w2.t(), out=out)
                 if keep:
-                    kept.append(hidden)
+                    kept += (hidden, activated) if hidden.itemsize < 4 else (hidden,)
         ctx.save_for_backward(x, weight1, weight2, *kept)
         return y.view_as(x)
 
@@ -294,9 +301,12 @@ class SlicedMlp(torch.autograd.Function):
         grad_w1, grad_w2 = torch.zeros_like(weight1), torch.zeros_like(weight2)
         grad_b1 = weight1.new_zeros(len(weight1))
         with full_precision(x):
-            parts = zip(kept, *map(slices, (rows, grads, grad_x)), strict=True)
-            for hidden, part, g, out in parts:
-                add_product(grad_w2, g.t(), F.gelu(hidden))
+            both = x.itemsize < 4
+            activations = kept[1::2] if both else (F.gelu(hidden) for hidden in kept)
+            hiddens = kept[::2] if both else kept
+            parts = zip(hiddens, activations, *map(slices, (rows, grads, grad_x)), strict=True)
+            for hidden, activated, part, g, out in parts:
+                add_product(grad_w2, g.t(), activated)
                 g = torch.ops.aten.gelu_backward(g @ w2, hidden)
                 add_product(grad_w1, g.t(), part)
                 grad_b1 += g.sum(0, dtype=grad_b1.dtype)
@@ -637,6 +647,23 @@ def gram(x: Tensor) -> Tensor:
     # The gradient x (g + g^T) is one product with x; differentiating both factors would take two.
     # The value is unchanged: product + product^T - product.
     return product + product.transpose(1, 2) - product.detach()
+
+
+class Gram(torch.autograd.Function):
+    """x^T x in float32: (B, N, C) -> (B, C, C); its gradient in the dtype of other products."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: Tensor) -> Tensor:
+        """low: x in the lower precision, which gets the gradient."""
+        ctx.save_for_backward(low)
+        return torch.bmm(x.transpose(1, 2), x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        (low,) = ctx.saved_tensors
+        with full_precision(low):
+            return None, torch.bmm(low, (grad + grad.transpose(1, 2)).to(low.dtype))
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
