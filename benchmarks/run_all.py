@@ -1,6 +1,6 @@
 """Run every benchmark and rewrite its table in docs/performance.md (`make bench`).
 
-    python benchmarks/run_all.py [NAME ...]
+    python benchmarks/run_all.py [NAME ... [-- OPTIONS of their scripts]]
 
 A table stands between `<!-- begin NAME -->` and `<!-- end NAME -->`; around it people write.
 """
@@ -26,10 +26,12 @@ SUITE = {
 }
 
 
-def main(names: list[str]) -> None:
-    """Run the named benchmarks, or all."""
+def main(arguments: list[str]) -> None:
+    """Run the named benchmarks, or all; what follows ``--`` is handed to each script."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    names, further = arguments[:end], arguments[end + 1 :]
     for name in names or SUITE:
-        script, *options = SUITE[name]
+        script, *options = [*SUITE[name], *further]
         command = [sys.executable, str(HERE / script), *options]
         print(f"{name}: {' '.join(command[1:])}", flush=True)
         done = subprocess.run(command, capture_output=True, text=True, check=False)
