@@ -21,7 +21,7 @@ ONE_SIDED = {
         # PyTorch asks for the device, and has bfloat16 on a CPU
         "torch": {"full_precision", "autocast_dtype", "add_product", "Gram"},
         # Paddle needs a BatchNorm with PyTorch's variance; parameters, float32 and GELU by hand
-        "paddle": {"full_precision", "BatchNorm2D", "parameter", "precise", "gelu"},
+        "paddle": {"full_precision", "BatchNorm2D", "parameter", "precise", "gelu", "add_bias"},
     },
 }
 

@@ -166,7 +166,7 @@ class XCA(nn.Layer):
         if self._covariance_pays(x):
             matrix, offset = self._as_matrix(x, weight, bias)
             # (B, 1, C) + (B, N, C) @ (B, C, C)
-            y = paddle.matmul(x, matrix) + offset
+            y = add_bias(paddle.matmul(x, matrix), offset)
         else:
             attention, v = self._usual(x)
             attention = F.dropout(attention, self.attn_drop, training=self.training)
@@ -257,9 +257,10 @@ class LPI(nn.Layer):
         bias = self.conv2.bias * gamma
         if not paddle.in_dynamic_mode() and not self.training:
             return self._exported(x, weight, bias)
-        x = self.bn(F.gelu(self.conv1(x)))
-        x = F.conv2d(x, weight, bias, padding=1, groups=dim, data_format="NHWC")
-        return x.flatten(1, 2)
+        x = F.conv2d(x, self.conv1.weight, padding=1, groups=dim, data_format="NHWC")
+        x = self.bn(F.gelu(add_bias(x, self.conv1.bias)))
+        x = F.conv2d(x, weight, padding=1, groups=dim, data_format="NHWC")
+        return add_bias(x, bias).flatten(1, 2)
 
     def _exported(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """The same in a saved program, channels first: oneDNN, which runs it, refuses the other."""
@@ -705,6 +706,20 @@ def gram(x: Tensor) -> Tensor:
     # The gradient x (g + g^T) is one product with x; differentiating both factors would take two.
     # The value is unchanged: product + product^T - product.
     return product + product.transpose([0, 2, 1]) - product.detach()
+
+
+def add_bias(x: Tensor, bias: Tensor) -> Tensor:
+    """x (B, ..., C) + bias, (C,) or (B, 1, C).
+
+    The bias is repeated by a product with ones: on a CPU, Paddle's addition that repeats it, and
+    above all the gradient's sum, take five times as long.
+    """
+    if not paddle.in_dynamic_mode() or not x.place.is_cpu_place():
+        return x + bias.reshape([-1, *[1] * (x.ndim - 2), bias.shape[-1]])
+    batch = bias.shape[0] if bias.ndim == 3 else 1
+    bias = bias.reshape([batch, 1, -1])
+    ones = paddle.ones([batch, x.size // (batch * bias.shape[2]), 1], bias.dtype)
+    return x + paddle.bmm(ones, bias).reshape(x.shape)
 
 
 def slices(rows: Tensor) -> list[Tensor]:
