@@ -10,6 +10,7 @@ import pytest
 from xcite.canonical import initial_weights, shapes
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
+from xcite.training import checkpoint
 from xcite.variants import RegNetArchitecture, XCiTArchitecture, find
 from xcite.weights import Metadata, open_weights, save_weights
 from xcite.weights.opening import imagenet_classes
@@ -184,3 +185,12 @@ def test_a_header_length_may_begin_like_a_pickle(weights, tmp_path):
     )
     assert path.read_bytes()[0] == 0x80
     assert open_weights(path).architecture.num_classes == 3
+
+
+def test_an_extracted_average_keeps_what_travels_with_the_weights(weights, tmp_path):
+    state = {f"{kind}/{name}": a for kind in ("weights", "ema") for name, a in weights.items()}
+    preprocessing = Preprocessing(size=32)
+    metadata = Metadata(architecture=SMALL, preprocessing=preprocessing)
+    checkpoint.save(tmp_path / "checkpoint.safetensors", state, checkpoint.Position(), metadata)
+    opened = open_weights(tmp_path / "checkpoint.safetensors", part="ema")
+    assert opened.metadata.preprocessing == preprocessing

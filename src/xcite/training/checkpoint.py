@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 
 from xcite.errors import XciteError
 from xcite.training.run_folder import RunFolder
+from xcite.weights.metadata import Metadata
+from xcite.weights.opening import METADATA_KEY
 from xcite.weights.safetensors_files import write_safetensors
 from xcite.whole_files import whole_file
 
@@ -55,13 +57,23 @@ class Position:
         return replace(self, epoch=self.epoch + 1, step=0, loss=0.0, seconds=0.0)
 
 
-def save(path: Path, state: dict[str, np.ndarray], position: Position) -> None:
+def save(
+    path: Path,
+    state: dict[str, np.ndarray],
+    position: Position,
+    model: Metadata | None = None,
+) -> None:
     """Write a checkpoint, whole or not at all.
+
+    Args:
+        model: what travels with the weights, so that `xcite convert --extract` keeps it.
 
     Raises:
         XciteError: the folder cannot be written or the disk is full; an older file stays.
     """
     metadata = {"format": FORMAT, "position": json.dumps(asdict(position))}
+    if model is not None:
+        metadata[METADATA_KEY] = model.model_dump_json()
     write_safetensors(path, state, metadata)
 
 

@@ -386,7 +386,8 @@ class _Run:
     def _save_checkpoint(self) -> None:
         state = self.engine.training_state()
         if self.writes:
-            checkpoint.save(self.folder.checkpoint, state, self.position)
+            metadata = self._metadata({"epoch": self.position.epoch})
+            checkpoint.save(self.folder.checkpoint, state, self.position, metadata)
         self.saved_at = time.monotonic()
 
     def _save_weights(
@@ -398,24 +399,24 @@ class _Run:
         accuracy = accuracies.get("ema" if ema else "model")
         if accuracy is not None:
             metrics |= {"top1": accuracy.top1, "top5": accuracy.top5, "loss": accuracy.loss}
+        save_weights(path, self.engine.read_weights(ema=ema), self._metadata(metrics))
+
+    def _metadata(self, metrics: dict[str, float | int | bool]) -> Metadata:
+        """What travels with the weights."""
         recipe = self.recipe
         provenance: dict[str, Any] = {"engine": self.engine.name, "seed": recipe.run.seed}
         if recipe.init.weights:
             provenance["initial_weights"] = recipe.init.weights
         if self.teacher is not None:
             provenance["teacher"] = self.teacher.identity()
-        save_weights(
-            path,
-            self.engine.read_weights(ema=ema),
-            Metadata(
-                variant=None if recipe.model.overrides() else recipe.model.name,
-                architecture=asdict(self.plan.architecture),
-                class_names=self.plan.class_names,
-                preprocessing=recipe.preprocessing,
-                provenance=provenance,
-                recipe_hash=recipes.digest(recipe),
-                metrics=metrics,
-            ),
+        return Metadata(
+            variant=None if recipe.model.overrides() else recipe.model.name,
+            architecture=asdict(self.plan.architecture),
+            class_names=self.plan.class_names,
+            preprocessing=recipe.preprocessing,
+            provenance=provenance,
+            recipe_hash=recipes.digest(recipe),
+            metrics=metrics,
         )
 
     def _interrupted(self) -> Outcome:
