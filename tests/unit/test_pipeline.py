@@ -271,12 +271,14 @@ def test_an_exception_ends_the_workers(folder):
 
 
 SCRIPT = """
-    import sys, time, multiprocessing
+    import signal, sys, time, multiprocessing
     from xcite.data.pipeline import TrainLoader
     from xcite.data.sources import open_source
     from xcite.recipe import parse
 
     if __name__ == "__main__":
+        # a test run that was started in the background hands SIGINT on as ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         settings = "{data: {workers: 2}, optim: {batch: 4, lr_per: null}}"
         loader = TrainLoader(open_source(sys.argv[1]), parse(settings, "test"))
         try:
