@@ -25,8 +25,8 @@ from xcite.variants import XCiTArchitecture
 LAYER_NORM_EPS = 1e-6
 # F.normalize divides by max(|q|, 1e-12); here the squares are bounded.
 NORMALIZE_EPS = 1e-12
-# Tokens that the MLP takes at a time on a CPU.
-SLICE = 784
+# Bytes of one channel of the tokens that the MLP takes at a time on a CPU.
+SLICE = 6272
 
 
 def conv3x3(into: int, out: int) -> nn.Sequential:
@@ -165,31 +165,38 @@ class XCA(nn.Module):
         """Attention of x; gradients arrive at low, the same in the dtype of matrix products."""
         _, tokens, dim = x.shape
         heads = (self.num_heads, dim // self.num_heads)
-        weight = self.qkv.weight[: 2 * dim]
+        weight_q, weight_k, _ = self.qkv.weight.chunk(3)
         with full_precision(x):
-            # X^T [Q K] = (X^T X) W^T + s b^T, where s = X^T 1 and [Q K] = X W^T + 1 b^T
+            # X^T Q = (X^T X) Wq^T + s bq^T, where s = X^T 1 and Q = X Wq^T + 1 bq^T; K alike
             plain = low is x or torch.compiler.is_compiling()
             covariance = gram(x) if plain else Gram.apply(x, low)
-            products = F.linear(covariance, weight)  # (B, C, 2C)
-            squares: Tensor
+            x_q, x_k = F.linear(covariance, weight_q), F.linear(covariance, weight_k)  # (B, C, C)
             if self.qkv.bias is None:
-                squares = (products * weight.t()).sum(1)
+                squares = [(x_q * weight_q.t()).sum(1), (x_k * weight_k.t()).sum(1)]
             else:
-                bias = self.qkv.bias[: 2 * dim]
+                bias_q, bias_k, _ = self.qkv.bias.chunk(3)
                 token_sum = x.sum(1)  # s: (B, C)
-                sums = F.linear(token_sum, weight, tokens * bias)  # [Q K]^T 1: (B, 2C)
-                products = torch.addcmul(products, token_sum[:, :, None], bias)
-                squares = torch.addcmul((products * weight.t()).sum(1), sums, bias)
-            # (B, h, c, C) @ (h, C, c): q k^T = (X^T q)^T Wk^T + (q 1) bk^T
-            q_x = products[:, :, :dim].transpose(1, 2).unflatten(1, heads)
-            logits = q_x @ weight[dim:].unflatten(0, heads).transpose(1, 2)
+                q_sum = F.linear(token_sum, weight_q, tokens * bias_q)  # Q^T 1: (B, C)
+                k_sum = F.linear(token_sum, weight_k, tokens * bias_k)
+                x_q = torch.addcmul(x_q, token_sum[:, :, None], bias_q)
+                x_k = torch.addcmul(x_k, token_sum[:, :, None], bias_k)
+                squares = [
+                    torch.addcmul((x_q * weight_q.t()).sum(1), q_sum, bias_q),
+                    torch.addcmul((x_k * weight_k.t()).sum(1), k_sum, bias_k),
+                ]
+            # (B, h, c, C), (h, c, C) -> (B, h, c, c): q k^T = (X^T q)^T Wk^T + (q 1) bk^T
+            by_head = x_q.transpose(1, 2).unflatten(1, heads)
+            logits = torch.einsum("bhqx,hkx->bhqk", by_head, weight_k.unflatten(0, heads))
             if self.qkv.bias is not None:
-                q_sum = sums[:, :dim].unflatten(1, heads)
                 logits = torch.addcmul(
-                    logits, q_sum[..., None], bias[dim:].unflatten(0, heads)[:, None]
+                    logits,
+                    q_sum.unflatten(1, heads)[..., None],
+                    bias_k.unflatten(0, heads)[:, None],
                 )
-            inverse = squares.clamp_min(NORMALIZE_EPS**2).rsqrt().unflatten(1, (2, *heads))
-            return self._softmax(logits, inverse[:, 0], inverse[:, 1])
+            inverse_q, inverse_k = (
+                t.clamp_min(NORMALIZE_EPS**2).rsqrt().unflatten(1, heads) for t in squares
+            )
+            return self._softmax(logits, inverse_q, inverse_k)
 
     def _softmax(self, products: Tensor, inverse_q: Tensor, inverse_k: Tensor) -> Tensor:
         scale = (self.temperature * inverse_q[..., None]) * inverse_k[..., None, :]
@@ -203,9 +210,11 @@ class XCA(nn.Module):
         heads = (self.num_heads, dim // self.num_heads)
         attention = self._covariance(x, low)
         with full_precision(x):
-            # (B, h, c, c) @ (h, c, C) -> (B, C, C)
-            values = attention @ self.qkv.weight[2 * dim :].unflatten(0, heads)
-            matrix = F.linear(values.flatten(1, 2).transpose(1, 2), weight)
+            # (B, h, c, c), (h, c, C) -> (B, C, C)
+            weight_v = self.qkv.weight[2 * dim :].unflatten(0, heads)
+            values = torch.einsum("bhqk,hkx->bhqx", attention, weight_v).flatten(1, 2)
+        matrix = F.linear(values.transpose(1, 2), weight)
+        with full_precision(x):
             if self.qkv.bias is None:
                 return matrix, bias.expand(batch, 1, dim)
             constant = attention @ self.qkv.bias[2 * dim :].unflatten(0, heads)[..., None]
@@ -232,7 +241,7 @@ class LPI(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with GELU between."""
+    """Two linear layers with GELU between, as a residual branch."""
 
     def __init__(self, architecture: XCiTArchitecture) -> None:
         super().__init__()
@@ -242,77 +251,106 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
-    def forward(self, x: Tensor, gamma: Tensor) -> Tensor:
-        """Normalised tokens (B, N, C) -> gamma * Mlp (B, N, C)."""
+    def forward(
+        self, x: Tensor, gamma: Tensor, norm: nn.LayerNorm | None, scale: Tensor | None = None
+    ) -> Tensor:
+        """Tokens (B, N, C) -> x + scale * gamma * Mlp(norm(x)); scale: (B, 1, 1)."""
         weight, bias = self.fc2.weight * gamma[:, None], self.fc2.bias * gamma
         if torch.compiler.is_compiling() or (self.training and self.drop > 0):
-            x = F.dropout(F.gelu(self.fc1(x)), self.drop, self.training)
-            return F.dropout(F.linear(x, weight, bias), self.drop, self.training)
-        fc1, keep = self.fc1, torch.is_grad_enabled()
-        x = x.to(autocast_dtype(x))
-        y: Tensor = SlicedMlp.apply(x, fc1.weight, fc1.bias, weight, bias, keep)
+            y = x if norm is None else norm(x)
+            y = F.dropout(F.gelu(self.fc1(y)), self.drop, self.training)
+            y = F.dropout(F.linear(y, weight, bias), self.drop, self.training)
+            return add_branch(x, y, scale)
+        affine = (None, None) if norm is None else (norm.weight, norm.bias)
+        layers = (*affine, self.fc1.weight, self.fc1.bias, weight, bias)
+        y = SlicedMlp.apply(x, scale, autocast_dtype(x), torch.is_grad_enabled(), *layers)
         return y
 
 
 class SlicedMlp(torch.autograd.Function):
-    """gelu(x W1^T + b1) W2^T + b2, a few hundred tokens at a time.
+    """x + scale * (gelu(norm(x) W1^T + b1) W2^T + b2), some hundred tokens at a time.
 
     The hidden layer is four times as wide as the tokens: a slice of it stays in the cache where the
-    whole would go to memory and back for every operation. The backward pass needs W1 x + b1, which
-    is kept, and its GELU, which is computed again unless it is kept in half the size.
+    whole would go to memory and back for every operation, and what surrounds the products is cheap
+    there. The backward pass needs W1 norm(x) + b1, which is kept, and its GELU, which is computed
+    again unless it is kept in half the size.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
+        scale: Tensor | None,
+        dtype: torch.dtype,
+        keep: bool,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
         weight1: Tensor,
         bias1: Tensor,
         weight2: Tensor,
         bias2: Tensor,
-        keep: bool,
     ) -> Tensor:
-        """x: (..., C) in the dtype to compute in; weights as in nn.Linear.
+        """x: (B, N, C); scale: (B, 1, 1) or None; weights as in nn.Linear.
 
-        keep: there will be a backward pass.
+        dtype: of matrix products. keep: there will be a backward pass. Without norm_weight x is
+        taken as it is.
         """
-        rows = x.flatten(0, -2)
-        w1, b1, w2, b2 = (t.to(x.dtype) for t in (weight1, bias1, weight2, bias2))
-        kept: list[Tensor] = []
+        rows, factors = x.flatten(0, 1), per_row(scale, x)
+        w1, b1, w2, b2 = (t.to(dtype) for t in (weight1, bias1, weight2, bias2))
+        kept: list[Tensor | None] = []
         y = torch.empty_like(rows)
         with full_precision(x):
-            for part, out in zip(slices(rows), slices(y), strict=True):
-                hidden = torch.addmm(b1, part, w1.t())
+            for part in slices(rows, dtype):
+                normed, mean, rstd = rows[part], None, None
+                if norm_weight is not None:
+                    normed, mean, rstd = torch.native_layer_norm(
+                        normed, norm_weight.shape, norm_weight, norm_bias, LAYER_NORM_EPS
+                    )
+                normed = normed.to(dtype)
+                hidden = F.linear(normed, w1, b1)
                 activated = F.gelu(hidden)
-                torch.addmm(b2, activated, w2.t(), out=out)
+                branch = F.linear(activated, w2, b2)
+                factor = None if factors is None else factors[part]
+                add_branch(rows[part], branch, factor, out=y[part])
                 if keep:
-                    kept += (hidden, activated) if hidden.itemsize < 4 else (hidden,)
-        ctx.save_for_backward(x, weight1, weight2, *kept)
+                    small = dtype.itemsize < 4
+                    kept += (normed, mean, rstd, hidden, activated if small else None)
+        ctx.dtype = dtype
+        ctx.save_for_backward(x, scale, norm_weight, norm_bias, weight1, weight2, *kept)
         return y.view_as(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight1, weight2, *kept = ctx.saved_tensors
-        rows, grads = x.flatten(0, -2), grad.flatten(0, -2)
-        w1, w2 = weight1.to(x.dtype), weight2.to(x.dtype)
+        x, scale, norm_weight, norm_bias, weight1, weight2, *kept = ctx.saved_tensors
+        rows, factors, grads = x.flatten(0, 1), per_row(scale, x), grad.flatten(0, 1)
+        w1, w2 = weight1.to(ctx.dtype), weight2.to(ctx.dtype)
         grad_x = torch.empty_like(rows)
         # Sums over slices are at least float32, as sums within a matrix product are.
         grad_w1, grad_w2 = torch.zeros_like(weight1), torch.zeros_like(weight2)
-        grad_b1 = weight1.new_zeros(len(weight1))
+        grad_b1, grad_b2 = weight1.new_zeros(len(weight1)), weight2.new_zeros(len(weight2))
+        grad_norm = weight1.new_zeros(2, x.shape[-1])
         with full_precision(x):
-            both = x.itemsize < 4
-            activations = kept[1::2] if both else (F.gelu(hidden) for hidden in kept)
-            hiddens = kept[::2] if both else kept
-            parts = zip(hiddens, activations, *map(slices, (rows, grads, grad_x)), strict=True)
-            for hidden, activated, part, g, out in parts:
-                add_product(grad_w2, g.t(), activated)
+            for i, part in enumerate(slices(rows, ctx.dtype)):
+                normed, mean, rstd, hidden, activated = kept[5 * i : 5 * i + 5]
+                scaled = grads[part] if factors is None else grads[part] * factors[part]
+                grad_b2 += scaled.sum(0)
+                g = scaled.to(ctx.dtype)
+                add_product(grad_w2, g.t(), F.gelu(hidden) if activated is None else activated)
                 g = torch.ops.aten.gelu_backward(g @ w2, hidden)
-                add_product(grad_w1, g.t(), part)
-                grad_b1 += g.sum(0, dtype=grad_b1.dtype)
-                torch.mm(g, w1, out=out)
-            grad_b2 = grads.sum(0, dtype=weight2.dtype)
-        return grad_x.view_as(x), grad_w1, grad_b1, grad_w2, grad_b2, None
+                add_product(grad_w1, g.t(), normed)
+                grad_b1 += g.sum(0)
+                g = (g @ w1).to(x.dtype)
+                if norm_weight is not None:
+                    shape, affine = norm_weight.shape, (norm_weight, norm_bias)
+                    g, *sums = torch.ops.aten.native_layer_norm_backward(
+                        g, rows[part], shape, mean, rstd, *affine, [True] * 3
+                    )
+                    grad_norm += torch.stack(sums)
+                torch.add(grads[part], g, out=grad_x[part])
+        grad_affine = (None, None) if norm_weight is None else grad_norm
+        grad_x = grad_x.view_as(x)
+        return grad_x, None, None, None, *grad_affine, grad_w1, grad_b1, grad_w2, grad_b2
 
 
 class XCABlock(nn.Module):
@@ -333,9 +371,10 @@ class XCABlock(nn.Module):
 
     def forward(self, x: Tensor, height: int, width: int, paths: Tensor | None = None) -> Tensor:
         """Tokens (B, N, C) -> (B, N, C); paths: (3, B) scales of the three branches."""
-        x = add_branch(x, self.attn(self.norm1(x), self.gamma1), paths, 0)
-        x = add_branch(x, self.local_mp(self.norm3(x), height, width, self.gamma3), paths, 1)
-        return add_branch(x, self.mlp(self.norm2(x), self.gamma2), paths, 2)
+        scales = (None,) * 3 if paths is None else paths.to(x.dtype)[..., None, None]
+        x = add_branch(x, self.attn(self.norm1(x), self.gamma1), scales[0])
+        x = add_branch(x, self.local_mp(self.norm3(x), height, width, self.gamma3), scales[1])
+        return self.mlp(x, self.gamma2, self.norm2, scales[2])
 
 
 class ClassAttention(nn.Module):
@@ -419,7 +458,7 @@ class ClassAttentionBlock(nn.Module):
         normed = norm1(patches)
         cls = torch.addcmul(cls, self.gamma1, self.attn(norm1(cls), normed))
         cls = norm2(cls)  # the normalised CLS is also what the MLP is added to
-        cls = cls + self.mlp(cls, self.gamma2)
+        cls = self.mlp(cls, self.gamma2, None)
         if last:
             return cls, None
         # The reference concatenates CLS's answer with the normalised patches before gamma1, and
@@ -673,9 +712,10 @@ def autocast_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if enabled else x.dtype
 
 
-def slices(rows: Tensor) -> tuple[Tensor, ...]:
-    """Parts of (T, C) small enough for a CPU's cache; all of it elsewhere."""
-    return rows.split(SLICE) if rows.device.type == "cpu" else (rows,)
+def slices(rows: Tensor, dtype: torch.dtype) -> list[slice]:
+    """Parts of (T, C) that stay in a CPU's cache when worked on in ``dtype``; elsewhere all."""
+    step = SLICE // dtype.itemsize if rows.device.type == "cpu" else len(rows)
+    return [slice(start, start + step) for start in range(0, len(rows), step)]
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -683,14 +723,22 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     else:
-        total += left @ right
+        total += (left @ right).to(total.dtype)  # adding two dtypes takes longer
 
 
-def add_branch(x: Tensor, branch: Tensor, paths: Tensor | None, index: int) -> Tensor:
-    """x + scale * branch, the scale being one number per picture: paths[index] (B,)."""
-    if paths is None:
-        return x + branch
-    return torch.addcmul(x, branch, paths[index].to(x.dtype)[:, None, None])
+def add_branch(
+    x: Tensor, branch: Tensor, scale: Tensor | None, out: Tensor | None = None
+) -> Tensor:
+    """x + scale * branch, the scale being one number per picture or row."""
+    branch = branch.to(x.dtype)
+    if scale is None:
+        return torch.add(x, branch, out=out)
+    return torch.addcmul(x, branch, scale, out=out)
+
+
+def per_row(scale: Tensor | None, x: Tensor) -> Tensor | None:
+    """(B, 1, 1) for x (B, N, C) -> (B * N, 1)."""
+    return None if scale is None else scale.expand(-1, x.shape[1], 1).flatten(0, 1)
 
 
 @contextmanager
