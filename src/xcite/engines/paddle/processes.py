@@ -62,12 +62,10 @@ class SyncBatchNorm(BatchNorm2D):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised by the statistics of all processes' batches; channels first or last."""
+        """Normalised by the statistics of all processes' batches: (B, C, H, W)."""
         if not self.training:
             return super().forward(x)
-        last = self._data_format == "NHWC"
-        axes = [0, 1, 2] if last else [0, 2, 3]
-        spread = [-1] if last else [-1, 1, 1]
+        axes, spread = [0, 2, 3], [-1, 1, 1]
         full = x.astype("float32")
         channels = len(self.weight)
         count = SumOverProcesses.apply(paddle.full([1], float(full.size // channels)))
