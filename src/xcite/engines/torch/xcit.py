@@ -168,9 +168,10 @@ class XCA(nn.Module):
         weight_q, weight_k, _ = self.qkv.weight.chunk(3)
         with full_precision(x):
             # X^T Q = (X^T X) Wq^T + s bq^T, where s = X^T 1 and Q = X Wq^T + 1 bq^T; K alike
+            weight = self.qkv.weight[: 2 * dim]
             plain = low is x or torch.compiler.is_compiling()
-            covariance = gram(x) if plain else Gram.apply(x, low)
-            x_q, x_k = F.linear(covariance, weight_q), F.linear(covariance, weight_k)  # (B, C, C)
+            products = F.linear(gram(x), weight) if plain else GramProduct.apply(x, low, weight)
+            x_q, x_k = products.split(dim, dim=-1)  # (B, C, C)
             if self.qkv.bias is None:
                 squares = [(x_q * weight_q.t()).sum(1), (x_k * weight_k.t()).sum(1)]
             else:
@@ -688,21 +689,25 @@ def gram(x: Tensor) -> Tensor:
     return product + product.transpose(1, 2) - product.detach()
 
 
-class Gram(torch.autograd.Function):
-    """x^T x in float32: (B, N, C) -> (B, C, C); its gradient in the dtype of other products."""
+class GramProduct(torch.autograd.Function):
+    """x^T x W^T in float32: (B, N, C) -> (B, C, K); gradients in the dtype of other products."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, low: Tensor) -> Tensor:
-        """low: x in the lower precision, which gets the gradient."""
-        ctx.save_for_backward(low)
-        return torch.bmm(x.transpose(1, 2), x)
+    def forward(ctx: Any, x: Tensor, low: Tensor, weight: Tensor) -> Tensor:
+        """low: x in the lower precision, which gets the gradient; weight: (K, C)."""
+        covariance = torch.bmm(x.transpose(1, 2), x)
+        ctx.save_for_backward(low, covariance, weight)
+        return F.linear(covariance, weight)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
-        (low,) = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor]:
+        low, covariance, weight = ctx.saved_tensors
         with full_precision(low):
-            return None, torch.bmm(low, (grad + grad.transpose(1, 2)).to(low.dtype))
+            grad = grad.to(low.dtype)
+            grad_weight = grad.flatten(0, 1).t() @ covariance.to(low.dtype).flatten(0, 1)
+            inner = grad @ weight.to(low.dtype)
+            return None, torch.bmm(low, inner + inner.transpose(1, 2)), grad_weight.to(weight.dtype)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
