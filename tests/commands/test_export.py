@@ -116,7 +116,9 @@ def test_every_format_runs_on_its_runtimes(options, tmp_path):
             # bfloat16 keeps 8 bits of every product; float32 graphs differ by rounding alone
             share = 0.1 if info.precision == "bf16" else 1e-4
             tolerance = share * np.abs(expected).max()
-            np.testing.assert_allclose(predictor.logits(images), expected, rtol=0, atol=tolerance)
+            for _ in range(3):  # the same shape again: Paddle's oneDNN keeps weights by shape
+                found = predictor.logits(images)
+                np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
             if "class_attention" in info.outputs:
                 maps = predictor.attention(images)
                 for layer, found in enumerate(engine.attention(images).classes):

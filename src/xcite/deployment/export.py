@@ -211,6 +211,7 @@ def _compare(
 ) -> dict[str, Any]:
     images = predictor.images(pixels)
     expected = [agreement.reference_logits(reference, images)]
+    predictor.logits(images)  # the second answer counts: a runtime may have kept what it must not
     found = [predictor.logits(images)]
     if predictor.info.size is None:  # another, oblong size must do as well
         oblong = images[:2, :, : images.shape[2] * 3 // 4 + 1]

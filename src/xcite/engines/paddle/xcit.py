@@ -416,10 +416,12 @@ class ClassAttention(nn.Layer):
     def _cheap(self, cls: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
         batch, _, dim = patches.shape
         heads = [self.num_heads, dim // self.num_heads]
-        weight_q, weight_k, weight_v = self.qkv.weight.chunk(3, axis=1)
-        bias_q, _, bias_v = (None,) * 3 if self.qkv.bias is None else self.qkv.bias.chunk(3)
+        _, weight_k, weight_v = self.qkv.weight.chunk(3, axis=1)
+        bias_v = None if self.qkv.bias is None else self.qkv.bias[2 * dim :]
         with full_precision():
-            q = (F.linear(cls, weight_q, bias_q) * self.scale).reshape([batch, *heads])
+            # k and v of CLS alone cost nothing. In a program a part of weight and bias must not
+            # make a linear map: oneDNN keeps them from the first run, freed since then.
+            q = (self.qkv(cls)[:, :, :dim] * self.scale).reshape([batch, *heads])
             # The heads are the batch of the small products: (h, B, c) @ (h, c, C) -> (B, h, C)
             weight_k = weight_k.reshape([dim, *heads]).transpose([1, 2, 0])
             asked = paddle.bmm(q.transpose([1, 0, 2]), weight_k).transpose([1, 0, 2])
