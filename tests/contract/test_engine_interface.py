@@ -18,10 +18,17 @@ WITHOUT_TWIN = {"inference.py"}
 ONE_SIDED = {
     "canonical_state.py": {"torch": {"torch_name"}, "paddle": {"paddle_name"}},
     "xcit.py": {
-        # PyTorch asks for the device, and has bfloat16 on a CPU
-        "torch": {"full_precision", "autocast_dtype", "add_product", "Gram"},
-        # Paddle needs a BatchNorm with PyTorch's variance; parameters, float32 and GELU by hand
-        "paddle": {"full_precision", "BatchNorm2D", "parameter", "precise", "gelu", "add_bias"},
+        # PyTorch asks for the device, has bfloat16 on a CPU, and takes the norm into its slices
+        "torch": {
+            *("full_precision", "autocast_dtype", "add_product", "GramProduct"),
+            *("SlicedMlp", "slices", "per_row"),
+        },
+        # Paddle needs a BatchNorm with PyTorch's variance; parameters, float32, GELU and whatever
+        # repeats an operand by hand
+        "paddle": {
+            *("full_precision", "BatchNorm2D", "parameter", "precise", "gelu", "SlicedMlp"),
+            *("slices", "repeats_slowly", "repeated", "token_sums", "add_bias", "add_channel_bias"),
+        },
     },
 }
 

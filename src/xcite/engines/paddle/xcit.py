@@ -266,7 +266,7 @@ class LPI(nn.Layer):
 
 
 class Mlp(nn.Layer):
-    """Two linear layers with GELU between."""
+    """Two linear layers with GELU between, as a residual branch."""
 
     def __init__(self, architecture: XCiTArchitecture) -> None:
         super().__init__()
@@ -276,15 +276,19 @@ class Mlp(nn.Layer):
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
-    def forward(self, x: Tensor, gamma: Tensor) -> Tensor:
-        """Normalised tokens (B, N, C) -> gamma * Mlp (B, N, C)."""
+    def forward(
+        self, x: Tensor, gamma: Tensor, norm: nn.LayerNorm | None, scale: Tensor | None = None
+    ) -> Tensor:
+        """Tokens (B, N, C) -> x + scale * gamma * Mlp(norm(x)); scale: (B, 1, 1)."""
         weight, bias = self.fc2.weight * gamma, self.fc2.bias * gamma
-        if self._whole(x):
-            x = F.dropout(F.gelu(self.fc1(x)), self.drop, training=self.training)
-            return F.dropout(F.linear(x, weight, bias), self.drop, training=self.training)
-        keep = paddle.is_grad_enabled()
-        y: Tensor = SlicedMlp.apply(x, self.fc1.weight, self.fc1.bias, weight, bias, keep)
-        return y
+        y = x if norm is None else norm(x)
+        if self._whole(y):
+            y = F.dropout(F.gelu(self.fc1(y)), self.drop, training=self.training)
+            y = F.dropout(F.linear(y, weight, bias), self.drop, training=self.training)
+        else:
+            keep = paddle.is_grad_enabled()
+            y = SlicedMlp.apply(y, self.fc1.weight, self.fc1.bias, weight, bias, keep)
+        return add_branch(x, y, scale)
 
     def _whole(self, x: Tensor) -> bool:
         """Not in slices: in a program, with dropout or autocast, or where no small cache is."""
@@ -368,9 +372,10 @@ class XCABlock(nn.Layer):
 
     def forward(self, x: Tensor, height: int, width: int, paths: Tensor | None = None) -> Tensor:
         """Tokens (B, N, C) -> (B, N, C); paths: (3, B) scales of the three branches."""
-        x = add_branch(x, self.attn(self.norm1(x), self.gamma1), paths, 0)
-        x = add_branch(x, self.local_mp(self.norm3(x), height, width, self.gamma3), paths, 1)
-        return add_branch(x, self.mlp(self.norm2(x), self.gamma2), paths, 2)
+        scales = (None,) * 3 if paths is None else paths.astype(x.dtype).unsqueeze([2, 3])
+        x = add_branch(x, self.attn(self.norm1(x), self.gamma1), scales[0])
+        x = add_branch(x, self.local_mp(self.norm3(x), height, width, self.gamma3), scales[1])
+        return self.mlp(x, self.gamma2, self.norm2, scales[2])
 
 
 class ClassAttention(nn.Layer):
@@ -459,7 +464,7 @@ class ClassAttentionBlock(nn.Layer):
         normed = norm1(patches)
         cls = cls + self.gamma1 * self.attn(norm1(cls), normed)
         cls = norm2(cls)  # the normalised CLS is also what the MLP is added to
-        cls = cls + self.mlp(cls, self.gamma2)
+        cls = self.mlp(cls, self.gamma2, None)
         if last:
             return cls, None
         # The reference concatenates CLS's answer with the normalised patches before gamma1, and
@@ -762,11 +767,9 @@ def gelu(x: Tensor, grad: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     return twice_cdf.multiply_(x), slope
 
 
-def add_branch(x: Tensor, branch: Tensor, paths: Tensor | None, index: int) -> Tensor:
-    """x + scale * branch, the scale being one number per picture: paths[index] (B,)."""
-    if paths is None:
-        return x + branch
-    return x + branch * paths[index].astype(x.dtype).reshape([-1, 1, 1])
+def add_branch(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
+    """x + scale * branch, the scale being one number per picture: (B, 1, 1)."""
+    return x + branch if scale is None else x + branch * scale
 
 
 @contextmanager

@@ -312,7 +312,7 @@ class SlicedMlp(torch.autograd.Function):
                 activated = F.gelu(hidden)
                 branch = F.linear(activated, w2, b2)
                 factor = None if factors is None else factors[part]
-                add_branch(rows[part], branch, factor, out=y[part])
+                y[part] = add_branch(rows[part], branch, factor)
                 if keep:
                     small = dtype.itemsize < 4
                     kept += (normed, mean, rstd, hidden, activated if small else None)
@@ -731,14 +731,10 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += (left @ right).to(total.dtype)  # adding two dtypes takes longer
 
 
-def add_branch(
-    x: Tensor, branch: Tensor, scale: Tensor | None, out: Tensor | None = None
-) -> Tensor:
+def add_branch(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
     """x + scale * branch, the scale being one number per picture or row."""
     branch = branch.to(x.dtype)
-    if scale is None:
-        return torch.add(x, branch, out=out)
-    return torch.addcmul(x, branch, scale, out=out)
+    return x + branch if scale is None else torch.addcmul(x, branch, scale)
 
 
 def per_row(scale: Tensor | None, x: Tensor) -> Tensor | None:
