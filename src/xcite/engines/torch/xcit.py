@@ -165,39 +165,29 @@ class XCA(nn.Module):
         """Attention of x; gradients arrive at low, the same in the dtype of matrix products."""
         _, tokens, dim = x.shape
         heads = (self.num_heads, dim // self.num_heads)
-        weight_q, weight_k, _ = self.qkv.weight.chunk(3)
+        weight = self.qkv.weight[: 2 * dim]
         with full_precision(x):
-            # X^T Q = (X^T X) Wq^T + s bq^T, where s = X^T 1 and Q = X Wq^T + 1 bq^T; K alike
-            weight = self.qkv.weight[: 2 * dim]
+            # X^T [Q K] = (X^T X) W^T + s b^T, where s = X^T 1 and [Q K] = X W^T + 1 b^T
             plain = low is x or torch.compiler.is_compiling()
             products = F.linear(gram(x), weight) if plain else GramProduct.apply(x, low, weight)
-            x_q, x_k = products.split(dim, dim=-1)  # (B, C, C)
             if self.qkv.bias is None:
-                squares = [(x_q * weight_q.t()).sum(1), (x_k * weight_k.t()).sum(1)]
+                squares = (products * weight.t()).sum(1)
             else:
-                bias_q, bias_k, _ = self.qkv.bias.chunk(3)
+                bias = self.qkv.bias[: 2 * dim]
                 token_sum = x.sum(1)  # s: (B, C)
-                q_sum = F.linear(token_sum, weight_q, tokens * bias_q)  # Q^T 1: (B, C)
-                k_sum = F.linear(token_sum, weight_k, tokens * bias_k)
-                x_q = torch.addcmul(x_q, token_sum[:, :, None], bias_q)
-                x_k = torch.addcmul(x_k, token_sum[:, :, None], bias_k)
-                squares = [
-                    torch.addcmul((x_q * weight_q.t()).sum(1), q_sum, bias_q),
-                    torch.addcmul((x_k * weight_k.t()).sum(1), k_sum, bias_k),
-                ]
+                sums = F.linear(token_sum, weight, tokens * bias)  # [Q K]^T 1: (B, 2C)
+                products = torch.addcmul(products, token_sum[:, :, None], bias)
+                squares = torch.addcmul((products * weight.t()).sum(1), sums, bias)
             # (B, h, c, C), (h, c, C) -> (B, h, c, c): q k^T = (X^T q)^T Wk^T + (q 1) bk^T
-            by_head = x_q.transpose(1, 2).unflatten(1, heads)
-            logits = torch.einsum("bhqx,hkx->bhqk", by_head, weight_k.unflatten(0, heads))
+            by_head = products[:, :, :dim].transpose(1, 2).unflatten(1, heads)
+            logits = torch.einsum("bhqx,hkx->bhqk", by_head, weight[dim:].unflatten(0, heads))
             if self.qkv.bias is not None:
+                q_sum = sums[:, :dim].unflatten(1, heads)
                 logits = torch.addcmul(
-                    logits,
-                    q_sum.unflatten(1, heads)[..., None],
-                    bias_k.unflatten(0, heads)[:, None],
+                    logits, q_sum[..., None], bias[dim:].unflatten(0, heads)[:, None]
                 )
-            inverse_q, inverse_k = (
-                t.clamp_min(NORMALIZE_EPS**2).rsqrt().unflatten(1, heads) for t in squares
-            )
-            return self._softmax(logits, inverse_q, inverse_k)
+            inverse = squares.clamp_min(NORMALIZE_EPS**2).rsqrt().unflatten(1, (2, *heads))
+            return self._softmax(logits, inverse[:, 0], inverse[:, 1])
 
     def _softmax(self, products: Tensor, inverse_q: Tensor, inverse_k: Tensor) -> Tensor:
         scale = (self.temperature * inverse_q[..., None]) * inverse_k[..., None, :]
@@ -299,6 +289,7 @@ class SlicedMlp(torch.autograd.Function):
         rows, factors = x.flatten(0, 1), per_row(scale, x)
         w1, b1, w2, b2 = (t.to(dtype) for t in (weight1, bias1, weight2, bias2))
         kept: list[Tensor | None] = []
+        small = dtype.itemsize < 4
         y = torch.empty_like(rows)
         with full_precision(x):
             for part in slices(rows, dtype):
@@ -314,7 +305,6 @@ class SlicedMlp(torch.autograd.Function):
                 factor = None if factors is None else factors[part]
                 y[part] = add_branch(rows[part], branch, factor)
                 if keep:
-                    small = dtype.itemsize < 4
                     kept += (normed, mean, rstd, hidden, activated if small else None)
         ctx.dtype = dtype
         ctx.save_for_backward(x, scale, norm_weight, norm_bias, weight1, weight2, *kept)
