@@ -11,16 +11,19 @@ from xcite.engines import engine_package, installed
 from xcite.engines.interface import Engine
 
 FOLDER = Path(xcite.engines.__file__).parent
-FILES = sorted(path.name for path in (FOLDER / "torch").glob("*.py"))
-# Paddle Inference, a runtime for exported programs, has no counterpart on PyTorch.
-WITHOUT_TWIN = {"inference.py"}
+# Paddle Inference, a runtime for exported programs, has no counterpart on PyTorch; Paddle has one
+# library for matrix products where PyTorch has two.
+WITHOUT_TWIN = {"inference.py", "linear.py"}
+FILES = sorted(
+    path.name for path in (FOLDER / "torch").glob("*.py") if path.name not in WITHOUT_TWIN
+)
 # Where a framework needs a function that the other has no use for, it stands here with the reason.
 ONE_SIDED = {
     "canonical_state.py": {"torch": {"torch_name"}, "paddle": {"paddle_name"}},
     "xcit.py": {
         # PyTorch asks for the device, has bfloat16 on a CPU, and takes the norm into its slices
         "torch": {
-            *("full_precision", "autocast_dtype", "add_product", "GramProduct"),
+            *("full_precision", "autocast_dtype", "GramProduct"),
             *("SlicedMlp", "slices", "per_row"),
         },
         # Paddle needs a BatchNorm with PyTorch's variance; parameters, float32, GELU and whatever

@@ -116,7 +116,7 @@ def test_unknown_form(engine):
 def test_attention_dropout_takes_the_usual_form(engine):
     """Dropping every entry of every attention leaves only what does not come through attention."""
 
-    shape = replace(ARCHITECTURES["biases"], attn_drop_rate=0.999999)
+    shape = replace(ARCHITECTURES["biases"], attn_drop_rate=1.0)
     weights = reference_weights(shape, 0)
     dropped = build(engine, shape, weights, attention="covariance", train=True)
     # With values and biases of zero, attention adds proj's bias alone, as when it is all dropped.

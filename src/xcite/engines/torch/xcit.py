@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from xcite.engines.attention_form import check_form, uses_covariance
+from xcite.engines.torch.linear import linear, weight_gradient
 from xcite.errors import XciteError
 from xcite.variants import XCiTArchitecture
 
@@ -135,7 +136,8 @@ class XCA(nn.Module):
             attention, v = self._usual(x)
             attention = F.dropout(attention, self.attn_drop, self.training)
             # (B, h, c, c) @ (B, h, c, N) -> (B, N, C)
-            y = F.linear((attention @ v).flatten(1, 2).transpose(1, 2), weight, bias)
+            y = (attention @ v).flatten(1, 2).transpose(1, 2)
+            y = linear(y.contiguous(), weight, bias)
         return F.dropout(y, self.proj_drop, self.training)
 
     def attention(self, x: Tensor) -> Tensor:
@@ -150,7 +152,8 @@ class XCA(nn.Module):
 
     def _usual(self, x: Tensor) -> tuple[Tensor, Tensor]:
         batch, tokens, dim = x.shape
-        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, dim // self.num_heads)
+        qkv = linear(x, self.qkv.weight, self.qkv.bias)
+        qkv = qkv.view(batch, tokens, 3, self.num_heads, dim // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 4, 1)  # each (B, h, c, N)
         # Scaling the (c, c) products is cheaper than normalising q and k.
         precise = torch.promote_types(q.dtype, torch.float32)
@@ -169,7 +172,7 @@ class XCA(nn.Module):
         with full_precision(x):
             # X^T [Q K] = (X^T X) W^T + s b^T, where s = X^T 1 and [Q K] = X W^T + 1 b^T
             plain = low is x or torch.compiler.is_compiling()
-            products = F.linear(gram(x), weight) if plain else GramProduct.apply(x, low, weight)
+            products = linear(gram(x), weight) if plain else GramProduct.apply(x, low, weight)
             if self.qkv.bias is None:
                 squares = (products * weight.t()).sum(1)
             else:
@@ -299,9 +302,9 @@ class SlicedMlp(torch.autograd.Function):
                         normed, norm_weight.shape, norm_weight, norm_bias, LAYER_NORM_EPS
                     )
                 normed = normed.to(dtype)
-                hidden = F.linear(normed, w1, b1)
+                hidden = linear(normed, w1, b1)
                 activated = F.gelu(hidden)
-                branch = F.linear(activated, w2, b2)
+                branch = linear(activated, w2, b2)
                 factor = None if factors is None else factors[part]
                 y[part] = add_branch(rows[part], branch, factor)
                 if keep:
@@ -327,11 +330,13 @@ class SlicedMlp(torch.autograd.Function):
                 scaled = grads[part] if factors is None else grads[part] * factors[part]
                 grad_b2 += scaled.sum(0)
                 g = scaled.to(ctx.dtype)
-                add_product(grad_w2, g.t(), F.gelu(hidden) if activated is None else activated)
-                g = torch.ops.aten.gelu_backward(g @ w2, hidden)
-                add_product(grad_w1, g.t(), normed)
+                if activated is None:
+                    activated = F.gelu(hidden)
+                grad_w2 += weight_gradient(g, activated).to(grad_w2.dtype)
+                g = torch.ops.aten.gelu_backward(linear(g, w2.t()), hidden)
+                grad_w1 += weight_gradient(g, normed).to(grad_w1.dtype)
                 grad_b1 += g.sum(0)
-                g = (g @ w1).to(x.dtype)
+                g = linear(g, w1.t()).to(x.dtype)
                 if norm_weight is not None:
                     shape, affine = norm_weight.shape, (norm_weight, norm_bias)
                     g, *sums = torch.ops.aten.native_layer_norm_backward(
@@ -687,7 +692,7 @@ class GramProduct(torch.autograd.Function):
         """low: x in the lower precision, which gets the gradient; weight: (K, C)."""
         covariance = torch.bmm(x.transpose(1, 2), x)
         ctx.save_for_backward(low, covariance, weight)
-        return F.linear(covariance, weight)
+        return linear(covariance, weight)
 
     @staticmethod
     @once_differentiable
@@ -711,14 +716,6 @@ def slices(rows: Tensor, dtype: torch.dtype) -> list[slice]:
     """Parts of (T, C) that stay in a CPU's cache when worked on in ``dtype``; elsewhere all."""
     step = SLICE // dtype.itemsize if rows.device.type == "cpu" else len(rows)
     return [slice(start, start + step) for start in range(0, len(rows), step)]
-
-
-def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, where the total may be of higher precision."""
-    if left.dtype == total.dtype:
-        total.addmm_(left, right)
-    else:
-        total += (left @ right).to(total.dtype)  # adding two dtypes takes longer
 
 
 def add_branch(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:

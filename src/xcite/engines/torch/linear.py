@@ -1,0 +1,63 @@
+"""Linear maps by the faster of PyTorch's two libraries.
+
+On a CPU PyTorch computes float32 matrix products with MKL, which leaves the AVX-512 of AMD's
+processors unused, and convolutions with oneDNN, which uses it: the same linear map takes half the
+time as a 1 x 1 convolution on Zen 5. The numbers differ by rounding only.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Fewer rows than this gain nothing.
+FEWEST_ROWS = 128
+# PyTorch leaves 1 x 1 convolutions to oneDNN with several threads, or with this many pictures.
+PICTURES = 16
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b: x (..., C), weight (K, C), bias (K,) -> (..., K)."""
+    if not _as_convolution(x):
+        return F.linear(x, weight, bias)
+    y = F.conv2d(_image(x), weight[:, :, None, None], bias)
+    return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
+
+
+def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """grad^T x: (T, K), (T, C) -> (K, C), the gradient of a linear map's weight."""
+    if not (_as_convolution(x) and grad.is_contiguous()):
+        return grad.t() @ x
+    shape = x.new_empty(grad.shape[1], x.shape[1], 1, 1)  # only its shape counts
+    one, nothing = [1, 1], [0, 0]
+    _, gradient, _ = torch.ops.aten.convolution_backward(
+        _image(grad),
+        _image(x),
+        shape,
+        None,
+        one,
+        nothing,
+        one,
+        False,
+        nothing,
+        1,
+        [False, True, False],
+    )
+    return gradient.flatten(1)
+
+
+def _as_convolution(x: Tensor) -> bool:
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+        return False
+    return (
+        x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and x.numel() >= FEWEST_ROWS * x.shape[-1]
+        and x.is_contiguous()
+    )
+
+
+def _image(x: Tensor) -> Tensor:
+    """Contiguous (..., C) as pictures (P, C, T / P, 1), channels-last: a view."""
+    rows = x.numel() // x.shape[-1]
+    pictures = 1 if rows % PICTURES else PICTURES
+    return x.view(pictures, rows // pictures, 1, x.shape[-1]).permute(0, 3, 1, 2)

@@ -1,0 +1,49 @@
+"""PyTorch's linear maps through either library are the same map."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from xcite.engines.torch import linear as maps  # noqa: E402
+
+# 160 rows are sixteen pictures, 161 one; 3 are too few for a convolution.
+ROWS = (160, 161, 3)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_and_its_gradients(rows, bias):
+    draws = np.random.default_rng(0)
+    shapes = ((1, rows, 24), (40, 24), (40,))
+    exact = [torch.tensor(draws.standard_normal(shape), requires_grad=True) for shape in shapes]
+    ours = [t.detach().float().requires_grad_() for t in exact]
+    expected = torch.nn.functional.linear(exact[0], exact[1], exact[2] if bias else None)
+    y = maps.linear(ours[0], ours[1], ours[2] if bias else None)
+    cotangent = torch.tensor(draws.standard_normal(expected.shape))
+    (expected * cotangent).sum().backward()
+    (y * cotangent.float()).sum().backward()
+    direct = maps.weight_gradient(cotangent.float()[0], ours[0].detach()[0])
+    pairs = [(y, expected), (direct, exact[1].grad)]
+    pairs += [(o.grad, e.grad) for o, e in zip(ours, exact, strict=True) if e.grad is not None]
+    for got, want in pairs:
+        assert got.shape == want.shape
+        # sums of at most 161 products in float32: 161 * 2^-24 = 1e-5 of the largest
+        error = (got.double() - want).abs().max() / want.abs().max()
+        assert error < 1e-5
+
+
+def test_a_convolution_computes_where_it_pays(monkeypatch):
+    called = []
+    convolution = torch.nn.functional.conv2d
+    monkeypatch.setattr(
+        torch.nn.functional, "conv2d", lambda *a: called.append(a[0].shape) or convolution(*a)
+    )
+    weight = torch.zeros(8, 8)
+    for rows in ROWS:
+        maps.linear(torch.zeros(rows, 8), weight)
+    maps.linear(torch.zeros(160, 8).double(), weight.double())
+    maps.linear(torch.zeros(8, 160).t(), weight)  # not as it lies in memory
+    with torch.autocast("cpu", torch.bfloat16):
+        maps.linear(torch.zeros(160, 8), weight)
+    assert called == [(16, 8, 10, 1), (1, 8, 161, 1)]
