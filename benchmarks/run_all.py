@@ -15,6 +15,11 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
 SUITE = {
     "train_step_torch": ["train_step.py", "--engine", "torch"],
+    "train_step_torch_own": [
+        "train_step.py",
+        *("--own-processes", "--models", "xcit_nano_12_p8", "--precision", "float32", "bf16"),
+        *("--repeats", "9"),
+    ],
     "train_step_paddle": ["train_step.py", "--engine", "paddle"],
     "engines": ["engines.py"],
     "scaling": ["scaling.py", "--huge", "--picture", str(HERE.parent / "docs" / "scaling.png")],

@@ -4,8 +4,11 @@
     python benchmarks/train_step.py --engine torch --models xcit_nano_12_p8 --precision bf16
     python benchmarks/train_step.py --engine torch --models xcit_nano_12_p8 --reference theirs.py
 
-Both models live in one process with the same threads, weights do not matter for time, and their
-turns alternate, so that whatever else the machine does meets both. A training step is forward,
+The same threads serve both models, weights do not matter for time, and their turns alternate, so
+that whatever else the machine does meets both. Both live in one process; with --own-processes each
+lives in its own, as it would at its user's: the reference then has the framework's own settings,
+not Xcite's of the C library's allocator, and neither finds its memory scattered by the other's
+tensors. A training step is forward,
 cross entropy with soft targets, backward and AdamW, on pictures already in memory. The ratio is
 the reference's median time over ours. Peak memory is that of one training step over what is
 resident before it (weights, moments, libraries), each side in a process of its own.
@@ -31,8 +34,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -203,20 +207,74 @@ def data(model: Any, case: Case) -> tuple[np.ndarray, np.ndarray]:
     return images, targets / targets.sum(1, keepdims=True)
 
 
-def compare(engine: str, case: Case, reference: Path) -> None:
-    """Print one row for each kind of work."""
+def side(engine: str, case: Case, reference: Path | None) -> dict[str, Callable[[], None]]:
+    """What can be timed of the reference, or of the product where there is none."""
     architecture = find(case.model)
+    if reference is None:
+        return SIDES[engine](ours(engine, architecture), case, True)
+    return SIDES[engine](load_reference(reference, architecture), case, False)
+
+
+def timer(work: dict[str, Callable[[], None]]) -> Callable[[str], float]:
+    """Seconds of one turn of the named work."""
+
+    def seconds(name: str) -> float:
+        start = time.perf_counter()
+        work[name]()
+        return time.perf_counter() - start
+
+    return seconds
+
+
+@contextmanager
+def child(engine: str, case: Case, reference: Path | None) -> Iterator[Callable[[str], float]]:
+    """The same from a process of its own."""
+    call = json.dumps([engine, asdict(case), str(reference) if reference else None])
+    command = [sys.executable, __file__, "--side-of", call]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+
+        def seconds(name: str) -> float:
+            print(name, file=process.stdin, flush=True)
+            answer = process.stdout.readline()
+            return float(answer) if answer else sys.exit("a side ended with an error, see above")
+
+        yield seconds
+        process.stdin.close()
+
+
+def serve_side(call: str) -> None:
+    """Answer every kind of work named on standard input with its seconds."""
+    engine, case, path = json.loads(call)
+    if path is None:
+        keep_freed_memory()
+    seconds = timer(side(engine, Case(**case), Path(path) if path else None))
+    for line in sys.stdin:
+        print(seconds(line.strip()), flush=True)
+
+
+def compare(engine: str, case: Case, reference: Path, own_processes: bool) -> None:
+    """Print one row for each kind of work."""
+    if own_processes:
+        with child(engine, case, None) as product, child(engine, case, reference) as plain:
+            alternate(case, plain, product)
+        return
     # Ours first: importing an engine may tune its framework, and both sides shall have that.
-    product = SIDES[engine](ours(engine, architecture), case, True)
-    plain = SIDES[engine](load_reference(reference, architecture), case, False)
+    product, plain = (timer(side(engine, case, path)) for path in (None, reference))
+    alternate(case, plain, product)
+
+
+def alternate(case: Case, plain: Callable[[str], float], product: Callable[[str], float]) -> None:
+    """Let both sides take turns and print the rows."""
     for work in case.work:
         seconds: dict[bool, list[float]] = {False: [], True: []}
         for turn in range(case.repeats + 1):
-            for ours_, side in ((False, plain), (True, product)):
-                start = time.perf_counter()
-                side[work]()
+            for ours_, turn_of in ((False, plain), (True, product)):
+                taken = turn_of(work)
                 if turn:
-                    seconds[ours_].append(time.perf_counter() - start)
+                    seconds[ours_].append(taken)
         ratio = statistics.median(seconds[False]) / statistics.median(seconds[True])
         name = {"train": "training step", "forward": "forward"}[work]
         print(
@@ -235,10 +293,8 @@ def shown(seconds: list[float]) -> str:
 def step_memory(engine: str, case: Case, reference: Path | None) -> float:
     """MiB of one training step over what was resident before it; runs in a child process."""
     architecture = find(case.model)
-    model = ours(engine, architecture) if reference is None else None
-    if reference is not None:
-        model = load_reference(reference, architecture)
     product = reference is None
+    model = load_reference(reference, architecture) if reference else ours(engine, architecture)
     # A small step first: libraries are loaded, moments exist.
     SIDES[engine](model, replace(case, batch=2, size=64), product)["train"]()
     train = SIDES[engine](model, case, product)["train"]
@@ -284,11 +340,16 @@ def main() -> None:
     parser.add_argument("--size", type=int)
     parser.add_argument("--repeats", type=int)
     parser.add_argument("--reference", type=Path, help="a Python file, see above")
+    parser.add_argument("--own-processes", action="store_true", help="see above")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    parser.add_argument("--side-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
         engine, model, batch, size, path = json.loads(options.memory_of)
         print(step_memory(engine, Case(model, batch, size), Path(path) if path else None))
+        return
+    if options.side_of:
+        serve_side(options.side_of)
         return
     keep_freed_memory()  # as the product's engines do; here it serves both sides
     cases = CASES[options.engine]
@@ -307,7 +368,7 @@ def main() -> None:
     print("| model | px | batch | precision | work | reference | Xcite | ratio |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for case in cases:
-        compare(options.engine, replace(case, **chosen), reference)
+        compare(options.engine, replace(case, **chosen), reference, options.own_processes)
         gc.collect()
     memory = replace(MEMORY, model=options.models[0]) if options.models else MEMORY
     compare_memory(options.engine, memory, reference)
