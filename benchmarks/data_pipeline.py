@@ -113,7 +113,7 @@ def measure(height: int, width: int, repeats: int, batch: int, rounds: int) -> d
     rng = np.random.default_rng(0)
     source = Memory([drawn_photograph(rng, height, width) for _ in range(max(batch, 64))])
     recipe = parse(
-        f"{{data: {{workers: 0, repeats: {repeats}, scaled_decoding: true}}, "
+        f"{{data: {{workers: 0, repeats: {repeats}, fast: true}}, "
         f"optim: {{batch: {batch}, lr_per: null}}}}",
         "benchmark",
     )

@@ -85,8 +85,10 @@ class DataRecipe(Section):
     repeats: int = Field(1, ge=1, le=16, description="repeated augmentation: copies per picture")
     on_error: Literal["stop", "skip"] = "stop"
     max_pixels: int = Field(178_956_970, ge=1, description="a larger picture is refused as a bomb")
-    scaled_decoding: bool = Field(
-        False, description="let JPEG decode at 1/2, 1/4 or 1/8 where the crop allows; training only"
+    fast: bool = Field(
+        False,
+        description="decode JPEG at 1/2, 1/4 or 1/8 where the crop allows and resize with SIMD: "
+        "training pixels differ by rounding; needs xcite[fast]",
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from xcite.data import transforms
 from xcite.data.batch import Batch, Mixing, part_indices, split
 from xcite.data.pipeline import EvaluationLoader, TrainLoader
 from xcite.data.sources import open_source
@@ -143,6 +144,31 @@ def test_a_batch_larger_than_the_set_is_refused(folder):
     with pytest.raises(XciteError, match=r"optim\.batch 41 is larger than the data set"):
         TrainLoader(open_source(folder), recipe(optim={"batch": 41}))
     assert TrainLoader(open_source(folder), recipe(optim={"batch": 40})).steps_per_epoch == 1
+
+
+def test_the_fast_way_is_the_same_from_any_number_of_workers_and_shows_the_same(folder):
+    source, size = open_source(str(folder)), {"size": 16}
+    plain = {"randaugment": None, "erasing": 0.0, "scale": [0.9, 1.0]}
+
+    def first_batch(**data):
+        loader = TrainLoader(source, recipe(data=data, preprocessing=size, augment=plain))
+        return next(loader.epoch(0))
+
+    exact = first_batch()
+    fast = [first_batch(fast=True, workers=workers) for workers in (0, 2)]
+    same(*[[batch] for batch in fast])
+    np.testing.assert_array_equal(fast[0].views, exact.views)
+    difference = fast[0].pictures.astype(int) - exact.pictures
+    # noise of 0..255 decoded at half the size: other pixels, of the same place and brightness
+    assert 0 < np.abs(difference).mean() < 25
+    assert abs(difference.mean()) < 1
+
+
+def test_the_fast_way_without_its_library_is_refused_at_once(folder, monkeypatch):
+    transforms._fast_resizer.cache_clear()
+    monkeypatch.setitem(sys.modules, "cykooz_resizer", None)
+    with pytest.raises(XciteError, match=r"pip install 'xcite\[fast\]'"):
+        TrainLoader(open_source(str(folder)), recipe(data={"fast": True, "workers": 2}))
 
 
 @pytest.mark.parametrize("crop", ["padded", "none"])

@@ -5,6 +5,7 @@ generator, so both can be checked by themselves. Boxes are (top, left, height, w
 """
 
 import math
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -133,6 +134,34 @@ def random_resized_crop_box(
 def resize(image: Image.Image, size: int, interpolation: str = "bicubic") -> Image.Image:
     """Resize to a square of ``size`` pixels, antialiased."""
     return image.resize((size, size), _INTERPOLATION[interpolation])
+
+
+def fast_resize(image: Image.Image, size: int, interpolation: str = "bicubic") -> Image.Image:
+    """The same seven times as fast: SIMD, with weights of 16 bits where Pillow's have 22.
+
+    A few pixels in a hundred are a level or two off Pillow 12; Pillow 13 resizes down before
+    across, which moves some beside sharp edges further. Every processor gives the same pixels.
+
+    Raises:
+        XciteError: the library is not installed.
+    """
+    resizer, options = _fast_resizer(interpolation)
+    result = Image.new(image.mode, (size, size))
+    resizer.resize_pil(image, result, options)
+    return result
+
+
+@cache
+def _fast_resizer(interpolation: str) -> tuple[Any, Any]:
+    try:
+        from cykooz_resizer import FilterType, ResizeAlg, ResizeOptions, Resizer
+    except ImportError as error:
+        raise XciteError(
+            "data.fast needs cykooz.resizer: pip install 'xcite[fast]', or set data.fast=false"
+        ) from error
+    # Catmull and Rom's spline is what Pillow calls bicubic
+    kind = FilterType.catmull_rom if interpolation == "bicubic" else FilterType.bilinear
+    return Resizer(), ResizeOptions(resize_alg=ResizeAlg.convolution(kind))
 
 
 def flip(image: Image.Image) -> Image.Image:

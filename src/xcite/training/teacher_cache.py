@@ -65,7 +65,7 @@ def dependencies(
         "data.classes": hashlib.sha256(names.encode()).hexdigest(),
         "data.repeats": recipe.data.repeats,
         "data.on_error": recipe.data.on_error,
-        "data.scaled_decoding": recipe.data.scaled_decoding,
+        "data.fast": recipe.data.fast,
         **{f"preprocessing.{key}": value for key, value in pixels.items()},
         **{f"augment.{key}": value for key, value in augment.items()},
         "optim.batch": recipe.optim.batch,
