@@ -173,7 +173,7 @@ def test_cropping_and_resizing(key):
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_fast_resizing_differs_by_rounding_only(mode, interpolation):
     # Weights of 16 bits against Pillow's 22: now and then a pass is one level off, and there are
-    # two. It goes across first, as Pillow did up to 12.
+    # two. It goes across first, as Pillow did up to 12. Bilinear values are often halves.
     turn = Image.Transpose.TRANSPOSE
     for name in ("p0", "p1", "p3", "p6"):
         picture = Image.fromarray(PICTURES[name]).convert(mode)
@@ -182,7 +182,7 @@ def test_fast_resizing_differs_by_rounding_only(mode, interpolation):
             fast = transforms.fast_resize(picture, size, interpolation)
             difference = np.asarray(fast).astype(int) - np.asarray(exact)
             assert np.abs(difference).max() <= 2
-            assert (difference != 0).mean() < 0.05
+            assert (difference != 0).mean() < {"bicubic": 0.01, "bilinear": 0.1}[interpolation]
 
 
 def test_colour_jitter():
