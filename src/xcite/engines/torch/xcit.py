@@ -142,7 +142,9 @@ class XCA(nn.Module):
 
     def attention(self, x: Tensor) -> Tensor:
         """Attention (B, h, c, c) of normalised tokens: rows are q's channels."""
-        return self._covariance(x, x) if self._covariance_pays(x) else self._usual(x)[0]
+        if self._covariance_pays(x):
+            return self._covariance(x, x).permute(2, 0, 1, 3)
+        return self._usual(x)[0]
 
     def _covariance_pays(self, x: Tensor) -> bool:
         # Attention dropout acts on single entries of every head: the usual form, in its meaning.
@@ -161,58 +163,52 @@ class XCA(nn.Module):
             torch.linalg.vector_norm(t, dim=-1, dtype=precise).clamp_min(NORMALIZE_EPS)
             for t in (q, k)
         )
-        products = q @ k.transpose(-2, -1)
-        return self._softmax(products, q_norm.reciprocal(), k_norm.reciprocal()), v
+        scale = (self.temperature / q_norm[..., None]) / k_norm[..., None, :]
+        return (q @ k.transpose(-2, -1) * scale).softmax(-1), v
 
     def _covariance(self, x: Tensor, low: Tensor) -> Tensor:
-        """Attention of x; gradients arrive at low, the same in the dtype of matrix products."""
-        _, tokens, dim = x.shape
-        heads = (self.num_heads, dim // self.num_heads)
-        weight = self.qkv.weight[: 2 * dim]
+        """Attention (h, c, B, c) of x; gradients arrive at low, x in the dtype of products."""
+        dim = x.shape[2]
         with full_precision(x):
-            # X^T [Q K] = (X^T X) W^T + s b^T, where s = X^T 1 and [Q K] = X W^T + 1 b^T
-            plain = low is x or torch.compiler.is_compiling()
-            products = linear(gram(x), weight) if plain else GramProduct.apply(x, low, weight)
-            if self.qkv.bias is None:
-                squares = (products * weight.t()).sum(1)
+            # queries' and keys' channels of a head lie together: (h, 2c, C) and (h, 2c)
+            weight, bias = (
+                None
+                if t is None
+                else t[: 2 * dim]
+                .unflatten(0, (2, self.num_heads, -1))
+                .transpose(0, 1)
+                .flatten(1, 2)
+                for t in (self.qkv.weight, self.qkv.bias)
+            )
+            if torch.compiler.is_compiling():
+                products, _, _ = channel_products(x, weight, bias)
             else:
-                bias = self.qkv.bias[: 2 * dim]
-                token_sum = x.sum(1)  # s: (B, C)
-                sums = F.linear(token_sum, weight, tokens * bias)  # [Q K]^T 1: (B, 2C)
-                products = torch.addcmul(products, token_sum[:, :, None], bias)
-                squares = torch.addcmul((products * weight.t()).sum(1), sums, bias)
-            # (B, h, c, C), (h, c, C) -> (B, h, c, c): q k^T = (X^T q)^T Wk^T + (q 1) bk^T
-            by_head = products[:, :, :dim].transpose(1, 2).unflatten(1, heads)
-            logits = torch.einsum("bhqx,hkx->bhqk", by_head, weight[dim:].unflatten(0, heads))
-            if self.qkv.bias is not None:
-                q_sum = sums[:, :dim].unflatten(1, heads)
-                logits = torch.addcmul(
-                    logits, q_sum[..., None], bias[dim:].unflatten(0, heads)[:, None]
-                )
-            inverse = squares.clamp_min(NORMALIZE_EPS**2).rsqrt().unflatten(1, (2, *heads))
-            return self._softmax(logits, inverse[:, 0], inverse[:, 1])
-
-    def _softmax(self, products: Tensor, inverse_q: Tensor, inverse_k: Tensor) -> Tensor:
-        scale = (self.temperature * inverse_q[..., None]) * inverse_k[..., None, :]
-        return (products * scale).softmax(-1)
+                products = ChannelProducts.apply(x, low, weight, bias)
+            width = dim // self.num_heads
+            squares = products.diagonal(dim1=1, dim2=3)  # (h, B, 2c)
+            inverse = squares.clamp_min(NORMALIZE_EPS**2).rsqrt()
+            inverse_q, inverse_k = inverse[..., :width].transpose(1, 2), inverse[..., width:]
+            scale = self.temperature * inverse_q  # (h, c, B)
+            logits = products[:, :width, :, width:] * scale[..., None] * inverse_k[:, None]
+            return logits.softmax(-1)
 
     def _as_matrix(
         self, x: Tensor, low: Tensor, weight: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The whole layer as x @ matrix + offset: (B, C, C) and (B, 1, C)."""
         batch, _, dim = x.shape
-        heads = (self.num_heads, dim // self.num_heads)
-        attention = self._covariance(x, low)
+        attention = self._covariance(x, low).flatten(1, 2)  # (h, c * B, c)
         with full_precision(x):
-            # (B, h, c, c), (h, c, C) -> (B, C, C)
-            weight_v = self.qkv.weight[2 * dim :].unflatten(0, heads)
-            values = torch.einsum("bhqk,hkx->bhqx", attention, weight_v).flatten(1, 2)
-        matrix = F.linear(values.transpose(1, 2), weight)
+            weight_v = self.qkv.weight[2 * dim :].unflatten(0, (self.num_heads, -1))
+            # values mixed by attention, still as a product with x: (C, B * C)
+            mixed = torch.bmm(attention, weight_v).view(dim, batch * dim)
+        matrix = (weight @ mixed).view(dim, batch, dim).permute(1, 2, 0)
         with full_precision(x):
             if self.qkv.bias is None:
                 return matrix, bias.expand(batch, 1, dim)
-            constant = attention @ self.qkv.bias[2 * dim :].unflatten(0, heads)[..., None]
-            return matrix, F.linear(constant.view(batch, 1, dim), weight, bias)
+            bias_v = self.qkv.bias[2 * dim :].view(self.num_heads, -1, 1)
+            constant = torch.bmm(attention, bias_v).view(dim, batch)
+            return matrix, F.linear(constant.t(), weight, bias)[:, None]
 
 
 class LPI(nn.Module):
@@ -684,25 +680,73 @@ def gram(x: Tensor) -> Tensor:
     return product + product.transpose(1, 2) - product.detach()
 
 
-class GramProduct(torch.autograd.Function):
-    """x^T x W^T in float32: (B, N, C) -> (B, C, K); gradients in the dtype of other products."""
+def channel_products(
+    x: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Products of a head's channels over all tokens, for channels y = x W^T + b that never exist.
+
+        y^T y = W P^T + u b^T, where P = W x^T x + b s^T, u = W s + N b, s = x^T 1
+
+    Args:
+        x: tokens (B, N, C).
+        weight: (h, k, C), k channels for each head.
+        bias: (h, k).
+
+    Returns:
+        y^T y (h, k, B, k), P (h, k, B, C) and u (h, k, B); u is None without a bias.
+    """
+    batch, tokens, dim = x.shape
+    heads, width, _ = weight.shape
+    rows = weight.flatten(0, 1)
+    # A symmetric matrix is its own transpose: products with it need no copy.
+    projected = linear(rows, gram(x).flatten(0, 1)).view(heads, width, batch, dim)
+    sums = None
+    if bias is not None:
+        token_sum = x.sum(1)  # (B, C)
+        sums = torch.addmm(tokens * bias.view(-1, 1), rows, token_sum.t()).view(heads, width, batch)
+        projected = torch.addcmul(projected, bias[..., None, None], token_sum)
+    products = torch.bmm(projected.flatten(1, 2), weight.transpose(1, 2))
+    products = products.view(heads, width, batch, width)
+    if bias is not None:
+        products = torch.addcmul(products, sums[..., None], bias[:, None, None])
+    return products, projected, sums
+
+
+class ChannelProducts(torch.autograd.Function):
+    """`channel_products`; its gradient has a form that is no longer than the value's.
+
+    With R = grad + grad^T the gradients are R P, R u and x (W^T R W) + 1 (W^T R b)^T.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, low: Tensor, weight: Tensor) -> Tensor:
-        """low: x in the lower precision, which gets the gradient; weight: (K, C)."""
-        covariance = torch.bmm(x.transpose(1, 2), x)
-        ctx.save_for_backward(low, covariance, weight)
-        return linear(covariance, weight)
+    def forward(ctx: Any, x: Tensor, low: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """low: x in the dtype of matrix products, which gets the gradient."""
+        products, projected, sums = channel_products(x, weight, bias)
+        ctx.save_for_backward(low, weight, bias, projected, sums)
+        return products
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor]:
-        low, covariance, weight = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        low, weight, bias, projected, sums = ctx.saved_tensors
+        batch, _, dim = low.shape
         with full_precision(low):
-            grad = grad.to(low.dtype)
-            grad_weight = grad.flatten(0, 1).t() @ covariance.to(low.dtype).flatten(0, 1)
-            inner = grad @ weight.to(low.dtype)
-            return None, torch.bmm(low, inner + inner.transpose(1, 2)), grad_weight.to(weight.dtype)
+            precise = (grad + grad.transpose(1, 3)).flatten(1, 2)  # R: (h, k * B, k)
+            both = precise.to(low.dtype)
+            grad_weight = torch.bmm(both.transpose(1, 2), projected.flatten(1, 2).to(low.dtype)).to(
+                weight.dtype
+            )
+            w = weight.to(low.dtype)
+            rows = w.flatten(0, 1)  # (h * k, C)
+            turned = torch.bmm(both, w).view(-1, batch * dim)  # R W: (h * k, B * C)
+            inner = (rows.t() @ turned).view(dim, batch, dim).transpose(0, 1)
+            if bias is None:
+                return None, torch.bmm(low, inner), grad_weight, None
+            grad_bias = torch.bmm(precise.transpose(1, 2), sums.flatten(1, 2)[..., None])
+            constant = torch.bmm(precise, bias[..., None]).view(-1, batch)  # R b: (h * k, B)
+            offset = (constant.t() @ weight.flatten(0, 1)).to(low.dtype)[:, None]
+            grad_low = torch.baddbmm(offset, low, inner)
+            return None, grad_low, grad_weight, grad_bias.squeeze(-1)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
