@@ -35,6 +35,17 @@ def conv3x3(into: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(into, out, 3, 2, 1, bias=False), nn.BatchNorm2d(out))
 
 
+class GridGELU(nn.Module):
+    """GELU of channels-last pictures (B, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape."""
+        if x.dtype == torch.bfloat16:
+            # In bfloat16 oneDNN's kernel is the faster one, and it takes plain tensors only.
+            return F.gelu(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return F.gelu(x)
+
+
 class ConvPatchEmbed(nn.Module):
     """The stem: a chain of `conv3x3` with GELU between, none after the last."""
 
@@ -42,7 +53,7 @@ class ConvPatchEmbed(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for into, out in zip([in_chans, *widths[:-1]], widths, strict=True):
-            layers += [conv3x3(into, out), nn.GELU()]
+            layers += [conv3x3(into, out), GridGELU()]
         self.proj = nn.Sequential(*layers[:-1])
 
     def forward(self, images: Tensor) -> tuple[Tensor, int, int]:
@@ -128,10 +139,10 @@ class XCA(nn.Module):
         weight = self.proj.weight * gamma[:, None]
         bias = self.proj.bias * gamma
         if self._covariance_pays(x):
-            low = x.to(autocast_dtype(x))
-            matrix, offset = self._as_matrix(x, low, weight, bias)
+            x = x.to(autocast_dtype(x))
+            matrix, offset = self._as_matrix(x, weight, bias)
             # (B, 1, C) + (B, N, C) @ (B, C, C)
-            y = torch.baddbmm(offset, low, matrix)
+            y = torch.baddbmm(offset, x, matrix)
         else:
             attention, v = self._usual(x)
             attention = F.dropout(attention, self.attn_drop, self.training)
@@ -143,7 +154,7 @@ class XCA(nn.Module):
     def attention(self, x: Tensor) -> Tensor:
         """Attention (B, h, c, c) of normalised tokens: rows are q's channels."""
         if self._covariance_pays(x):
-            return self._covariance(x, x).permute(2, 0, 1, 3)
+            return self._covariance(x).permute(2, 0, 1, 3)
         return self._usual(x)[0]
 
     def _covariance_pays(self, x: Tensor) -> bool:
@@ -166,43 +177,42 @@ class XCA(nn.Module):
         scale = (self.temperature / q_norm[..., None]) / k_norm[..., None, :]
         return (q @ k.transpose(-2, -1) * scale).softmax(-1), v
 
-    def _covariance(self, x: Tensor, low: Tensor) -> Tensor:
-        """Attention (h, c, B, c) of x; gradients arrive at low, x in the dtype of products."""
-        dim = x.shape[2]
+    def _covariance(self, x: Tensor) -> Tensor:
+        """Attention (h, c, B, c)."""
+        dim, precise = x.shape[2], torch.promote_types(x.dtype, torch.float32)
         with full_precision(x):
             # queries' and keys' channels of a head lie together: (h, 2c, C) and (h, 2c)
             weight, bias = (
                 None
                 if t is None
                 else t[: 2 * dim]
+                .to(precise)
                 .unflatten(0, (2, self.num_heads, -1))
                 .transpose(0, 1)
                 .flatten(1, 2)
                 for t in (self.qkv.weight, self.qkv.bias)
             )
-            if torch.compiler.is_compiling():
+            if torch.compiler.is_exporting():
                 products, _, _ = channel_products(x, weight, bias)
             else:
-                products = ChannelProducts.apply(x, low, weight, bias)
+                products = ChannelProducts.apply(x, weight, bias)
             width = dim // self.num_heads
             squares = products.diagonal(dim1=1, dim2=3)  # (h, B, 2c)
             inverse = squares.clamp_min(NORMALIZE_EPS**2).rsqrt()
             inverse_q, inverse_k = inverse[..., :width].transpose(1, 2), inverse[..., width:]
             scale = self.temperature * inverse_q  # (h, c, B)
             logits = products[:, :width, :, width:] * scale[..., None] * inverse_k[:, None]
-            return logits.softmax(-1)
+            return logits.softmax(-1).to(self.qkv.weight.dtype)
 
-    def _as_matrix(
-        self, x: Tensor, low: Tensor, weight: Tensor, bias: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _as_matrix(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """The whole layer as x @ matrix + offset: (B, C, C) and (B, 1, C)."""
         batch, _, dim = x.shape
-        attention = self._covariance(x, low).flatten(1, 2)  # (h, c * B, c)
+        attention = self._covariance(x).flatten(1, 2)  # (h, c * B, c)
         with full_precision(x):
             weight_v = self.qkv.weight[2 * dim :].unflatten(0, (self.num_heads, -1))
             # values mixed by attention, still as a product with x: (C, B * C)
             mixed = torch.bmm(attention, weight_v).view(dim, batch * dim)
-        matrix = (weight @ mixed).view(dim, batch, dim).permute(1, 2, 0)
+        matrix = (mixed.t() @ weight.t()).view(batch, dim, dim)
         with full_precision(x):
             if self.qkv.bias is None:
                 return matrix, bias.expand(batch, 1, dim)
@@ -217,6 +227,7 @@ class LPI(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.act = GridGELU()
         self.bn = nn.BatchNorm2d(dim)
         self.conv2 = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
@@ -224,7 +235,7 @@ class LPI(nn.Module):
         """Normalised tokens (B, N, C) -> gamma * LPI (B, N, C)."""
         # (B, N, C) seen as (B, C, Hp, Wp) is channels-last: no copy, here and on the way back.
         x = x.transpose(1, 2).unflatten(2, (height, width))
-        x = self.bn(F.gelu(self.conv1(x)))
+        x = self.bn(self.act(self.conv1(x)))
         weight = self.conv2.weight * gamma[:, None, None, None]
         x = F.conv2d(x, weight, self.conv2.bias * gamma, padding=1, groups=len(gamma))
         return x.flatten(2).transpose(1, 2)
@@ -301,8 +312,10 @@ class SlicedMlp(torch.autograd.Function):
                 hidden = linear(normed, w1, b1)
                 activated = F.gelu(hidden)
                 branch = linear(activated, w2, b2)
-                factor = None if factors is None else factors[part]
-                y[part] = add_branch(rows[part], branch, factor)
+                if factors is None:
+                    torch.add(rows[part], branch, out=y[part])
+                else:
+                    torch.addcmul(rows[part], branch, factors[part], out=y[part])
                 if keep:
                     kept += (normed, mean, rstd, hidden, activated if small else None)
         ctx.dtype = dtype
@@ -669,7 +682,14 @@ def full_precision(like: Tensor) -> AbstractContextManager[Any]:
 
 
 def gram(x: Tensor) -> Tensor:
-    """x^T x: (B, N, C) -> (B, C, C)."""
+    """x^T x in at least float32: (B, N, C) -> (B, C, C)."""
+    if x.dtype == torch.bfloat16:
+        # bfloat16 products are summed in float32 and rounded at the end. What rounding took away
+        # is found by a second one, which together take half as long as a float32 product.
+        transposed = x.transpose(1, 2)
+        rounded = torch.bmm(transposed, x)
+        return torch.baddbmm(rounded, transposed, x, beta=-1).float() + rounded
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     if torch.compiler.is_exporting():
         return torch.bmm(x.transpose(1, 2), x)
     product = torch.bmm(x.detach().transpose(1, 2), x)
@@ -688,7 +708,7 @@ def channel_products(
         y^T y = W P^T + u b^T, where P = W x^T x + b s^T, u = W s + N b, s = x^T 1
 
     Args:
-        x: tokens (B, N, C).
+        x: tokens (B, N, C), also in bfloat16; the results are then float32 nonetheless.
         weight: (h, k, C), k channels for each head.
         bias: (h, k).
 
@@ -702,7 +722,7 @@ def channel_products(
     projected = linear(rows, gram(x).flatten(0, 1)).view(heads, width, batch, dim)
     sums = None
     if bias is not None:
-        token_sum = x.sum(1)  # (B, C)
+        token_sum = x.sum(1, dtype=weight.dtype)  # (B, C)
         sums = torch.addmm(tokens * bias.view(-1, 1), rows, token_sum.t()).view(heads, width, batch)
         projected = torch.addcmul(projected, bias[..., None, None], token_sum)
     products = torch.bmm(projected.flatten(1, 2), weight.transpose(1, 2))
@@ -719,34 +739,33 @@ class ChannelProducts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, low: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """low: x in the dtype of matrix products, which gets the gradient."""
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         products, projected, sums = channel_products(x, weight, bias)
-        ctx.save_for_backward(low, weight, bias, projected, sums)
+        ctx.save_for_backward(x, weight, bias, projected, sums)
         return products
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        low, weight, bias, projected, sums = ctx.saved_tensors
-        batch, _, dim = low.shape
-        with full_precision(low):
+        x, weight, bias, projected, sums = ctx.saved_tensors
+        batch, _, dim = x.shape
+        with full_precision(x):
             precise = (grad + grad.transpose(1, 3)).flatten(1, 2)  # R: (h, k * B, k)
-            both = precise.to(low.dtype)
-            grad_weight = torch.bmm(both.transpose(1, 2), projected.flatten(1, 2).to(low.dtype)).to(
+            both = precise.to(x.dtype)
+            grad_weight = torch.bmm(both.transpose(1, 2), projected.flatten(1, 2).to(x.dtype)).to(
                 weight.dtype
             )
-            w = weight.to(low.dtype)
+            w = weight.to(x.dtype)
             rows = w.flatten(0, 1)  # (h * k, C)
             turned = torch.bmm(both, w).view(-1, batch * dim)  # R W: (h * k, B * C)
             inner = (rows.t() @ turned).view(dim, batch, dim).transpose(0, 1)
             if bias is None:
-                return None, torch.bmm(low, inner), grad_weight, None
+                return torch.bmm(x, inner), grad_weight, None
             grad_bias = torch.bmm(precise.transpose(1, 2), sums.flatten(1, 2)[..., None])
             constant = torch.bmm(precise, bias[..., None]).view(-1, batch)  # R b: (h * k, B)
-            offset = (constant.t() @ weight.flatten(0, 1)).to(low.dtype)[:, None]
-            grad_low = torch.baddbmm(offset, low, inner)
-            return None, grad_low, grad_weight, grad_bias.squeeze(-1)
+            offset = (constant.t() @ weight.flatten(0, 1)).to(x.dtype)[:, None]
+            grad_x = torch.baddbmm(offset, x, inner)
+            return grad_x, grad_weight, grad_bias.squeeze(-1)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
@@ -764,7 +783,6 @@ def slices(rows: Tensor, dtype: torch.dtype) -> list[slice]:
 
 def add_branch(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
     """x + scale * branch, the scale being one number per picture or row."""
-    branch = branch.to(x.dtype)
     return x + branch if scale is None else torch.addcmul(x, branch, scale)
 
 
