@@ -193,15 +193,14 @@ class XCA(nn.Module):
                 for t in (self.qkv.weight, self.qkv.bias)
             )
             if torch.compiler.is_exporting():
-                products, _, _ = channel_products(x, weight, bias)
+                squares, products, _, _ = head_products(x, weight, bias)
             else:
-                products = ChannelProducts.apply(x, weight, bias)
+                squares, products = HeadProducts.apply(x, weight, bias)
             width = dim // self.num_heads
-            squares = products.diagonal(dim1=1, dim2=3)  # (h, B, 2c)
             inverse = squares.clamp_min(NORMALIZE_EPS**2).rsqrt()
             inverse_q, inverse_k = inverse[..., :width].transpose(1, 2), inverse[..., width:]
             scale = self.temperature * inverse_q  # (h, c, B)
-            logits = products[:, :width, :, width:] * scale[..., None] * inverse_k[:, None]
+            logits = products * scale[..., None] * inverse_k[:, None]
             return logits.softmax(-1).to(self.qkv.weight.dtype)
 
     def _as_matrix(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -234,6 +233,8 @@ class LPI(nn.Module):
     def forward(self, x: Tensor, height: int, width: int, gamma: Tensor) -> Tensor:
         """Normalised tokens (B, N, C) -> gamma * LPI (B, N, C)."""
         # (B, N, C) seen as (B, C, Hp, Wp) is channels-last: no copy, here and on the way back.
+        # Changing the dtype before it is seen so is the faster order.
+        x = x.to(autocast_dtype(x))
         x = x.transpose(1, 2).unflatten(2, (height, width))
         x = self.bn(self.act(self.conv1(x)))
         weight = self.conv2.weight * gamma[:, None, None, None]
@@ -700,20 +701,21 @@ def gram(x: Tensor) -> Tensor:
     return product + product.transpose(1, 2) - product.detach()
 
 
-def channel_products(
+def head_products(
     x: Tensor, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Products of a head's channels over all tokens, for channels y = x W^T + b that never exist.
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Sums over all tokens of products of a head's channels y = x W^T + b, which never exist.
 
-        y^T y = W P^T + u b^T, where P = W x^T x + b s^T, u = W s + N b, s = x^T 1
+        y^T y = P W^T + u b^T, where P = W x^T x + b s^T, u = W s + N b, s = x^T 1
 
     Args:
         x: tokens (B, N, C), also in bfloat16; the results are then float32 nonetheless.
-        weight: (h, k, C), k channels for each head.
-        bias: (h, k).
+        weight: (h, 2c, C): for each head c channels of q, then of k.
+        bias: (h, 2c).
 
     Returns:
-        y^T y (h, k, B, k), P (h, k, B, C) and u (h, k, B); u is None without a bias.
+        Squares of all channels (h, B, 2c), products of q's with k's (h, c, B, c),
+        P (h, 2c, B, C) and u (h, 2c, B); u is None without a bias.
     """
     batch, tokens, dim = x.shape
     heads, width, _ = weight.shape
@@ -727,45 +729,50 @@ def channel_products(
         projected = torch.addcmul(projected, bias[..., None, None], token_sum)
     products = torch.bmm(projected.flatten(1, 2), weight.transpose(1, 2))
     products = products.view(heads, width, batch, width)
-    if bias is not None:
+    if bias is not None and sums is not None:
         products = torch.addcmul(products, sums[..., None], bias[:, None, None])
-    return products, projected, sums
+    half = width // 2
+    return products.diagonal(dim1=1, dim2=3), products[:, :half, :, half:], projected, sums
 
 
-class ChannelProducts(torch.autograd.Function):
-    """`channel_products`; its gradient has a form that is no longer than the value's.
+class HeadProducts(torch.autograd.Function):
+    """Squares and products of `head_products`; the gradient is as short as the value.
 
-    With R = grad + grad^T the gradients are R P, R u and x (W^T R W) + 1 (W^T R b)^T.
+    With R, the gradient of y^T y plus its transpose, it is R P and R u for W and b, and
+    x (W^T R W) + 1 (W^T R b)^T for x.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        products, projected, sums = channel_products(x, weight, bias)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        squares, products, projected, sums = head_products(x, weight, bias)
         ctx.save_for_backward(x, weight, bias, projected, sums)
-        return products
+        return squares, products
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_squares: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, projected, sums = ctx.saved_tensors
         batch, _, dim = x.shape
+        heads, width, _ = weight.shape
+        half = width // 2
+        both = x.new_zeros(heads, width, batch, width)  # R
+        both[:, :half, :, half:] = grad
+        both[:, half:, :, :half] = grad.transpose(1, 3)
+        both.diagonal(dim1=1, dim2=3).copy_(2 * grad_squares)
+        both = both.flatten(1, 2)  # (h, 2c * B, 2c)
+        dtype, weight, projected = weight.dtype, weight.to(x.dtype), projected.to(x.dtype)
+        rows = weight.flatten(0, 1)
         with full_precision(x):
-            precise = (grad + grad.transpose(1, 3)).flatten(1, 2)  # R: (h, k * B, k)
-            both = precise.to(x.dtype)
-            grad_weight = torch.bmm(both.transpose(1, 2), projected.flatten(1, 2).to(x.dtype)).to(
-                weight.dtype
-            )
-            w = weight.to(x.dtype)
-            rows = w.flatten(0, 1)  # (h * k, C)
-            turned = torch.bmm(both, w).view(-1, batch * dim)  # R W: (h * k, B * C)
+            grad_weight = torch.bmm(both.transpose(1, 2), projected.flatten(1, 2))
+            turned = torch.bmm(both, weight).view(-1, batch * dim)  # R W: (2C, B * C)
             inner = (rows.t() @ turned).view(dim, batch, dim).transpose(0, 1)
             if bias is None:
-                return torch.bmm(x, inner), grad_weight, None
-            grad_bias = torch.bmm(precise.transpose(1, 2), sums.flatten(1, 2)[..., None])
-            constant = torch.bmm(precise, bias[..., None]).view(-1, batch)  # R b: (h * k, B)
-            offset = (constant.t() @ weight.flatten(0, 1)).to(x.dtype)[:, None]
-            grad_x = torch.baddbmm(offset, x, inner)
-            return grad_x, grad_weight, grad_bias.squeeze(-1)
+                return torch.bmm(x, inner), grad_weight.to(dtype), None
+            sums, bias = sums.to(x.dtype), bias.to(x.dtype)
+            grad_bias = torch.bmm(both.transpose(1, 2), sums.flatten(1, 2)[..., None])
+            constant = torch.bmm(both, bias[..., None]).view(-1, batch)  # R b: (2C, B)
+            grad_x = torch.baddbmm((constant.t() @ rows)[:, None], x, inner)
+            return grad_x, grad_weight.to(dtype), grad_bias.squeeze(-1).to(dtype)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
