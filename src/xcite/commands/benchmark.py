@@ -54,5 +54,5 @@ def benchmark(
         f"peak memory  {memory} above the process before the model\n"
         f"GMACs        {result.gmacs:.2f} per image forward\n"
         f"of the peak  {result.peak_fraction:.0%} of {result.matrix_product_gmacs:.0f} GMAC/s, "
-        "the best float32 matrix product here"
+        "the best of large linear maps here"
     )

@@ -156,6 +156,12 @@ class Engine(Protocol):
     def restore_training(self, state: Mapping[str, np.ndarray]) -> None:
         """Continue from `training_state` of either engine, after `start_training`."""
 
+    def linear_map(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """x W^T: float32 (N, C), (K, C) -> (N, K), in the way and precision of linear layers.
+
+        With it `xcite benchmark` finds out what this machine can do at best.
+        """
+
     def average(self, values: np.ndarray) -> np.ndarray:
         """Mean over all processes of float64 values; every process gets the result."""
 

@@ -12,6 +12,7 @@ from xcite.cost import multiply_adds
 from xcite.data.batch import Batch
 from xcite.engines import create_engine
 from xcite.engines.attention_form import uses_covariance
+from xcite.engines.interface import Engine
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
 from xcite.randomness import drop_path_scales, generator
@@ -28,7 +29,8 @@ class Measurement:
             None where the system does not say.
         gmacs: multiply-adds per image (forward) in the form of attention that ran.
         peak_fraction: multiply-adds done per second (a training step counts three forwards)
-            divided by the float32 matrix-product peak of this machine, measured just before.
+            divided by those of large linear maps of this engine in this precision, measured
+            just after.
     """
 
     seconds: list[float]
@@ -60,14 +62,14 @@ def reset_resident_peak() -> None:
         return
 
 
-def matrix_product_peak(size: int = 2048, repeats: int = 5) -> float:
-    """Multiply-adds per second (in 1e9) of the best of a few float32 matrix products in NumPy."""
+def matrix_product_peak(engine: Engine, size: int = 2048, repeats: int = 5) -> float:
+    """Multiply-adds per second (in 1e9) of the engine's best of a few large linear maps."""
     random = generator(0, "matrix product")
-    left, right = random.random((2, size, size), np.float32)
+    x, weight = random.random((2, size, size), np.float32)
     best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
-        left @ right
+        engine.linear_map(x, weight)
         best = min(best, time.perf_counter() - start)
     return size**3 / best / 1e9
 
@@ -107,7 +109,6 @@ def measure(
     """
     if train and not architecture.num_classes:
         raise XciteError("a training step needs num_classes of at least 1")
-    peak = matrix_product_peak()
     reset_resident_peak()
     before = resident_peak()
     runner = create_engine(engine, architecture, **options)
@@ -137,6 +138,7 @@ def measure(
         work()
         seconds.append(time.perf_counter() - start)
     after = resident_peak()
+    peak = matrix_product_peak(runner)
     form = "usual"
     if isinstance(architecture, XCiTArchitecture):
         tokens = -(-height // architecture.patch_size) * -(-width // architecture.patch_size)

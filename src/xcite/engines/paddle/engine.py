@@ -240,6 +240,12 @@ class Engine:
             canonical_state.load_weights(self._average.model, average)
         optimizer.restore(first, second, steps)
 
+    def linear_map(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """x W^T: float32 (N, C), (K, C) -> (N, K), in the way and precision of linear layers."""
+        with paddle.no_grad(), self._autocast():
+            left, right = paddle.to_tensor(x), paddle.to_tensor(weight)
+            return _array(paddle.matmul(left, right, transpose_y=True))
+
     def average(self, values: np.ndarray) -> np.ndarray:
         """Mean over all processes of float64 values; every process gets the result."""
         mean = paddle.to_tensor(values, dtype="float64")

@@ -19,6 +19,7 @@ from xcite.engines.allocation import keep_freed_memory
 from xcite.engines.interface import AttentionMaps, StepResult
 from xcite.engines.pixels import model_input
 from xcite.engines.torch import build, canonical_state, processes
+from xcite.engines.torch.linear import linear
 from xcite.engines.torch.losses import loss
 from xcite.engines.torch.optimizer import AdamW, MovingAverage, named_parameters
 from xcite.engines.torch.xcit import untouched_statistics
@@ -238,6 +239,12 @@ class Engine:
         if self._average is not None:
             canonical_state.load_weights(self._average.model, average)
         optimizer.restore(first, second, steps)
+
+    def linear_map(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """x W^T: float32 (N, C), (K, C) -> (N, K), in the way and precision of linear layers."""
+        with torch.inference_mode(), self._autocast():
+            left, right = (torch.from_numpy(a).to(self._device) for a in (x, weight))
+            return _array(linear(left, right))
 
     def average(self, values: np.ndarray) -> np.ndarray:
         """Mean over all processes of float64 values; every process gets the result."""

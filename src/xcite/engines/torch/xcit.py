@@ -312,7 +312,7 @@ class SlicedMlp(torch.autograd.Function):
                 normed = normed.to(dtype)
                 hidden = linear(normed, w1, b1)
                 activated = F.gelu(hidden)
-                branch = linear(activated, w2, b2)
+                branch = linear(activated, w2, b2).to(x.dtype)
                 if factors is None:
                     torch.add(rows[part], branch, out=y[part])
                 else:
@@ -790,6 +790,7 @@ def slices(rows: Tensor, dtype: torch.dtype) -> list[slice]:
 
 def add_branch(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
     """x + scale * branch, the scale being one number per picture or row."""
+    branch = branch.to(x.dtype)
     return x + branch if scale is None else torch.addcmul(x, branch, scale)
 
 
