@@ -21,6 +21,7 @@ SUITE = {
         *("--repeats", "9"),
     ],
     "train_step_paddle": ["train_step.py", "--engine", "paddle"],
+    "attention_forms": ["attention_forms.py"],
     "engines": ["engines.py"],
     "scaling": ["scaling.py", "--huge", "--picture", str(HERE.parent / "docs" / "scaling.png")],
     "data_pipeline": ["data_pipeline.py"],
