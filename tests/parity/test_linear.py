@@ -47,3 +47,22 @@ def test_a_convolution_computes_where_it_pays(monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         maps.linear(torch.zeros(160, 8), weight)
     assert called == [(16, 8, 10, 1), (1, 8, 161, 1)]
+
+
+@pytest.mark.parametrize("least", [0, 1 << 60], ids=["convolutions", "batched products"])
+def test_products_of_each_picture_and_their_gradients(least, monkeypatch):
+    monkeypatch.setattr(maps, "LEAST_WORK", least)
+    draws = np.random.default_rng(0)
+    shapes = ((3, 160, 24), (3, 24, 40), (3, 1, 40))
+    exact = [torch.tensor(draws.standard_normal(shape), requires_grad=True) for shape in shapes]
+    ours = [t.detach().float().requires_grad_() for t in exact]
+    expected, y = exact[0] @ exact[1] + exact[2], maps.linear_of_each(*ours)
+    cotangent = torch.tensor(draws.standard_normal(expected.shape))
+    (expected * cotangent).sum().backward()
+    (y * cotangent.float()).sum().backward()
+    pairs = [(y, expected), *((o.grad, e.grad) for o, e in zip(ours, exact, strict=True))]
+    tokens = exact[0].detach()
+    pairs += [(maps.gram_of_each(ours[0].detach()), tokens.transpose(1, 2) @ tokens)]
+    for got, want in pairs:
+        assert got.shape == want.shape
+        assert (got.double() - want).abs().max() / want.abs().max() < 1e-5  # as above

@@ -13,6 +13,8 @@ from torch import Tensor
 FEWEST_ROWS = 128
 # PyTorch leaves 1 x 1 convolutions to oneDNN with several threads, or with this many pictures.
 PICTURES = 16
+# Products of single pictures gain from this many multiply-adds on.
+LEAST_WORK = 25_000_000
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -21,6 +23,21 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
     y = F.conv2d(_image(x), weight[:, :, None, None], bias)
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
+
+
+def linear_of_each(x: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
+    """x_b M_b + o_b for each picture b: (B, N, C), (B, C, K), (B, 1, K) -> (B, N, K)."""
+    if not (_as_convolution(x) and _large(x, matrix.shape[2])):
+        return torch.baddbmm(offset, x, matrix)
+    pictures = zip(x, matrix.transpose(1, 2), offset[:, 0], strict=True)
+    return torch.stack([linear(*picture) for picture in pictures])
+
+
+def gram_of_each(x: Tensor) -> Tensor:
+    """x_b^T x_b for each picture b: (B, N, C) -> (B, C, C)."""
+    if not (_as_convolution(x) and _large(x, x.shape[2])):
+        return torch.bmm(x.transpose(1, 2), x)
+    return torch.stack([weight_gradient(picture, picture) for picture in x])
 
 
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
@@ -54,6 +71,10 @@ def _as_convolution(x: Tensor) -> bool:
         and x.numel() >= FEWEST_ROWS * x.shape[-1]
         and x.is_contiguous()
     )
+
+
+def _large(x: Tensor, columns: int) -> bool:
+    return x.shape[1] * x.shape[2] * columns >= LEAST_WORK
 
 
 def _image(x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from xcite.engines.attention_form import check_form, uses_covariance
-from xcite.engines.torch.linear import linear, weight_gradient
+from xcite.engines.torch.linear import gram_of_each, linear, linear_of_each, weight_gradient
 from xcite.errors import XciteError
 from xcite.variants import XCiTArchitecture
 
@@ -142,7 +142,7 @@ class XCA(nn.Module):
             x = x.to(autocast_dtype(x))
             matrix, offset = self._as_matrix(x, weight, bias)
             # (B, 1, C) + (B, N, C) @ (B, C, C)
-            y = torch.baddbmm(offset, x, matrix)
+            y = linear_of_each(x, matrix, offset)
         else:
             attention, v = self._usual(x)
             attention = F.dropout(attention, self.attn_drop, self.training)
@@ -690,15 +690,7 @@ def gram(x: Tensor) -> Tensor:
         transposed = x.transpose(1, 2)
         rounded = torch.bmm(transposed, x)
         return torch.baddbmm(rounded, transposed, x, beta=-1).float() + rounded
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    if torch.compiler.is_exporting():
-        return torch.bmm(x.transpose(1, 2), x)
-    product = torch.bmm(x.detach().transpose(1, 2), x)
-    if not product.requires_grad:
-        return product
-    # The gradient x (g + g^T) is one product with x; differentiating both factors would take two.
-    # The value is unchanged: product + product^T - product.
-    return product + product.transpose(1, 2) - product.detach()
+    return gram_of_each(x.to(torch.promote_types(x.dtype, torch.float32)))
 
 
 def head_products(
@@ -771,7 +763,7 @@ class HeadProducts(torch.autograd.Function):
             sums, bias = sums.to(x.dtype), bias.to(x.dtype)
             grad_bias = torch.bmm(both.transpose(1, 2), sums.flatten(1, 2)[..., None])
             constant = torch.bmm(both, bias[..., None]).view(-1, batch)  # R b: (2C, B)
-            grad_x = torch.baddbmm((constant.t() @ rows)[:, None], x, inner)
+            grad_x = linear_of_each(x, inner, (constant.t() @ rows)[:, None])
             return grad_x, grad_weight.to(dtype), grad_bias.squeeze(-1).to(dtype)
 
 
