@@ -95,14 +95,31 @@ def test_equally_precise(engine, kind):
         assert covariance < 1.5 * usual
 
 
-def test_choice_by_shape():
-    assert uses_covariance("auto", 784, 128)
-    assert not uses_covariance("auto", 196, 384)
-    assert not uses_covariance("usual", 784, 128)
-    assert uses_covariance("covariance", 1, 128)
+def test_the_covariance_of_bfloat16_tokens_keeps_float32_precision():
+    torch = pytest.importorskip("torch")
+    from xcite.engines.torch.xcit import gram
+
+    draws = np.random.default_rng(0)
+    # channels of different size and mean, as trained layers have them
+    x = draws.standard_normal((2, 300, 64)) * np.logspace(-1, 1, 64) + draws.standard_normal(64)
+    tokens = torch.tensor(x).bfloat16()
+    found, exact = gram(tokens), tokens.double().transpose(1, 2) @ tokens.double()
+    norms = exact.diagonal(dim1=1, dim2=2).sqrt()
+    assert found.dtype == torch.float32
+    # what is left after rounding to 8 bits is rounded to 8 bits again: 2^-18 and float32's sums
+    assert ((found - exact).abs() / (norms[:, :, None] * norms[:, None])).max() < 2e-5
+
+
+@pytest.mark.parametrize("engine", ["paddle", "torch"])
+def test_choice_by_shape(engine):
+    assert uses_covariance("auto", 784, 128, engine)
+    assert uses_covariance("auto", 196, 384, engine) == (engine == "paddle")
+    assert not uses_covariance("auto", 196, 512, engine)
+    assert not uses_covariance("usual", 784, 128, engine)
+    assert uses_covariance("covariance", 1, 128, engine)
     # An unknown number of tokens, as in an exported program of any size.
-    assert uses_covariance("auto", -1, 128)
-    assert uses_covariance("auto", object(), 128)
+    assert uses_covariance("auto", -1, 128, engine)
+    assert uses_covariance("auto", object(), 128, engine)
 
 
 @pytest.mark.parametrize("engine", installed())

@@ -143,7 +143,7 @@ def measure(
     if isinstance(architecture, XCiTArchitecture):
         tokens = -(-height // architecture.patch_size) * -(-width // architecture.patch_size)
         attention = str(options.get("attention", "auto"))
-        if uses_covariance(attention, tokens, architecture.embed_dim):
+        if uses_covariance(attention, tokens, architecture.embed_dim, engine):
             form = "covariance"
     count = multiply_adds(architecture, height, width, form=form) / 1e9
     quartiles = statistics.quantiles(seconds, n=4, method="inclusive")

@@ -161,7 +161,7 @@ class XCA(nn.Module):
         # Attention dropout acts on single entries of every head: the usual form, in its meaning.
         if self.training and self.attn_drop > 0:
             return False
-        return uses_covariance(self.form, x.shape[1], x.shape[2])
+        return uses_covariance(self.form, x.shape[1], x.shape[2], "torch")
 
     def _usual(self, x: Tensor) -> tuple[Tensor, Tensor]:
         batch, tokens, dim = x.shape
