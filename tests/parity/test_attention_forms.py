@@ -113,7 +113,7 @@ def test_the_covariance_of_bfloat16_tokens_keeps_float32_precision():
 @pytest.mark.parametrize("engine", ["paddle", "torch"])
 def test_choice_by_shape(engine):
     assert uses_covariance("auto", 784, 128, engine)
-    assert uses_covariance("auto", 196, 384, engine) == (engine == "paddle")
+    assert uses_covariance("auto", 196, 192, engine) == (engine == "paddle")
     assert not uses_covariance("auto", 196, 512, engine)
     assert not uses_covariance("usual", 784, 128, engine)
     assert uses_covariance("covariance", 1, 128, engine)

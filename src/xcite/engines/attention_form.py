@@ -11,8 +11,8 @@ FORMS = ("auto", "usual", "covariance")
 # Above this many tokens per channel the covariance form is taken. Measured with
 # benchmarks/attention_forms.py on a CPU: on PyTorch it is the faster one from 1.75 in float32 and
 # from 1.4 in bfloat16 (no published model at 224 or 384 pixels lies between 1.6 and 2), on Paddle,
-# which is slow at turning q, k and v round, nearly always.
-TOKENS_PER_CHANNEL = {"torch": 1.75, "paddle": 0.5}
+# which is slow at turning q, k and v round, from 0.5, where it takes more memory though.
+TOKENS_PER_CHANNEL = {"torch": 1.75, "paddle": 0.75}
 
 
 def check_form(attention: str) -> str:
