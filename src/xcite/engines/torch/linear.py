@@ -30,7 +30,8 @@ def linear_of_each(x: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
     if not (_as_convolution(x) and _large(x, matrix.shape[2])):
         return torch.baddbmm(offset, x, matrix)
     pictures = zip(x, matrix.transpose(1, 2), offset[:, 0], strict=True)
-    return torch.stack([linear(*picture) for picture in pictures])
+    maps = [linear(*picture) for picture in pictures]
+    return torch.stack(maps) if len(maps) > 1 else maps[0][None]  # one may be huge: no copy
 
 
 def gram_of_each(x: Tensor) -> Tensor:
