@@ -6,23 +6,26 @@ by the processor time of this process.
 
 - plain: per view decode all, convert, crop, resize, flip, RandAugment, to float32, normalise,
   erase; then stack and mix in NumPy. It decodes a picture anew for each of its repetitions.
-- ours: what a worker does, up to uint8 batches; and, separately, with what is left for the main
-  process on a CPU, normalising, erasing and mixing.
+- ours: what a worker does with ``data.fast``, up to uint8 batches; and, separately, with what is
+  left for the main process on a CPU, normalising, erasing and mixing.
+- exact: what a worker does without ``data.fast``, where pixels are bit for bit timm's.
 
     python benchmarks/data_pipeline.py [--rounds 9] [--batch 63]
 """
 
 import argparse
 import io
+import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import numpy as np
 from PIL import Image
 
 from xcite.data import mixing, randaugment, transforms
+from xcite.data.batch import Batch
 from xcite.data.pipeline import TrainLoader
 from xcite.engines.pixels import model_input
 from xcite.preprocessing import Preprocessing
@@ -109,29 +112,39 @@ def processor_seconds(action: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
+def endless(loader: TrainLoader) -> Generator[Batch, None, None]:
+    """The batches of one epoch after the other."""
+    for epoch in itertools.count():
+        yield from loader.epoch(epoch)
+
+
 def measure(height: int, width: int, repeats: int, batch: int, rounds: int) -> dict[str, object]:
     rng = np.random.default_rng(0)
     source = Memory([drawn_photograph(rng, height, width) for _ in range(max(batch, 64))])
-    recipe = parse(
-        f"{{data: {{workers: 0, repeats: {repeats}, fast: true}}, "
-        f"optim: {{batch: {batch}, lr_per: null}}}}",
-        "benchmark",
+    recipe, exact = (
+        parse(
+            f"{{data: {{workers: 0, repeats: {repeats}, fast: {fast}}}, "
+            f"optim: {{batch: {batch}, lr_per: null}}}}",
+            "benchmark",
+        )
+        for fast in ("true", "false")
     )
     preprocessing: Preprocessing = recipe.preprocessing
-    loader = TrainLoader(source, recipe)
-    epochs = (batch for epoch in range(400) for batch in loader.epoch(epoch))
+    batches, exact_batches = (endless(TrainLoader(source, each)) for each in (recipe, exact))
     held: dict[str, object] = {}
-    times: dict[str, list[float]] = {"plain": [], "ours": [], "engine": []}
+    times: dict[str, list[float]] = {"plain": [], "ours": [], "engine": [], "exact": []}
     for turn in range(rounds + 1):
         seconds = {
             "plain": processor_seconds(lambda: plain_batch(source, recipe, rng)),
-            "ours": processor_seconds(lambda: held.update(batch=next(epochs))),
+            "ours": processor_seconds(lambda: held.update(batch=next(batches))),
             "engine": processor_seconds(lambda: model_input(held["batch"], preprocessing)),
+            "exact": processor_seconds(lambda: next(exact_batches)),
         }
         if turn:  # the first round only warms up
             for name, value in seconds.items():
                 times[name].append(batch / value)
-    epochs.close()
+    batches.close()
+    exact_batches.close()
     rates = {name: statistics.median(values) for name, values in times.items()}
     rates["ours with the rest"] = 1 / (1 / rates["ours"] + 1 / rates["engine"])
     return {
@@ -140,6 +153,7 @@ def measure(height: int, width: int, repeats: int, batch: int, rounds: int) -> d
         "repeats": repeats,
         "pictures per second and core": {name: round(rate, 1) for name, rate in rates.items()},
         "ratio": round(rates["ours"] / rates["plain"], 2),
+        "ratio of exact": round(rates["exact"] / rates["plain"], 2),
         "ratio with the rest": round(rates["ours with the rest"] / rates["plain"], 2),
     }
 

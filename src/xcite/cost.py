@@ -38,7 +38,8 @@ def _xcit(a: XCiTArchitecture, height: int, width: int, *, covariance: bool) -> 
         total += n * 64 * d
     mlp, local = 2 * d * hidden, 2 * 9 * d
     if covariance:
-        # G = X^T X and Y = X M over the tokens; the rest is d x d.
+        # G = X^T X and Y = X M over the tokens; the rest is d x d. What PyTorch spends more to have
+        # squares and products in one is not needed and not counted.
         attention = 2 * n * d * d + 3 * d**3 + 2 * d * d * head
     else:
         attention = 4 * n * d * d + 2 * n * d * head

@@ -87,8 +87,8 @@ class DataRecipe(Section):
     max_pixels: int = Field(178_956_970, ge=1, description="a larger picture is refused as a bomb")
     fast: bool = Field(
         False,
-        description="decode JPEG at 1/2, 1/4 or 1/8 where the crop allows and resize with SIMD: "
-        "training pixels differ by rounding; needs xcite[fast]",
+        description="training only, other pixels by a level or so: JPEG is decoded at 1/2, 1/4 or "
+        "1/8 where the crop allows; random_resized crops are resized with SIMD (needs xcite[fast])",
     )
 
 

@@ -95,7 +95,7 @@ def test_equally_precise(engine, kind):
         assert covariance < 1.5 * usual
 
 
-def test_the_covariance_of_bfloat16_tokens_keeps_float32_precision():
+def test_the_covariance_of_bfloat16_tokens_has_twice_their_precision():
     torch = pytest.importorskip("torch")
     from xcite.engines.torch.xcit import gram
 
@@ -106,7 +106,7 @@ def test_the_covariance_of_bfloat16_tokens_keeps_float32_precision():
     found, exact = gram(tokens), tokens.double().transpose(1, 2) @ tokens.double()
     norms = exact.diagonal(dim1=1, dim2=2).sqrt()
     assert found.dtype == torch.float32
-    # what is left after rounding to 8 bits is rounded to 8 bits again: 2^-18 and float32's sums
+    # what is left after rounding to 8 bits is rounded to 8 bits again: 2^-16, and float32's sums
     assert ((found - exact).abs() / (norms[:, :, None] * norms[:, None])).max() < 2e-5
 
 
@@ -127,6 +127,19 @@ def test_unknown_form(engine):
     shape = ARCHITECTURES["biases"]
     with pytest.raises(XciteError, match="unknown attention form 'fast'; choose auto, usual"):
         build(engine, shape, {}, attention="fast")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_pictures_and_weights_in_bfloat16(form):
+    torch = pytest.importorskip("torch")
+    shape = ARCHITECTURES["biases"]
+    model = build("torch", shape, reference_weights(shape, 0), attention=form)
+    assert model(torch.zeros(0, 3, 64, 96)).shape == (0, 50)
+    expected, images = model(tensor("torch", IMAGES)), tensor("torch", IMAGES).bfloat16()
+    found = model.bfloat16()(images)
+    assert found.dtype == torch.bfloat16
+    # 8 bits through four blocks
+    assert (found - expected).abs().max() < 0.05 * expected.abs().max()
 
 
 @pytest.mark.parametrize("engine", installed())

@@ -1,7 +1,8 @@
 """Which form of cross-covariance attention to compute.
 
 Both forms give the same numbers. The usual form needs 4 N d^2 + 2 N d c multiply-adds for N tokens
-of width d and heads of width c, the covariance form 2 N d^2 + 3 d^3 + 2 d^2 c.
+of width d and heads of width c, the covariance form 2 N d^2 + 3 d^3 + 2 d^2 c. PyTorch spends
+3 d^2 c more, to have the squares of q and k from the same product as q k^T.
 """
 
 from xcite.errors import XciteError
@@ -9,9 +10,9 @@ from xcite.errors import XciteError
 FORMS = ("auto", "usual", "covariance")
 
 # Above this many tokens per channel the covariance form is taken. Measured with
-# benchmarks/attention_forms.py on a CPU: on PyTorch it is the faster one from 1.75 in float32 and
-# from 1.4 in bfloat16 (no published model at 224 or 384 pixels lies between 1.6 and 2), on Paddle,
-# which is slow at turning q, k and v round, from 0.5, where it takes more memory though.
+# benchmarks/attention_forms.py on a CPU: on PyTorch it is the faster one from about 1.75 in float32
+# and 1.4 in bfloat16 (no published model at 224 or 384 pixels lies between 1.6 and 2), on Paddle,
+# which is slow at turning q, k and v round, from 0.5 or so, where it takes more memory though.
 TOKENS_PER_CHANNEL = {"torch": 1.75, "paddle": 0.75}
 
 

@@ -29,8 +29,8 @@ class Measurement:
             None where the system does not say.
         gmacs: multiply-adds per image (forward) in the form of attention that ran.
         peak_fraction: multiply-adds done per second (a training step counts three forwards)
-            divided by those of large linear maps of this engine in this precision, measured
-            just after.
+            divided by those of large linear maps of this engine in this precision (and not
+            compiled), measured just after.
     """
 
     seconds: list[float]

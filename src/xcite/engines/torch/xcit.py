@@ -147,7 +147,7 @@ class XCA(nn.Module):
             attention, v = self._usual(x)
             attention = F.dropout(attention, self.attn_drop, self.training)
             # (B, h, c, c) @ (B, h, c, N) -> (B, N, C)
-            y = (attention @ v).flatten(1, 2).transpose(1, 2)
+            y = (attention.to(v.dtype) @ v).flatten(1, 2).transpose(1, 2)
             y = linear(y.contiguous(), weight, bias)
         return F.dropout(y, self.proj_drop, self.training)
 
@@ -683,7 +683,7 @@ def full_precision(like: Tensor) -> AbstractContextManager[Any]:
 
 
 def gram(x: Tensor) -> Tensor:
-    """x^T x in at least float32: (B, N, C) -> (B, C, C)."""
+    """x^T x in at least float32, to 16 bits if x is bfloat16: (B, N, C) -> (B, C, C)."""
     if x.dtype == torch.bfloat16:
         # bfloat16 products are summed in float32 and rounded at the end. What rounding took away
         # is found by a second one, which together take half as long as a float32 product.
