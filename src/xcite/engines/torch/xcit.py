@@ -420,7 +420,8 @@ class ClassAttention(nn.Module):
         precise = torch.promote_types(logits.dtype, torch.float32)
         attention = logits.softmax(-1, dtype=precise)
         dropped = F.dropout(attention, self.attn_drop, self.training)
-        return attention.squeeze(2), (dropped @ v).transpose(1, 2).reshape(batch, 1, dim)
+        seen = (dropped.to(v.dtype) @ v).transpose(1, 2).reshape(batch, 1, dim)
+        return attention.squeeze(2), seen
 
     def _cheap(self, cls: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
         batch, _, dim = patches.shape
