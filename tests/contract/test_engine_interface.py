@@ -24,7 +24,7 @@ ONE_SIDED = {
         # PyTorch asks for the device, has bfloat16 on a CPU, takes the norm into its slices, and
         # is fast enough with what is large for the small products' gradient to count
         "torch": {
-            *("full_precision", "autocast_dtype", "GridGELU", "head_products", "HeadProducts"),
+            *("full_precision", "autocast_dtype", "GridGELU", "HeadProducts"),
             *("SlicedMlp", "slices", "per_row"),
         },
         # Paddle needs a BatchNorm with PyTorch's variance; parameters, float32, GELU and whatever

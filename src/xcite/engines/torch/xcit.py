@@ -192,10 +192,7 @@ class XCA(nn.Module):
                 .flatten(1, 2)
                 for t in (self.qkv.weight, self.qkv.bias)
             )
-            if torch.compiler.is_exporting():
-                squares, products, _, _ = head_products(x, weight, bias)
-            else:
-                squares, products = HeadProducts.apply(x, weight, bias)
+            squares, products = HeadProducts.apply(x, weight, bias)
             width = dim // self.num_heads
             inverse = squares.clamp_min(NORMALIZE_EPS**2).rsqrt()
             inverse_q, inverse_k = inverse[..., :width].transpose(1, 2), inverse[..., width:]
@@ -694,52 +691,42 @@ def gram(x: Tensor) -> Tensor:
     return gram_of_each(x.to(torch.promote_types(x.dtype, torch.float32)))
 
 
-def head_products(
-    x: Tensor, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+class HeadProducts(torch.autograd.Function):
     """Sums over all tokens of products of a head's channels y = x W^T + b, which never exist.
 
         y^T y = P W^T + u b^T, where P = W x^T x + b s^T, u = W s + N b, s = x^T 1
 
-    Args:
-        x: tokens (B, N, C), also in bfloat16; the results are then float32 nonetheless.
-        weight: (h, 2c, C): for each head c channels of q, then of k.
-        bias: (h, 2c).
-
-    Returns:
-        Squares of all channels (h, B, 2c), products of q's with k's (h, c, B, c),
-        P (h, 2c, B, C) and u (h, 2c, B); u is None without a bias.
-    """
-    batch, tokens, dim = x.shape
-    heads, width, _ = weight.shape
-    rows = weight.flatten(0, 1)
-    # A symmetric matrix is its own transpose: products with it need no copy.
-    projected = linear(rows, gram(x).flatten(0, 1)).view(heads, width, batch, dim)
-    sums = None
-    if bias is not None:
-        token_sum = x.sum(1, dtype=weight.dtype)  # (B, C)
-        sums = torch.addmm(tokens * bias.view(-1, 1), rows, token_sum.t()).view(heads, width, batch)
-        projected = torch.addcmul(projected, bias[..., None, None], token_sum)
-    products = torch.bmm(projected.flatten(1, 2), weight.transpose(1, 2))
-    products = products.view(heads, width, batch, width)
-    if bias is not None and sums is not None:
-        products = torch.addcmul(products, sums[..., None], bias[:, None, None])
-    half = width // 2
-    return products.diagonal(dim1=1, dim2=3), products[:, :half, :, half:], projected, sums
-
-
-class HeadProducts(torch.autograd.Function):
-    """Squares and products of `head_products`; the gradient is as short as the value.
-
-    With R, the gradient of y^T y plus its transpose, it is R P and R u for W and b, and
-    x (W^T R W) + 1 (W^T R b)^T for x.
+    The gradient is as short as the value. With R, the gradient of y^T y plus its transpose, it is
+    R P and R u for W and b, and x (W^T R W) + 1 (W^T R b)^T for x.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        squares, products, projected, sums = head_products(x, weight, bias)
+        """Squares of all channels (h, B, 2c), and products of q's with k's (h, c, B, c).
+
+        Args:
+            x: tokens (B, N, C), also in bfloat16; the results are then float32 nonetheless.
+            weight: (h, 2c, C): for each head c channels of q, then of k.
+            bias: (h, 2c).
+        """
+        batch, tokens, dim = x.shape
+        heads, width, _ = weight.shape
+        rows = weight.flatten(0, 1)
+        # A symmetric matrix is its own transpose: products with it need no copy.
+        projected = linear(rows, gram(x).flatten(0, 1)).view(heads, width, batch, dim)
+        sums = None
+        if bias is not None:
+            token_sum = x.sum(1, dtype=weight.dtype)  # (B, C)
+            sums = torch.addmm(tokens * bias.view(-1, 1), rows, token_sum.t())
+            sums = sums.view(heads, width, batch)
+            projected = torch.addcmul(projected, bias[..., None, None], token_sum)
+        products = torch.bmm(projected.flatten(1, 2), weight.transpose(1, 2))
+        products = products.view(heads, width, batch, width)
+        if bias is not None and sums is not None:
+            products = torch.addcmul(products, sums[..., None], bias[:, None, None])
         ctx.save_for_backward(x, weight, bias, projected, sums)
-        return squares, products
+        half = width // 2
+        return products.diagonal(dim1=1, dim2=3), products[:, :half, :, half:]
 
     @staticmethod
     @once_differentiable
