@@ -44,7 +44,7 @@ def convert(
         if tokens_norm is not None:
             base = architecture or read
             if not isinstance(base, XCiTArchitecture):
-                raise XciteError("--tokens-norm is for XCiT; this is a RegNet")
+                raise XciteError(f"--tokens-norm is for XCiT; this is {base.with_article}")
             architecture = replace(base, tokens_norm=tokens_norm)
     done = convert_file(
         source,
@@ -55,7 +55,7 @@ def convert(
         architecture=architecture,
         weights_dir=weights_dir,
     )
-    kind = done.source.metadata.variant or type(done.source.architecture).__name__
+    kind = done.source.metadata.variant or done.source.architecture.title
     typer.echo(
         f"{done.path}: {kind}, {done.source.dialect} to {done.dialect}, part {done.source.part}, "
         f"{done.tensors} tensors; read back and equal in every bit"
