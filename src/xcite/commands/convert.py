@@ -7,8 +7,9 @@ import numpy as np
 import typer
 
 from xcite.errors import XciteError
+from xcite.families import Architecture, XCiTArchitecture
 from xcite.randomness import generator
-from xcite.variants import Architecture, XCiTArchitecture, find
+from xcite.variants import find
 from xcite.weights.convert import Conversion
 from xcite.weights.convert import convert as convert_file
 from xcite.weights.opening import open_weights

@@ -35,12 +35,12 @@ class Family(ABC):
         title: the family for people; ``with_article`` is what one of its models is.
         head: beginning of the classifier's names.
         first_convolution: the weight that sees the picture; its name tells the family.
-        unreadable: fields that no tensor shows.
+        unreadable: fields that no tensor shows although published models differ in them.
         answering: those of them that change what the same weights answer.
         preprocessing: of the published weights' evaluation, where a file does not say.
         has_attention_maps: whether the engines can show where the model looks.
-        forward: first pieces of the parts' names as data pass through them, where the reference's
-            order is another one.
+        forward_order: first pieces of the parts' names as data pass through them, where the
+            reference's order is another one.
     """
 
     kind: ClassVar[str]
@@ -52,7 +52,7 @@ class Family(ABC):
     answering: ClassVar[tuple[str, ...]] = ()
     preprocessing: ClassVar[Preprocessing] = Preprocessing()
     has_attention_maps: ClassVar[bool] = False
-    forward: ClassVar[tuple[str, ...]] = ()
+    forward_order: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def parts(self, form: str = "usual") -> Iterator[Part]:
@@ -104,8 +104,8 @@ class Family(ABC):
     def layer_groups(self) -> dict[str, str]:
         """Canonical tensor to the part it belongs to, as data pass through them."""
         parts = list(self.parts())
-        if self.forward:
-            parts.sort(key=lambda part: self.forward.index(part.name.split(".")[0]))
+        if self.forward_order:
+            parts.sort(key=lambda part: self.forward_order.index(part.name.split(".")[0]))
         return {name: p.name for p in parts for layer in p.layers for name in layer.tensors}
 
 

@@ -58,7 +58,7 @@ class XCiTArchitecture(Family):
     unreadable = ("tokens_norm", "eta")
     answering = ("tokens_norm",)
     has_attention_maps = True
-    forward = (
+    forward_order = (
         "patch_embed",
         "pos_embeder",
         "blocks",
