@@ -9,20 +9,12 @@ from typing import Self
 from pydantic import BaseModel, Field
 
 from xcite.errors import XciteError
+from xcite.families import layers
 from xcite.families.family import Family, shape_of
-from xcite.families.layers import (
-    ONCE,
-    ZEROS,
-    Layer,
-    Part,
-    Places,
-    Shape,
-    affine,
-    batch_norm,
-    he_normal,
-    truncated_normal,
-)
+from xcite.families.layers import ONCE, Layer, Part, Places, Shape
 from xcite.preprocessing import Preprocessing
+
+_NORMAL = layers.truncated_normal(0.01)
 
 
 @dataclass(frozen=True)
@@ -85,7 +77,8 @@ class RegNetArchitecture(Family):
                 into = width
         if self.num_classes:
             shape = (self.num_classes, into)
-            yield Part("head", [affine("head.fc", shape, truncated_normal(0.01), ONCE, ZEROS)])
+            head = layers.affine("head.fc", shape, _NORMAL, ONCE, layers.ZEROS)
+            yield Part("head", [head])
 
     def _block(
         self, name: str, into: int, width: int, groups: int, before: Places, places: Places
@@ -96,8 +89,8 @@ class RegNetArchitecture(Family):
         if self.se_ratio:
             squeezed = round(into * self.se_ratio)
             for k, (out, inner) in enumerate(((squeezed, width), (width, squeezed)), 1):
-                shape = (out, inner, 1, 1)
-                yield affine(f"{name}.se.fc{k}", shape, he_normal(out), ONCE, ZEROS)
+                shape, drawn = (out, inner, 1, 1), layers.he_normal(out)
+                yield layers.affine(f"{name}.se.fc{k}", shape, drawn, ONCE, layers.ZEROS)
         yield from _conv_norm(f"{name}.conv3", width, width, 1, places)
         if before != places:
             yield from _conv_norm(f"{name}.downsample", width, into, 1, places)
@@ -140,9 +133,9 @@ def _conv_norm(
     name: str, out: int, into: int, kernel: int, places: Places, groups: int = 1
 ) -> Iterator[Layer]:
     shape = (out, into // groups, kernel, kernel)
-    drawn = he_normal(out * kernel * kernel // groups)
-    yield affine(f"{name}.conv", shape, drawn, places)
-    yield batch_norm(f"{name}.bn", out)
+    drawn = layers.he_normal(out * kernel * kernel // groups)
+    yield layers.affine(f"{name}.conv", shape, drawn, places)
+    yield layers.batch_norm(f"{name}.bn", out)
 
 
 def _generators(stages: list[tuple[int, int]]) -> Iterator[tuple[int, float, float]]:

@@ -13,27 +13,13 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, Field
 
 from xcite.errors import XciteError
+from xcite.families import layers
 from xcite.families.family import Family, Published, shape_of
-from xcite.families.layers import (
-    ONCE,
-    ONES,
-    ZEROS,
-    Layer,
-    Part,
-    Places,
-    Shape,
-    affine,
-    batch_norm,
-    constant,
-    norm,
-    parameter,
-    truncated_normal,
-    uniform,
-)
+from xcite.families.layers import ONCE, Layer, Part, Places, Shape
 
 POSITION_CHANNELS = 64  # Fourier features: 32 a axis
 
-_NORMAL = truncated_normal(0.02)
+_NORMAL = layers.truncated_normal(0.02)
 
 
 @dataclass(frozen=True)
@@ -133,7 +119,7 @@ class XCiTArchitecture(Family):
     def parts(self, form: str = "usual") -> Iterator[Part]:
         d, patches = self.embed_dim, Places(self.patch_size)
         covariance = form == "covariance"
-        yield Part("cls_token", [parameter("cls_token", (1, 1, d), _NORMAL)])
+        yield Part("cls_token", [layers.parameter("cls_token", (1, 1, d), _NORMAL)])
         yield Part("patch_embed", list(self._stem("patch_embed.proj")))
         for i in range(self.depth):
             name = f"blocks.{i}"
@@ -142,7 +128,7 @@ class XCiTArchitecture(Family):
         for i in range(self.cls_attn_layers):
             name = f"cls_attn_blocks.{i}"
             yield Part(name, list(self._class_attention(name, covariance)))
-        yield Part("norm", [norm("norm", d)])
+        yield Part("norm", [layers.norm("norm", d)])
         if self.num_classes:
             yield Part("head", [_linear("head", self.num_classes, d, ONCE)])
         if self.use_pos:
@@ -155,7 +141,7 @@ class XCiTArchitecture(Family):
         for i, out in enumerate(self.stem_widths()):
             places = Places(2 ** (i + 1))
             yield _convolution(f"{name}.{2 * i}.0", (out, into, 3, 3), places, bias=False)
-            yield batch_norm(f"{name}.{2 * i}.1", out)
+            yield layers.batch_norm(f"{name}.{2 * i}.1", out)
             yield Layer(places=places, kept=3 * out)  # convolution, norm, GELU
             into = out
 
@@ -164,8 +150,8 @@ class XCiTArchitecture(Family):
         d, head, tokens = self.embed_dim, self.embed_dim // self.num_heads, Places(self.patch_size)
         hidden = int(d * self.mlp_ratio)
         yield from self._scales(name, 3)
-        yield norm(f"{name}.norm1", d)
-        yield parameter(f"{name}.attn.temperature", (self.num_heads, 1, 1), ONES)
+        yield layers.norm(f"{name}.norm1", d)
+        yield layers.parameter(f"{name}.attn.temperature", (self.num_heads, 1, 1), layers.ONES)
         if covariance:
             # G = X^T X and Y = X M over the tokens. The rest is d x d: qkv meets the rows of G, and
             # proj the rows of a head's attention. What PyTorch spends more to have squares and
@@ -176,11 +162,11 @@ class XCiTArchitecture(Family):
         else:
             yield from self._qkv_and_proj(name, tokens, tokens)
             yield Layer(places=tokens, work=2 * d * head)
-        yield norm(f"{name}.norm2", d)
+        yield layers.norm(f"{name}.norm2", d)
         yield from _mlp(f"{name}.mlp", d, hidden, tokens)
-        yield norm(f"{name}.norm3", d)
+        yield layers.norm(f"{name}.norm3", d)
         yield _convolution(f"{name}.local_mp.conv1", (d, 1, 3, 3), tokens)
-        yield batch_norm(f"{name}.local_mp.bn", d)
+        yield layers.batch_norm(f"{name}.local_mp.bn", d)
         yield _convolution(f"{name}.local_mp.conv2", (d, 1, 3, 3), tokens)
         # XCA keeps 8, LPI 5, their scales and sums 3; the MLP twice its hidden width.
         yield Layer(places=tokens, kept=16 * d + 2 * hidden)
@@ -189,20 +175,20 @@ class XCiTArchitecture(Family):
         """CLS asks CLS and the tokens; the MLP is of CLS alone."""
         d, tokens, both = self.embed_dim, Places(self.patch_size), Places(self.patch_size, 1)
         yield from self._scales(name, 2)
-        yield norm(f"{name}.norm1", d)
+        yield layers.norm(f"{name}.norm1", d)
         if covariance:
             yield from self._qkv_and_proj(name, ONCE, ONCE)
             yield Layer(places=both, work=2 * d * self.num_heads)
         else:
             yield from self._qkv_and_proj(name, both, ONCE)
             yield Layer(places=both, work=2 * d)
-        yield norm(f"{name}.norm2", d)
+        yield layers.norm(f"{name}.norm2", d)
         yield from _mlp(f"{name}.mlp", d, int(d * self.mlp_ratio), ONCE)
         yield Layer(places=tokens, kept=8 * d)
 
     def _scales(self, name: str, count: int) -> Iterator[Layer]:
         for i in range(1, count + 1):
-            yield parameter(f"{name}.gamma{i}", (self.embed_dim,), constant(self.eta))
+            yield layers.parameter(f"{name}.gamma{i}", (self.embed_dim,), layers.constant(self.eta))
 
     def _qkv_and_proj(self, name: str, on_qkv: Places, on_proj: Places) -> Iterator[Layer]:
         d = self.embed_dim
@@ -246,12 +232,12 @@ class XCiTArchitecture(Family):
 
 
 def _linear(name: str, out: int, into: int, places: Places, bias: bool = True) -> Layer:
-    return affine(name, (out, into), _NORMAL, places, ZEROS if bias else None)
+    return layers.affine(name, (out, into), _NORMAL, places, layers.ZEROS if bias else None)
 
 
 def _convolution(name: str, shape: Shape, places: Places, bias: bool = True) -> Layer:
-    drawn = uniform(math.prod(shape[1:]))
-    return affine(name, shape, drawn, places, drawn if bias else None)
+    drawn = layers.uniform(math.prod(shape[1:]))
+    return layers.affine(name, shape, drawn, places, drawn if bias else None)
 
 
 def _mlp(name: str, width: int, hidden: int, places: Places) -> Iterator[Layer]:
