@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -151,6 +151,26 @@ class OptimRecipe(Section):
     )
 
 
+class Question(NamedTuple):
+    """What a distillation loss asks a teacher.
+
+    Attributes:
+        answers: "classes" int64 (B,) or "logits" float32 (B, K).
+        tempered: whether the loss compares probabilities at temperature ``tau``.
+    """
+
+    answers: Literal["classes", "logits"]
+    tempered: bool = False
+
+
+# One row per value of `DistillRecipe.loss` but "none"; each engine's losses.py computes them.
+QUESTIONS = {
+    "hard": Question("classes"),
+    "soft": Question("logits", tempered=True),
+    "dml": Question("logits"),
+}
+
+
 class DistillRecipe(Section):
     """The teacher, if there is one."""
 
@@ -166,6 +186,16 @@ class DistillRecipe(Section):
     cache: str | None = Field(None, description="folder written by `xcite teach`")
     views: int | None = Field(None, ge=1, description="epochs cached; empty: all of them")
     top: int = Field(16, ge=1, description="soft cache: probabilities kept per picture")
+
+    @property
+    def question(self) -> Question | None:
+        """What the loss asks the teacher; None without distillation."""
+        return QUESTIONS.get(self.loss)
+
+    @property
+    def temperature(self) -> float:
+        """The temperature at which the loss compares probabilities."""
+        return self.tau if self.question and self.question.tempered else 1.0
 
 
 class RunRecipe(Section):
@@ -331,7 +361,7 @@ class _Loader(yaml.SafeLoader):
             key = key_node.value if isinstance(key_node.value, str) else None
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{key!r} stands there twice", key_node.start_mark
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)

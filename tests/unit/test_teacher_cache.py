@@ -8,20 +8,20 @@ import pytest
 from PIL import Image
 from rich.console import Console
 from safetensors.numpy import load_file
+from xcite.training.distillation import LiveTeacher, live_teacher
+from xcite.training.teacher_cache import CachedTeacher, compute, log_probabilities, open_cache
 
 from xcite import recipe as recipes
+from xcite.alignment.trial import moved_weights
 from xcite.cli import main
 from xcite.data.batch import Batch
 from xcite.data.pipeline import TrainLoader
 from xcite.engines import create_engine, installed
 from xcite.errors import XciteError
-from xcite.evaluation.alignment import moved_weights
 from xcite.preprocessing import Preprocessing
 from xcite.recipe import Recipe
 from xcite.training import plan, teacher_cache
-from xcite.training.distillation import LiveTeacher, live_teacher
 from xcite.training.loop import train
-from xcite.training.teacher_cache import CachedTeacher, compute, log_probabilities, open_cache
 from xcite.variants import RegNetArchitecture
 from xcite.weights import Metadata, open_weights, save_weights
 

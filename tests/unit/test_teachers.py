@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import save_file
+from xcite.training.distillation import build_teacher, match_classes, resize
 
 from xcite import canonical
 from xcite import recipe as recipes
+from xcite.alignment.trial import moved_weights
 from xcite.data.batch import Batch, Mixing, split
 from xcite.engines import create_engine, installed
 from xcite.errors import XciteError
-from xcite.evaluation.alignment import moved_weights
 from xcite.preprocessing import Preprocessing
 from xcite.recipe import Recipe
 from xcite.training import distillation
-from xcite.training.distillation import build_teacher, match_classes, resize
 from xcite.variants import Architecture, RegNetArchitecture, find
 from xcite.weights import Metadata, save_weights
 from xcite.weights.opening import imagenet_classes

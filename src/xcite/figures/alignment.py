@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from xcite.evaluation.alignment import (
+from xcite.alignment.comparison import (
     ACTIVATIONS,
     ACTIVATIONS_TRAIN,
     GRADIENTS,
