@@ -7,17 +7,21 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import save_file
-from xcite.training.distillation import build_teacher, match_classes, resize
 
 from xcite import canonical
 from xcite import recipe as recipes
 from xcite.alignment.trial import moved_weights
 from xcite.data.batch import Batch, Mixing, split
 from xcite.engines import create_engine, installed
+from xcite.engines.interface import Engine
+from xcite.engines.pixels import model_input
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
 from xcite.recipe import Recipe
-from xcite.training import distillation
+from xcite.training.teachers.build import build_teacher
+from xcite.training.teachers.classes import match_classes
+from xcite.training.teachers.facts import facts, weights_digest
+from xcite.training.teachers.live import live_teacher, resize
 from xcite.variants import Architecture, RegNetArchitecture, find
 from xcite.weights import Metadata, save_weights
 from xcite.weights.opening import imagenet_classes
@@ -34,10 +38,10 @@ REGNET = RegNetArchitecture(
 
 
 def tiny(*settings: str) -> Recipe:
-    return recipes.parse(TINY, "tiny", settings)
+    return recipes.parse(TINY, "tiny", [f"run.engine={installed()[0]}", *settings])
 
 
-def student(recipe: Recipe, engine: str) -> distillation.Engine:
+def student(recipe: Recipe, engine: str) -> Engine:
     architecture = find(recipe.model.name, num_classes=3, in_chans=1, **recipe.model.overrides())
     return create_engine(engine, architecture)
 
@@ -69,13 +73,13 @@ def saved(
 
 
 def facts_of(recipe: Recipe, names: list[str]) -> tuple[list[str] | None, int | None]:
-    known = distillation.facts(recipe, names)
+    known = facts(recipe, names)
     return known.class_names, known.classes
 
 
 def test_without_distillation_there_is_no_teacher() -> None:
     recipe = tiny()
-    assert build_teacher(recipe, None, CLASSES) is None  # type: ignore[arg-type]
+    assert build_teacher(recipe, None, CLASSES) is None
 
 
 @pytest.mark.parametrize("engine", installed())
@@ -86,10 +90,10 @@ def test_a_teacher_sees_the_students_mixed_input_and_never_moves(
     weights = saved(path, REGNET, CLASSES)
     recipe = tiny("distill.loss=hard", f"distill.teacher={path}", f"run.engine={engine}")
     learner = student(recipe, engine)
-    teacher = distillation.live_teacher(recipe, learner, CLASSES)
+    teacher = live_teacher(recipe, CLASSES)
     assert not teacher.notes
     batch = batch_of()
-    images = learner.images(batch, recipe.preprocessing)
+    images = model_input(batch, recipe.preprocessing)
     running = teacher.predict.__self__  # type: ignore[attr-defined]
     expected = running.predict(images).argmax(1)
 
@@ -110,7 +114,7 @@ def test_parts_of_a_batch_get_the_answers_of_the_whole(tmp_path: Path) -> None:
     path = tmp_path / "teacher.safetensors"
     saved(path, REGNET, CLASSES)
     recipe = tiny("distill.loss=soft", f"distill.teacher={path}")
-    teacher = build_teacher(recipe, student(recipe, installed()[0]), CLASSES)
+    teacher = live_teacher(recipe, CLASSES)
     assert teacher is not None
     batch = batch_of()
     whole = dict(zip(batch.views[:, 0], teacher.answers(batch), strict=True))
@@ -125,15 +129,14 @@ def test_classes_in_another_order_are_matched_by_name(engine: str, tmp_path: Pat
     saved(path, REGNET, ["fox", "cat", "dog"])
     settings = ["distill.loss=soft", f"distill.teacher={path}", f"distill.teacher_engine={engine}"]
     recipe = tiny(*settings)
-    learner = student(recipe, installed()[0])
-    teacher = distillation.live_teacher(recipe, learner, CLASSES)
-    images = learner.images(batch_of(), recipe.preprocessing)
+    teacher = live_teacher(recipe, CLASSES)
+    images = model_input(batch_of(), recipe.preprocessing)
     logits = teacher.predict(images)
     np.testing.assert_array_equal(teacher.answers(batch_of()), logits[:, [1, 2, 0]])
     assert teacher.notes == ["the teacher's classes are in another order and were matched by name"]
     assert teacher.identity()["engine"] == engine
     with pytest.raises(XciteError, match="does not know owl; its classes: fox, cat, dog; the stud"):
-        distillation.live_teacher(recipe, learner, ["cat", "dog", "owl"])
+        live_teacher(recipe, ["cat", "dog", "owl"])
 
 
 def test_class_matching_rules() -> None:
@@ -163,9 +166,8 @@ def test_a_teacher_of_another_size_and_normalisation(tmp_path: Path) -> None:
     path = tmp_path / "teacher.safetensors"
     saved(path, architecture, CLASSES, size=99, mean=(0.1,), std=(0.5,))
     recipe = tiny("distill.loss=soft", f"distill.teacher={path}", "distill.teacher_size=24")
-    learner = student(recipe, installed()[0])
-    teacher = distillation.live_teacher(recipe, learner, CLASSES)
-    seen = learner.images(batch_of(), recipe.preprocessing)
+    teacher = live_teacher(recipe, CLASSES)
+    seen = model_input(batch_of(), recipe.preprocessing)
     pixels = (seen * 0.2 + 0.4 - 0.1) / 0.5
     enlarged = np.stack(
         [
@@ -197,10 +199,10 @@ def test_imagenet_folders_are_matched_and_guessed_names_refuse_nothing(tmp_path:
     save_file(weights, path)
     colours = ["preprocessing.mean=[0.4, 0.4, 0.4]", "preprocessing.std=[0.2, 0.2, 0.2]"]
     recipe = tiny("distill.loss=hard", f"distill.teacher={path}", *colours)
-    known = distillation.facts(recipe, ["goldfish", "tench"])
+    known = facts(recipe, ["goldfish", "tench"])
     assert known.class_names == names
     assert known.preprocessing.mean == (0.485, 0.456, 0.406)
-    assert distillation.facts(recipe, folders).class_names is None
+    assert facts(recipe, folders).class_names is None
     with pytest.raises(XciteError, match="names no classes and has 1000, the student has 3"):
         match_classes("t", *facts_of(recipe, CLASSES), CLASSES)
 
@@ -210,9 +212,9 @@ def test_a_named_teacher_model_must_fit_its_weights(tmp_path: Path) -> None:
     saved(path, REGNET, CLASSES)
     own = "{name: regnety_160, w0: 8, wa: 8.0, wm: 2.0, group_size: 8, depth: 2, stem_width: 8}"
     named = ["distill.loss=hard", f"distill.teacher={path}"]
-    assert distillation.facts(tiny(*named, f"distill.teacher_model={own}"), CLASSES).classes == 3
-    with pytest.raises(XciteError, match="do not fit the model"):
-        distillation.facts(tiny(*named, "distill.teacher_model.name=regnety_160"), CLASSES)
+    assert facts(tiny(*named, f"distill.teacher_model={own}"), CLASSES).classes == 3
+    with pytest.raises(XciteError, match=r"^teacher .*\.safetensors is .* do not fit the model"):
+        facts(tiny(*named, "distill.teacher_model.name=regnety_160"), CLASSES)
 
 
 @pytest.mark.parametrize("size", [5, 16, 21, 40])
@@ -224,11 +226,11 @@ def test_resizing_is_pillows_antialiased_bilinear(size: int) -> None:
 
 def test_the_hash_is_of_the_numbers_not_of_the_file() -> None:
     weights = moved_weights(REGNET)
-    known = distillation.weights_digest(weights)
+    known = weights_digest(weights)
     without_counters = {n: v for n, v in weights.items() if not n.endswith("num_batches_tracked")}
-    assert distillation.weights_digest(dict(reversed(without_counters.items()))) == known
+    assert weights_digest(dict(reversed(without_counters.items()))) == known
     weights["head.fc.bias"] = weights["head.fc.bias"] + np.float32(1e-6)
-    assert distillation.weights_digest(weights) != known
+    assert weights_digest(weights) != known
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
@@ -254,9 +256,8 @@ def test_an_onnx_file_teaches(
     path = tmp_path / "teacher.onnx"
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), path)
     recipe = tiny("distill.loss=soft", f"distill.teacher={path}")
-    learner = student(recipe, installed()[0])
-    teacher = distillation.live_teacher(recipe, learner, CLASSES)
-    images = learner.images(batch_of(), recipe.preprocessing)
+    teacher = live_teacher(recipe, CLASSES)
+    images = model_input(batch_of(), recipe.preprocessing)
     np.testing.assert_allclose(
         teacher.answers(batch_of()), images.reshape(8, -1) @ matrix, rtol=1e-4, atol=1e-4
     )
@@ -264,10 +265,12 @@ def test_an_onnx_file_teaches(
     assert len(teacher.notes) == 2  # neither classes nor normalisation are known
     larger = tiny("distill.loss=soft", f"distill.teacher={path}", "distill.teacher_size=20")
     with pytest.raises(XciteError, match=r"refuses images .*distill\.teacher_size"):
-        distillation.live_teacher(larger, learner, CLASSES).answers(batch_of())
+        live_teacher(larger, CLASSES).answers(batch_of())
+    with pytest.raises(XciteError, match=r"teacher\.onnx gives \(8, 3\) .*expected 4"):
+        live_teacher(recipe, [*CLASSES, "owl"]).answers(batch_of())
     path.write_bytes(b"no graph")
     with pytest.raises(XciteError, match="cannot read the teacher"):
-        distillation.live_teacher(recipe, learner, CLASSES)
+        live_teacher(recipe, CLASSES)
 
 
 def test_other_channels_are_refused(tmp_path: Path) -> None:
@@ -280,4 +283,4 @@ def test_other_channels_are_refused(tmp_path: Path) -> None:
         "preprocessing.std=[0.2, 0.2, 0.2]",
     )
     with pytest.raises(XciteError, match="expects 1 channels, the student's pictures have 3"):
-        distillation.facts(colours, CLASSES)
+        facts(colours, CLASSES)

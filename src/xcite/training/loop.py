@@ -40,9 +40,10 @@ from xcite.randomness import drop_path_scales
 from xcite.recipe import Recipe
 from xcite.training import checkpoint, plan, tensorboard
 from xcite.training.checkpoint import Position
-from xcite.training.distillation import Teacher, build_teacher
 from xcite.training.run_folder import RunFolder
 from xcite.training.schedules import learning_rate
+from xcite.training.teachers.build import build_teacher
+from xcite.training.teachers.teacher import Teacher
 from xcite.variants import XCiTArchitecture
 from xcite.weights import Metadata, save_weights
 
@@ -122,7 +123,9 @@ def train(
     if prepared.weights is not None:
         engine.load_weights(prepared.weights)
     if teacher is None:
-        teacher = build_teacher(recipe, engine, prepared.class_names, source=prepared.train)
+        teacher = build_teacher(
+            recipe, prepared.train, prepared.class_names, processes=engine.world_size
+        )
     engine.start_training(
         recipe.optim, recipe.distill, recipe.preprocessing, frozen=prepared.frozen
     )
