@@ -130,7 +130,9 @@ class OptimRecipe(Section):
     batch: int = Field(1024, ge=1, description="pictures per step over all processes")
     accumulate: int = Field(1, ge=1, description="parts into which a step's batch is cut")
     lr: Positive = 5e-4
-    lr_per: int | None = Field(512, ge=1, description="lr is scaled by batch / this; empty: not")
+    lr_per: int | None = Field(
+        512, ge=1, description="lr is scaled by batch / this; empty: not scaled"
+    )
     min_lr: NotNegative = 1e-5
     warmup_lr: NotNegative = 1e-6
     warmup_epochs: NotNegative = 5.0
@@ -210,7 +212,7 @@ class RunRecipe(Section):
     evaluate_every: int = Field(1, ge=1, description="epochs")
     keep: int = Field(1, ge=0, description="numbered checkpoints kept beside last and best")
     checkpoint_every: int = Field(1, ge=1, description="epochs")
-    checkpoint_minutes: Positive | None = Field(30.0, description="within an epoch; empty: not")
+    checkpoint_minutes: Positive | None = Field(30.0, description="within an epoch; empty: never")
     log_every: int = Field(10, ge=1, description="steps")
     tensorboard: bool = False
 
@@ -243,7 +245,7 @@ class Recipe(Section):
             )
         for name, (low, high) in (("scale", augment.scale), ("ratio", augment.ratio)):
             if low > high:
-                raise ValueError(f"augment.{name} goes from {low} down to {high}; turn it round")
+                raise ValueError(f"augment.{name} is ({low}, {high}); the lower value comes first")
         if augment.mixes and augment.mix_mode == "pair" and self.optim.batch % 2:
             raise ValueError("augment.mix_mode 'pair' needs an even optim.batch")
         if self.optim.batch % self.optim.accumulate:
@@ -259,7 +261,7 @@ class Recipe(Section):
             )
         if self.augment.randaugment and self.augment.color_jitter:
             raise ValueError(
-                "augment.color_jitter acts only without augment.randaugment; set one of them off"
+                "augment.color_jitter acts only without augment.randaugment; switch one of them off"
             )
         if self.distill.loss == "none" and (self.distill.teacher or self.distill.cache):
             raise ValueError("distill.teacher is given but distill.loss is 'none'")

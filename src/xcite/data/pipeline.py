@@ -163,7 +163,7 @@ def epoch_length(pictures: int, repeats: int) -> int:
 def view_order(permutation: np.ndarray, repeats: int) -> np.ndarray:
     """Views of one epoch in order: int64 (`epoch_length`, 2), picture and number of repetition.
 
-    Every picture of the permutation stands ``repeats`` times in succession; the epoch ends early.
+    Every picture of the permutation occurs ``repeats`` times in succession; the epoch ends early.
     """
     length = epoch_length(len(permutation), repeats)
     indices = np.repeat(permutation, repeats)[:length]
