@@ -30,7 +30,7 @@ def tiny_trial(steps: int = 2, settings: Sequence[str] = ()) -> Trial:
 
 
 @pytest.mark.skipif(len(installed()) < 2, reason="needs both engines")
-@pytest.mark.parametrize("loss", ["none", "hard", "soft", "dml"])
+@pytest.mark.parametrize("loss", ["none", *recipes.QUESTIONS])
 def test_both_engines_are_aligned(loss: str) -> None:
     settings = [] if loss == "none" else [f"distill.loss={loss}", "distill.teacher=drawn"]
     given = tiny_trial(3, settings)
