@@ -94,7 +94,7 @@ def test_moved_weights_make_every_tensor_its_own() -> None:
 def test_a_dump_agrees_and_a_changed_one_does_not(engine: str, tmp_path: Path) -> None:
     given = tiny_trial(steps=1)
     write_dump(Side(installed()[0]), given, tmp_path)
-    report = compare_with_dump(Side(engine), given.architecture, tmp_path, "tiny")
+    report = compare_with_dump(Side(engine), given, tmp_path, "tiny")
     assert report.within
     assert {row.kind for row in report.rows} == {
         comparison.ACTIVATIONS,
@@ -106,7 +106,7 @@ def test_a_dump_agrees_and_a_changed_one_does_not(engine: str, tmp_path: Path) -
     for name in ("blocks.2", "norm", "head"):
         activations[name] = activations[name] + np.float32(0.01)
     np.savez(tmp_path / "activations.npz", **activations)
-    report = compare_with_dump(Side(engine), given.architecture, tmp_path, "tiny")
+    report = compare_with_dump(Side(engine), given, tmp_path, "tiny")
     assert report.first_diverging == f"blocks.2 ({comparison.ACTIVATIONS})"
 
 
@@ -116,13 +116,13 @@ def test_a_dump_may_be_partial_but_not_wrong(tmp_path: Path) -> None:
     (tmp_path / "activations_train.npz").unlink()
     head = np.load(tmp_path / "activations.npz")["head"]
     np.savez(tmp_path / "activations.npz", head=head)
-    report = compare_with_dump(Side(engine), given.architecture, tmp_path, "tiny")
+    report = compare_with_dump(Side(engine), given, tmp_path, "tiny")
     assert report.within
     assert len(report.notes) == 2
 
     def refused(match: str) -> None:
         with pytest.raises(XciteError, match=match):
-            compare_with_dump(Side(engine), given.architecture, tmp_path, "tiny")
+            compare_with_dump(Side(engine), given, tmp_path, "tiny")
 
     np.savez(tmp_path / "activations.npz", head=head, backbone=head)
     refused("holds backbone, which the model does not have")
@@ -169,20 +169,22 @@ def test_the_command_tells_by_its_exit_code(
 
 
 def test_a_side_is_named_as_it_is_typed(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, dict[str, object]]] = []
-    monkeypatch.setattr(
-        measuring, "create_engine", lambda name, _, **options: asked.append((name, options))
-    )
-    architecture = tiny_trial(steps=1).architecture
+    made: list[tuple[str, object]] = []
+
+    class Engine:
+        def load_weights(self, weights: object) -> None: ...
+
+    def create(name: str, architecture: object, **options: object) -> Engine:
+        made.append((name, options["operators"]))
+        return Engine()
+
+    monkeypatch.setattr(measuring, "create_engine", create)
     for name in ("torch", "paddle:plain", "torch:fast"):
         side = Side.parse(name)
         assert side.name == name
-        side.create(architecture, attention="auto")
-    assert asked == [
-        ("torch", {"attention": "auto"}),
-        ("paddle", {"attention": "auto", "operators": "plain"}),
-        ("torch", {"attention": "auto", "operators": "fast"}),
-    ]
+        side.create(tiny_trial(steps=1))
+    Side.parse("torch").create(tiny_trial(1, ["run.operators=plain"]))
+    assert made == [("torch", "fast"), ("paddle", "plain"), ("torch", "fast"), ("torch", "plain")]
     for wrong in ("", "jax", "torch:", "torch:slow", "torch plain"):
         with pytest.raises(XciteError, match="choose"):
             Side.parse(wrong)

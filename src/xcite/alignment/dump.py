@@ -14,14 +14,14 @@ Each of the last three files may be missing, and may name some of the tensors on
 
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
 from xcite.alignment.comparison import Report, compare
 from xcite.alignment.measuring import Arrays, Measured, Side, measure_pass
-from xcite.alignment.trial import Trial, without_draws
+from xcite.alignment.trial import Trial
 from xcite.engines.interface import Engine
 from xcite.engines.pixels import model_input
 from xcite.errors import XciteError
@@ -40,8 +40,7 @@ def write_dump(side: Side, given: Trial, folder: Path) -> None:
     Raises:
         XciteError: the engine is not installed, or the folder cannot be written.
     """
-    engine = side.create(given.architecture, attention=given.attention)
-    engine.load_weights(given.weights)
+    engine = side.create(given)
     images, labels = model_input(given.batches[0], given.preprocessing), given.batches[0].labels
     metadata = Metadata(architecture=asdict(given.architecture))
     save_weights(folder / "weights.safetensors", given.weights, metadata)
@@ -52,23 +51,25 @@ def write_dump(side: Side, given: Trial, folder: Path) -> None:
     _write_npz(folder / "gradients.npz", {**found.gradients, "loss": np.array(found.loss)})
 
 
-def compare_with_dump(side: Side, architecture: Architecture, folder: Path, model: str) -> Report:
+def compare_with_dump(side: Side, given: Trial, folder: Path, model: str) -> Report:
     """Run a side on a dump's inputs and weights and compare with what the dump holds.
+
+    Args:
+        given: what the model is built from; its weights and batches are not used.
 
     Raises:
         XciteError: files missing, damaged, or with names that the model does not have.
     """
-    architecture = without_draws(architecture)
-    images, labels = _inputs(_read_npz(folder / "inputs.npz"), architecture, folder)
+    images, labels = _inputs(_read_npz(folder / "inputs.npz"), given.architecture, folder)
     theirs = _read(folder)
     found = sorted(folder.glob("weights.*"))
     if len(found) != 1:
         raise XciteError(f"{folder} needs one weights.* file and has {len(found)}")
-    engine = side.create(architecture)
-    engine.load_weights(open_weights(found[0], architecture=architecture).tensors)
+    weights = open_weights(found[0], architecture=given.architecture).tensors
+    engine = side.create(replace(given, weights=weights))
     ours = _measure(side, engine, images, labels)
     notes = []
-    for what, file, known, given in (
+    for what, file, known, held in (
         ("activations", "activations.npz", ours.activations, theirs.activations),
         (
             "activations in training mode",
@@ -78,14 +79,14 @@ def compare_with_dump(side: Side, architecture: Architecture, folder: Path, mode
         ),
         ("gradients", "gradients.npz", ours.gradients, theirs.gradients),
     ):
-        unknown = [name for name in given if name not in known]
+        unknown = [name for name in held if name not in known]
         if unknown:
             raise XciteError(
                 f"{folder / file} holds {', '.join(unknown[:5])}, which the model does not have; "
                 f"its names are {', '.join(list(known)[:5])}, ..."
             )
-        if len(given) < len(known):
-            left_out = len(known) - len(given)
+        if len(held) < len(known):
+            left_out = len(known) - len(held)
             notes.append(f"the reference leaves out {left_out} of {len(known)} {what}")
     return compare(model, ours, theirs, notes)
 

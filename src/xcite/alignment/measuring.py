@@ -1,20 +1,16 @@
 """What one side of an alignment computes."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from xcite import canonical
 from xcite.alignment.trial import Trial
-from xcite.data.batch import Batch
 from xcite.engines import NAMES, create_engine
 from xcite.engines.interface import Engine
+from xcite.engines.operators import OPERATORS
 from xcite.engines.pixels import model_input
 from xcite.errors import XciteError
-from xcite.variants import Architecture
-
-OPERATORS = ("fast", "plain")
 
 Arrays = dict[str, np.ndarray]
 
@@ -24,7 +20,7 @@ class Side:
     """Who computes, as a user writes it: "torch", or "torch:plain".
 
     Attributes:
-        operators: "fast" or "plain"; None leaves them to the engine.
+        operators: "fast" or "plain"; None: as the recipe says.
     """
 
     engine: str
@@ -50,11 +46,20 @@ class Side:
     def name(self) -> str:
         return self.engine if self.operators is None else f"{self.engine}:{self.operators}"
 
-    def create(self, architecture: Architecture, **options: Any) -> Engine:
-        """This side's engine; ``options`` as of `xcite.engines.create_engine`."""
-        if self.operators is not None:
-            options["operators"] = self.operators
-        return create_engine(self.engine, architecture, **options)
+    def create(self, given: Trial) -> Engine:
+        """This side's engine with the trial's weights.
+
+        Raises:
+            XciteError: the engine is not installed, or the weights do not fit.
+        """
+        engine = create_engine(
+            self.engine,
+            given.architecture,
+            operators=self.operators or given.run.operators,
+            attention=given.run.attention,
+        )
+        engine.load_weights(given.weights)
+        return engine
 
 
 @dataclass
@@ -82,8 +87,7 @@ def measure(side: Side, given: Trial) -> Measured:
     Raises:
         XciteError: the engine is not installed, or the weights do not fit.
     """
-    engine = side.create(given.architecture, attention=given.attention)
-    engine.load_weights(given.weights)
+    engine = side.create(given)
     engine.start_training(given.optim, given.distill, given.preprocessing, frozen=given.frozen)
     first = given.batches[0]
     assert first.targets is not None
@@ -126,7 +130,7 @@ def measure_pass(
         images: normalised float32 (B, C, H, W).
         targets: float32 (B, K).
     """
-    loss, gradients = _gradients(engine, images, targets, paths, teacher)
+    loss, gradients = engine.gradients(images, targets, paths=paths, teacher=teacher)
     return Measured(
         name,
         engine.activations(images),
@@ -134,23 +138,3 @@ def measure_pass(
         loss,
         gradients,
     )
-
-
-def _gradients(
-    engine: Engine,
-    images: np.ndarray,
-    targets: np.ndarray,
-    paths: np.ndarray | None,
-    teacher: np.ndarray | None,
-) -> tuple[float, Arrays]:
-    # The engine's gradients take pictures in bytes. Here the images are given, so each picture is
-    # "erased" whole and its image is what is put in place after normalising.
-    count, channels, height, width = images.shape
-    batch = Batch(
-        pictures=np.zeros((count, height, width, channels), np.uint8),
-        labels=np.zeros(count, np.int64),
-        views=np.zeros((count, 2), np.int64),
-        targets=targets,
-        erased=[(position, 0, 0, image) for position, image in enumerate(images)],
-    )
-    return engine.gradients(batch, paths=paths, teacher=teacher)

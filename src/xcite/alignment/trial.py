@@ -11,7 +11,7 @@ from xcite.data.batch import Batch
 from xcite.data.pipeline import TrainLoader
 from xcite.preprocessing import Preprocessing
 from xcite.randomness import drop_path_scales, generator
-from xcite.recipe import DistillRecipe, OptimRecipe, Recipe
+from xcite.recipe import DistillRecipe, OptimRecipe, Recipe, RunRecipe
 from xcite.training import plan
 from xcite.variants import Architecture, XCiTArchitecture, find
 from xcite.weights import open_weights
@@ -26,6 +26,8 @@ class Trial:
         batches: one per step.
         paths: drop-path scales per batch.
         answers: of a made-up teacher per batch; None without distillation.
+        run: its operators and form of attention, where a side does not name its own.
+        frozen: beginnings of the names of weights that are not trained.
         learning_rate: the same for all steps.
     """
 
@@ -37,7 +39,7 @@ class Trial:
     preprocessing: Preprocessing
     optim: OptimRecipe
     distill: DistillRecipe
-    attention: str = "auto"
+    run: RunRecipe
     frozen: tuple[str, ...] = ()
 
     @property
@@ -74,7 +76,7 @@ def trial(
         recipe.preprocessing,
         recipe.optim,
         recipe.distill,
-        recipe.run.attention,
+        recipe.run,
         ("patch_embed.",) if recipe.init.freeze_patch_embed else (),
     )
 

@@ -70,7 +70,7 @@ def align(
         return
     model = chosen.model.name
     if reference is not None:
-        report = compare_with_dump(only, given.architecture, reference, model)
+        report = compare_with_dump(only, given, reference, model)
     else:
         for side in pair:
             engine_package(side.engine)  # both must be there before either works for a minute

@@ -18,7 +18,8 @@ from xcite.data.batch import Batch
 from xcite.engines import training_state
 from xcite.engines.allocation import keep_freed_memory
 from xcite.engines.interface import AttentionMaps, StepResult
-from xcite.engines.paddle import build, canonical_state, processes
+from xcite.engines.paddle import canonical_state, processes
+from xcite.engines.paddle.build import build
 from xcite.engines.paddle.losses import loss
 from xcite.engines.paddle.optimizer import AdamW, MovingAverage, named_parameters
 from xcite.engines.paddle.xcit import untouched_statistics
@@ -42,6 +43,7 @@ class Engine:
         *,
         seed: int = 0,
         precision: str = "float32",
+        operators: str = "fast",
         attention: str = "auto",
         activation_checkpointing: bool = False,
         compile: bool = False,
@@ -62,6 +64,7 @@ class Engine:
         paddle.base.core.set_num_threads(threads or max(1, cores))
         self._seed = seed
         self._bf16 = precision == "bf16"
+        self._operators = operators
         self._attention = attention
         if self._bf16 and paddle.get_device() == "cpu":
             raise XciteError(
@@ -73,6 +76,7 @@ class Engine:
             raise XciteError("run.compile is PyTorch's; set run.engine to torch or leave it off")
         self.model: Any = build(
             architecture,
+            operators=operators,
             attention=attention,
             activation_checkpointing=activation_checkpointing,
             seed=seed,
@@ -117,10 +121,6 @@ class Engine:
             classes, channels = self._evaluated().attention_maps(self._images(images))
         return AttentionMaps([_array(a) for a in classes], [_array(a) for a in channels])
 
-    def images(self, batch: Batch, preprocessing: Preprocessing) -> np.ndarray:
-        """The batch as the model sees it: normalised, erased, mixed; float32 (B, C, H, W)."""
-        return model_input(batch, preprocessing)
-
     def start_training(
         self,
         optim: OptimRecipe,
@@ -143,7 +143,9 @@ class Engine:
         self._optimizer = AdamW(trained, optim)
         self._average = None
         if optim.ema is not None:
-            copy = build(self.architecture, attention=self._attention, seed=None)
+            copy = build(
+                self.architecture, operators=self._operators, attention=self._attention, seed=None
+            )
             self._average = MovingAverage(self.model, copy, optim.ema)
 
     def train_step(
@@ -169,7 +171,12 @@ class Engine:
         try:
             for batch, scales, answers in zip(batches, paths, teacher, strict=True):
                 share = len(batch.pictures) / pictures
-                part = self._loss(batch, scales, answers) * share
+                if batch.targets is None:
+                    raise XciteError(
+                        "a batch to train on needs targets; this one is for evaluation"
+                    )
+                images = model_input(batch, self._preprocessing)
+                part = self._loss(images, batch.targets, scales, answers) * share
                 part.backward()
                 total += part.detach()
             if self.world_size > 1:
@@ -189,7 +196,8 @@ class Engine:
 
     def gradients(
         self,
-        batch: Batch,
+        images: np.ndarray,
+        targets: np.ndarray,
         *,
         paths: np.ndarray | None = None,
         teacher: np.ndarray | None = None,
@@ -199,7 +207,7 @@ class Engine:
         self._train_mode()
         try:
             with untouched_statistics(self.model):
-                total = self._loss(batch, paths, teacher)
+                total = self._loss(images, targets, paths, teacher)
                 total.backward()
             if self.world_size > 1:
                 processes.average([total.detach(), *optimizer.gradients()])
@@ -239,12 +247,6 @@ class Engine:
         if self._average is not None:
             canonical_state.load_weights(self._average.model, average)
         optimizer.restore(first, second, steps)
-
-    def linear_map(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        """x W^T: float32 (N, C), (K, C) -> (N, K), in the way and precision of linear layers."""
-        with paddle.no_grad(), self._autocast():
-            left, right = paddle.to_tensor(x), paddle.to_tensor(weight)
-            return _array(paddle.matmul(left, right, transpose_y=True))
 
     def average(self, values: np.ndarray) -> np.ndarray:
         """Mean over all processes of float64 values; every process gets the result."""
@@ -288,18 +290,22 @@ class Engine:
             draw = generator(self._seed, "dropout", self._training().steps, self.rank)
             paddle.seed(int(draw.integers(2**31)))
 
-    def _loss(self, batch: Batch, paths: np.ndarray | None, teacher: np.ndarray | None) -> Tensor:
-        if batch.targets is None:
-            raise XciteError("a batch to train on needs targets; this one is for evaluation")
-        images = self._images(model_input(batch, self._preprocessing))
+    def _loss(
+        self,
+        images: np.ndarray,
+        targets: np.ndarray,
+        paths: np.ndarray | None,
+        teacher: np.ndarray | None,
+    ) -> Tensor:
         drops = isinstance(self.architecture, XCiTArchitecture) and self.architecture.drop_path > 0
         if paths is None and drops:
             # None means that nothing is dropped; the model itself would draw.
-            paths = np.ones((self.architecture.depth, 3, len(batch.pictures)), np.float32)
+            paths = np.ones((self.architecture.depth, 3, len(images)), np.float32)
+        scales = None if paths is None else self._tensor(paths)
         with self._autocast():
-            logits = self.model(images, None if paths is None else self._tensor(paths))
+            logits = self.model(self._images(images), scales)
         answers = None if teacher is None else self._tensor(teacher)
-        return loss(logits, self._tensor(batch.targets), answers, self._distill)
+        return loss(logits, self._tensor(targets), answers, self._distill)
 
     def _statistics(self) -> list[Tensor]:
         """BatchNorm's running statistics, which a forward pass already changes."""

@@ -18,8 +18,8 @@ from xcite.engines import training_state
 from xcite.engines.allocation import keep_freed_memory
 from xcite.engines.interface import AttentionMaps, StepResult
 from xcite.engines.pixels import model_input
-from xcite.engines.torch import build, canonical_state, processes
-from xcite.engines.torch.linear import linear
+from xcite.engines.torch import canonical_state, processes
+from xcite.engines.torch.build import build
 from xcite.engines.torch.losses import loss
 from xcite.engines.torch.optimizer import AdamW, MovingAverage, named_parameters
 from xcite.engines.torch.xcit import untouched_statistics
@@ -42,6 +42,7 @@ class Engine:
         *,
         seed: int = 0,
         precision: str = "float32",
+        operators: str = "fast",
         attention: str = "auto",
         activation_checkpointing: bool = False,
         compile: bool = False,
@@ -62,9 +63,11 @@ class Engine:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._seed = seed
         self._bf16 = precision == "bf16"
+        self._operators = operators
         self._attention = attention
         self.model: Any = build(
             architecture,
+            operators=operators,
             attention=attention,
             activation_checkpointing=activation_checkpointing,
             seed=seed,
@@ -117,10 +120,6 @@ class Engine:
             classes, channels = self._evaluated().attention_maps(self._images(images))
         return AttentionMaps([_array(a) for a in classes], [_array(a) for a in channels])
 
-    def images(self, batch: Batch, preprocessing: Preprocessing) -> np.ndarray:
-        """The batch as the model sees it: normalised, erased, mixed; float32 (B, C, H, W)."""
-        return model_input(batch, preprocessing)
-
     def start_training(
         self,
         optim: OptimRecipe,
@@ -143,7 +142,9 @@ class Engine:
         self._optimizer = AdamW(trained, optim)
         self._average = None
         if optim.ema is not None:
-            copy = build(self.architecture, attention=self._attention, seed=None).to(self._device)
+            copy = build(
+                self.architecture, operators=self._operators, attention=self._attention, seed=None
+            ).to(self._device)
             self._average = MovingAverage(self.model, copy, optim.ema)
 
     def train_step(
@@ -169,7 +170,12 @@ class Engine:
         try:
             for batch, scales, answers in zip(batches, paths, teacher, strict=True):
                 share = len(batch.pictures) / pictures
-                part = self._loss(batch, scales, answers) * share
+                if batch.targets is None:
+                    raise XciteError(
+                        "a batch to train on needs targets; this one is for evaluation"
+                    )
+                images = model_input(batch, self._preprocessing)
+                part = self._loss(images, batch.targets, scales, answers) * share
                 part.backward()
                 total += part.detach()
             if self.world_size > 1:
@@ -189,7 +195,8 @@ class Engine:
 
     def gradients(
         self,
-        batch: Batch,
+        images: np.ndarray,
+        targets: np.ndarray,
         *,
         paths: np.ndarray | None = None,
         teacher: np.ndarray | None = None,
@@ -199,7 +206,7 @@ class Engine:
         self._train_mode()
         try:
             with untouched_statistics(self.model):
-                total = self._loss(batch, paths, teacher)
+                total = self._loss(images, targets, paths, teacher)
                 total.backward()
             if self.world_size > 1:
                 processes.average([total.detach(), *optimizer.gradients()])
@@ -239,12 +246,6 @@ class Engine:
         if self._average is not None:
             canonical_state.load_weights(self._average.model, average)
         optimizer.restore(first, second, steps)
-
-    def linear_map(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        """x W^T: float32 (N, C), (K, C) -> (N, K), in the way and precision of linear layers."""
-        with torch.inference_mode(), self._autocast():
-            left, right = (torch.from_numpy(a).to(self._device) for a in (x, weight))
-            return _array(linear(left, right))
 
     def average(self, values: np.ndarray) -> np.ndarray:
         """Mean over all processes of float64 values; every process gets the result."""
@@ -289,18 +290,22 @@ class Engine:
             draw = generator(self._seed, "dropout", self._training().steps, self.rank)
             torch.manual_seed(int(draw.integers(2**31)))
 
-    def _loss(self, batch: Batch, paths: np.ndarray | None, teacher: np.ndarray | None) -> Tensor:
-        if batch.targets is None:
-            raise XciteError("a batch to train on needs targets; this one is for evaluation")
-        images = self._images(model_input(batch, self._preprocessing))
+    def _loss(
+        self,
+        images: np.ndarray,
+        targets: np.ndarray,
+        paths: np.ndarray | None,
+        teacher: np.ndarray | None,
+    ) -> Tensor:
         drops = isinstance(self.architecture, XCiTArchitecture) and self.architecture.drop_path > 0
         if paths is None and drops:
             # None means that nothing is dropped; the model itself would draw.
-            paths = np.ones((self.architecture.depth, 3, len(batch.pictures)), np.float32)
+            paths = np.ones((self.architecture.depth, 3, len(images)), np.float32)
+        scales = None if paths is None else self._tensor(paths)
         with self._autocast():
-            logits = self._call(images, None if paths is None else self._tensor(paths))
+            logits = self._call(self._images(images), scales)
         answers = None if teacher is None else self._tensor(teacher)
-        return loss(logits, self._tensor(batch.targets), answers, self._distill)
+        return loss(logits, self._tensor(targets), answers, self._distill)
 
     def _statistics(self) -> list[Tensor]:
         """BatchNorm's running statistics, which a forward pass already changes."""
