@@ -1,1 +1,1 @@
-"""From weights to a checked bundle, a predictor and a server."""
+"""A model that can be asked: bundles and programs, opened models, their classes and answers."""
