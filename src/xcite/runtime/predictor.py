@@ -1,16 +1,17 @@
 """Run a bundle: pictures in, names with probabilities out. Needs no training framework."""
 
 import os
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xcite.deployment.bundle import BundleInfo, read_info
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
+from xcite.runtime.bundle import PROGRAMS, BundleInfo, read_info
+from xcite.runtime.programs import open_program
+from xcite.runtime.ranking import class_name, probabilities, ranked
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,27 +19,13 @@ if TYPE_CHECKING:
     Picture = str | os.PathLike[str] | bytes | np.ndarray | Image
 
 CHUNK = 32  # pictures per run of `predict`: bounds memory, and larger batches are not faster
-BATCHES = (16, 4, 1)  # compiled batch sizes: large enough not to waste, few enough to hold
-RUNTIMES = {  # per bundle format, the preferred one first
-    "onnx": ("openvino", "onnxruntime"),
-    "openvino": ("openvino",),
-    "paddle": ("paddle",),
-}
-
-
-class _Runtime(Protocol):
-    name: str
-    precision: str
-    streams: int
-
-    def run(self, images: np.ndarray) -> dict[str, np.ndarray]: ...
 
 
 class Predictor:
     """A bundle, loaded and ready. May be called from several threads at once.
 
     Attributes:
-        info: the bundle's description, see `xcite.deployment.bundle.BundleInfo`.
+        info: the bundle's description, see `xcite.runtime.bundle.BundleInfo`.
         preprocessing: how pictures become inputs.
         class_names: one per logit.
         runtime: "openvino", "onnxruntime" or "paddle".
@@ -85,10 +72,25 @@ class Predictor:
         self.threads = threads or len(os.sched_getaffinity(0))
         if streams is None:
             streams = min(self.threads, 4) if mode == "throughput" else 1
-        self._runtime = _load(self.bundle, self.info, runtime, self.threads, streams, precision)
-        self.runtime = self._runtime.name
-        self.precision = self._runtime.precision
-        self.streams = self._runtime.streams
+        if precision not in (None, self.info.precision) and (
+            precision != "bf16" or self.info.precision != "f32" or self.info.format == "paddle"
+        ):
+            raise XciteError(
+                f"the bundle is {self.info.precision} and cannot run in {precision}; "
+                "export it that way"
+            )
+        self._program = open_program(
+            self.bundle / PROGRAMS[self.info.format],
+            runtime=runtime,
+            threads=self.threads,
+            streams=streams,
+            precision=precision or self.info.precision,
+            usual=self.info.size or (self.preprocessing.size, self.preprocessing.size),
+            called=f"{self.info.format} bundle {self.bundle}",
+        )
+        self.runtime = self._program.name
+        self.precision = self._program.precision
+        self.streams = self._program.streams
         self.class_names = list(self.info.class_names)
 
     def predict(
@@ -114,14 +116,13 @@ class Predictor:
         result: list[list[tuple[str, float]]] = []
         for start in range(0, len(many), CHUNK):
             pixels = np.stack([self.pixels(picture) for picture in many[start : start + CHUNK]])
-            for row in probabilities(self.logits(self.images(pixels))):
-                best = np.argsort(-row, kind="stable")[:top]
-                result.append([(self.name(int(k)), float(row[k])) for k in best])
+            shares = probabilities(self.logits(self.images(pixels)))  # (B, K)
+            result += [ranked(row, self.class_names, top) for row in shares]
         return result
 
     def name(self, index: int) -> str:
         """The name of class ``index``."""
-        return self.class_names[index] if index < len(self.class_names) else str(index)
+        return class_name(self.class_names, index)
 
     def pixels(self, picture: "Picture", *, max_pixels: int | None = None) -> np.ndarray:
         """Decode, resize and crop one picture: uint8 (H, W, C), as the model will see it.
@@ -177,14 +178,7 @@ class Predictor:
             )
         if not len(images):
             raise XciteError("the batch is empty")
-        return self._runtime.run(np.ascontiguousarray(images))
-
-
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis, in float64 to sum to 1."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
-    result: np.ndarray = shifted / shifted.sum(axis=-1, keepdims=True)
-    return result
+        return self._program.run(images)
 
 
 def input_pixels(
@@ -198,184 +192,3 @@ def input_pixels(
         return square
     top, left = ((side - wanted) // 2 for side, wanted in zip(square.shape, size, strict=False))
     return square[top : top + size[0], left : left + size[1]]
-
-
-def _load(
-    bundle: Path,
-    info: BundleInfo,
-    runtime: str | None,
-    threads: int,
-    streams: int,
-    precision: str | None,
-) -> _Runtime:
-    able = RUNTIMES[info.format]
-    if runtime is not None and runtime not in able:
-        raise XciteError(
-            f"runtime {runtime!r} does not read {info.format} bundles; choose {' or '.join(able)}"
-        )
-    if precision not in (None, info.precision) and (
-        precision != "bf16" or info.precision != "f32" or info.format == "paddle"
-    ):
-        raise XciteError(
-            f"the bundle is {info.precision} and cannot run in {precision}; export it that way"
-        )
-    precision = precision or info.precision
-    candidates = (runtime,) if runtime else able
-    for name in candidates:
-        try:
-            return _RUNTIMES[name](bundle, info, threads, streams, precision)
-        except ImportError:
-            continue
-    package = {"openvino": "deploy", "onnxruntime": "deploy", "paddle": "paddle"}[candidates[0]]
-    raise XciteError(f"{' or '.join(candidates)} is not installed: pip install 'xcite[{package}]'")
-
-
-class _OpenVINO:
-    """Compiled for a few batch sizes; calls may overlap.
-
-    OpenVINO leaves out layout copies around convolutions and merges more only where all shapes are
-    known. So a batch is cut into parts of the sizes in `BATCHES`, each compiled when first needed.
-    A graph of dynamic size does the same at its usual size, and takes any other as it comes.
-    """
-
-    name = "openvino"
-
-    def __init__(
-        self, bundle: Path, info: BundleInfo, threads: int, streams: int, precision: str
-    ) -> None:
-        import openvino
-
-        self._core = openvino.Core()
-        if info.format == "onnx":
-            self._model = self._core.read_model((bundle / "model.onnx").read_bytes())
-        else:
-            self._model = self._core.read_model(
-                (bundle / "model.xml").read_bytes(), (bundle / "model.bin").read_bytes()
-            )
-        self.precision = precision
-        self.streams = streams
-        self._options = precision, threads, streams
-        side = info.preprocessing.size
-        self._usual = info.size or (side, side)
-        # OpenVINO gives an output several names; ours is the one the bundle lists.
-        self._outputs = [
-            next(name for name in info.outputs if name in output.get_names())
-            for output in self._model.outputs
-        ]
-        self._compiled: dict[tuple[int, ...], Any] = {}
-        self._idle: dict[tuple[int, ...], list[Any]] = {}
-        self._lock = threading.Lock()
-
-    def _borrow(self, shape: tuple[int, ...]) -> Any:
-        """An infer request for images of this shape; () for any."""
-        with self._lock:
-            if self._idle.get(shape):
-                return self._idle[shape].pop()
-            if shape not in self._compiled:
-                model = self._model.clone()
-                if shape:
-                    model.reshape(list(shape))
-                self._compiled[shape] = compile_openvino(self._core, model, *self._options)
-            return self._compiled[shape].create_infer_request()
-
-    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        import openvino
-
-        usual = images.shape[2:] == self._usual
-        jobs = []
-        for part in self._parts(images) if usual else [images]:
-            key = part.shape if usual else ()
-            request = self._borrow(key)
-            request.set_input_tensor(openvino.Tensor(part, True))
-            request.start_async()
-            jobs.append((key, request))
-        for _, request in jobs:
-            request.wait()
-        result = {
-            name: np.concatenate([request.get_output_tensor(i).data for _, request in jobs])
-            for i, name in enumerate(self._outputs)
-        }  # concatenate copies: the next call writes into the requests' own memory
-        with self._lock:
-            for key, request in jobs:
-                self._idle.setdefault(key, []).append(request)
-        return result
-
-    def _parts(self, images: np.ndarray) -> list[np.ndarray]:
-        """Cut into parts of known sizes, at least one per stream where there are enough images."""
-        share = -(-len(images) // self.streams)
-        parts, start = [], 0
-        while start < len(images):
-            left = min(share, len(images) - start)
-            size = next(size for size in BATCHES if size <= left)
-            parts.append(images[start : start + size])
-            start += size
-        return parts
-
-
-def compile_openvino(core: Any, model: Any, precision: str, threads: int, streams: int) -> Any:
-    """Compile for the CPU; float32 is asked for by name, since OpenVINO may choose bfloat16.
-
-    An int8 model's unquantised rest runs in bfloat16.
-    """
-    return core.compile_model(
-        model,
-        "CPU",
-        {
-            "INFERENCE_PRECISION_HINT": "f32" if precision == "f32" else "bf16",
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": streams,
-            "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
-        },
-    )
-
-
-class _OnnxRuntime:
-    name = "onnxruntime"
-
-    def __init__(
-        self, bundle: Path, info: BundleInfo, threads: int, streams: int, precision: str
-    ) -> None:
-        import onnxruntime
-
-        if precision == "bf16":
-            raise XciteError("ONNX Runtime has no bfloat16 on the CPU; use runtime openvino")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        self.precision = precision
-        self.streams = 1
-        self._session = onnxruntime.InferenceSession(
-            (bundle / "model.onnx").read_bytes(), options, providers=["CPUExecutionProvider"]
-        )
-        self._outputs = [output.name for output in self._session.get_outputs()]
-
-    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        values = self._session.run(self._outputs, {"images": images})
-        return dict(zip(self._outputs, values, strict=True))
-
-
-class _Paddle:
-    """Paddle Inference on oneDNN; one predictor, one call at a time."""
-
-    name = "paddle"
-
-    def __init__(
-        self, bundle: Path, info: BundleInfo, threads: int, streams: int, precision: str
-    ) -> None:
-        from xcite.engines.paddle.inference import Program
-
-        self.precision = precision
-        self.streams = 1
-        self._program = Program(bundle / "model", threads=threads)
-        self._lock = threading.Lock()
-
-    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        with self._lock:
-            return {"logits": self._program.run(images)}
-
-
-_RUNTIMES: dict[str, Callable[..., _Runtime]] = {
-    "openvino": _OpenVINO,
-    "onnxruntime": _OnnxRuntime,
-    "paddle": _Paddle,
-}

@@ -95,6 +95,8 @@ def open_program(
         raise XciteError(f"{called} is not a program; give an .onnx or .xml file")
     if runtime is not None and runtime not in able:
         raise XciteError(f"runtime {runtime!r} does not read {called}; choose {' or '.join(able)}")
+    if not path.is_file():
+        raise XciteError(f"cannot read {called}: there is no such file")
     names = [runtime] if runtime else able
     for kind in (_KINDS[name] for name in names):
         try:

@@ -35,9 +35,10 @@ from xcite.engines import create_engine
 from xcite.engines.interface import Engine
 from xcite.errors import XciteError
 from xcite.evaluation.accuracy import Accuracy
-from xcite.evaluation.evaluate import EngineClassifier, evaluate, validation_line
+from xcite.evaluation.evaluate import evaluate, validation_line
 from xcite.randomness import drop_path_scales
 from xcite.recipe import Recipe
+from xcite.runtime.classifier import EngineClassifier
 from xcite.training import checkpoint, plan, tensorboard
 from xcite.training.checkpoint import Position
 from xcite.training.distillation import Teacher, build_teacher
