@@ -12,7 +12,7 @@ from PIL import Image
 from xcite import canonical, cli
 from xcite.deployment import graph
 from xcite.deployment.export import export
-from xcite.deployment.predictor import Predictor, probabilities
+from xcite.runtime.predictor import Predictor
 from xcite.engines import create_engine, installed
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing

@@ -24,9 +24,10 @@ LAYERS = [
     },
     {"data", "weights"},
     {"engines"},
+    {"runtime"},
     {"evaluation"},
     {"training"},
-    {"alignment", "deployment", "figures"},
+    {"alignment", "export", "figures", "server"},
     {"commands", "cli"},
 ]
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -162,7 +163,7 @@ def test_circles_are_found() -> None:
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_only_engines_import_a_framework(path: Path) -> None:
     relative = path.relative_to(PACKAGE)
-    allowed = {"engines": {"paddle", "torch"}, "deployment": {"paddle"}}
+    allowed = {"engines": {"paddle", "torch"}, "runtime": {"paddle"}}
     for line, name in _imports(_nodes(path)):
         framework = name.split(".")[0]
         if framework not in {"paddle", "torch"}:

@@ -18,8 +18,9 @@ from xcite.engines.pixels import model_input
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
 from xcite.recipe import Recipe
+from xcite.runtime.bundle import BundleInfo, seal_folder
+from xcite.runtime.classes import match_classes
 from xcite.training.teachers.build import build_teacher
-from xcite.training.teachers.classes import match_classes
 from xcite.training.teachers.facts import facts, weights_digest
 from xcite.training.teachers.live import live_teacher, resize
 from xcite.variants import Architecture, RegNetArchitecture, find
@@ -70,11 +71,6 @@ def saved(
     metadata = Metadata(architecture=architecture, class_names=names, preprocessing=own)
     save_weights(path, weights, metadata)
     return weights
-
-
-def facts_of(recipe: Recipe, names: list[str]) -> tuple[list[str] | None, int | None]:
-    known = facts(recipe, names)
-    return known.class_names, known.classes
 
 
 def test_without_distillation_there_is_no_teacher() -> None:
@@ -133,24 +129,26 @@ def test_classes_in_another_order_are_matched_by_name(engine: str, tmp_path: Pat
     images = model_input(batch_of(), recipe.preprocessing)
     logits = teacher.predict(images)
     np.testing.assert_array_equal(teacher.answers(batch_of()), logits[:, [1, 2, 0]])
-    assert teacher.notes == ["the teacher's classes are in another order and were matched by name"]
+    assert teacher.notes == [
+        f"the classes of teacher {path} are in another order and were matched by name"
+    ]
     assert teacher.identity()["engine"] == engine
     with pytest.raises(XciteError, match="does not know owl; its classes: fox, cat, dog; the stud"):
         live_teacher(recipe, ["cat", "dog", "owl"])
 
 
 def test_class_matching_rules() -> None:
-    columns, note = match_classes("t", ["a", "b", "c", "d"], 4, ["d", "b"])
+    columns, note = match_classes(["a", "b", "c", "d"], ["d", "b"], model="t", data="the student")
     assert columns is not None
     assert columns.tolist() == [3, 1]
-    assert note == "of the teacher's 4 classes the student's 2 are used"
-    assert match_classes("t", ["a", "b"], 2, ["a", "b"]) == (None, None)
-    columns, note = match_classes("t", None, 2, ["a", "b"])
+    assert note == "the student has 2 of the 4 classes of t"
+    assert match_classes(["a", "b"], ["a", "b"], count=2) == (None, None)
+    columns, note = match_classes(None, ["a", "b"], count=2)
     assert columns is None
     assert note is not None
     assert "names no classes" in note
-    with pytest.raises(XciteError, match="names no classes and has 3, the student has 2"):
-        match_classes("t", None, 3, ["a", "b"])
+    with pytest.raises(XciteError, match="the model names no classes and has 3, the data has 2"):
+        match_classes(None, ["a", "b"], count=3)
 
 
 def test_a_teacher_of_another_size_and_normalisation(tmp_path: Path) -> None:
@@ -183,11 +181,11 @@ def test_a_teacher_of_another_size_and_normalisation(tmp_path: Path) -> None:
 def test_imagenet_folders_are_matched_and_guessed_names_refuse_nothing(tmp_path: Path) -> None:
     names = imagenet_classes()
     folders = [f"n{number:08d}" for number in range(1000)]
-    columns, note = match_classes("t", names, 1000, folders)
+    columns, note = match_classes(names, folders)
     assert columns is None
     assert note is not None
     with pytest.raises(XciteError, match="does not know n00000999"):
-        match_classes("t", names, 1000, folders[::-1])
+        match_classes(names, folders[::-1])
     # A published file names no classes; a subset of ImageNet's names still finds its own.
     thousand = replace(REGNET, num_classes=1000, in_chans=3)
     weights = {
@@ -203,8 +201,11 @@ def test_imagenet_folders_are_matched_and_guessed_names_refuse_nothing(tmp_path:
     assert known.class_names == names
     assert known.preprocessing.mean == (0.485, 0.456, 0.406)
     assert facts(recipe, folders).class_names is None
-    with pytest.raises(XciteError, match="names no classes and has 1000, the student has 3"):
-        match_classes("t", *facts_of(recipe, CLASSES), CLASSES)
+    with pytest.raises(
+        XciteError,
+        match=r"teacher .*timm\.safetensors names no classes and has 1000, the student has 3",
+    ):
+        live_teacher(recipe, CLASSES)
 
 
 def test_a_named_teacher_model_must_fit_its_weights(tmp_path: Path) -> None:
@@ -268,8 +269,28 @@ def test_an_onnx_file_teaches(
         live_teacher(larger, CLASSES).answers(batch_of())
     with pytest.raises(XciteError, match=r"teacher\.onnx gives \(8, 3\) .*expected 4"):
         live_teacher(recipe, [*CLASSES, "owl"]).answers(batch_of())
+    # In a bundle, the description says how it sees pictures, and the seal must hold.
+    info = BundleInfo(
+        format="onnx",
+        precision="f32",
+        architecture={"kind": "xcit"},
+        size=(16, 16),
+        preprocessing=Preprocessing(size=16, mean=(0.1,), std=(0.5,)),
+        class_names=["fox", "cat", "dog"],
+        outputs=["logits"],
+        agreement={},
+    )
+    seal_folder(tmp_path, info)
+    known = facts(recipe, CLASSES)
+    assert (known.class_names, known.preprocessing.mean) == (info.class_names, (0.1,))
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(
+        XciteError, match=r"cannot read the teacher .*teacher\.onnx: .*export again"
+    ):
+        live_teacher(recipe, CLASSES)
+    (tmp_path / "bundle.json").unlink()
     path.write_bytes(b"no graph")
-    with pytest.raises(XciteError, match="cannot read the teacher"):
+    with pytest.raises(XciteError, match=r"cannot read teacher .*teacher\.onnx"):
         live_teacher(recipe, CLASSES)
 
 

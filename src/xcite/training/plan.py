@@ -8,9 +8,9 @@ from xcite.canonical import initial_weights, parameter_count
 from xcite.data.pipeline import TrainLoader
 from xcite.data.sources import Source, open_source, read_class_names
 from xcite.errors import XciteError
-from xcite.evaluation.evaluate import same_in_order
 from xcite.preprocessing import Preprocessing
 from xcite.recipe import Recipe
+from xcite.runtime.classes import same_in_order
 from xcite.training import schedules
 from xcite.variants import Architecture, RegNetArchitecture, XCiTArchitecture, find
 from xcite.weights import open_weights

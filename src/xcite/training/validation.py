@@ -5,7 +5,8 @@ from rich.progress import Progress
 from xcite.data.pipeline import EvaluationLoader
 from xcite.engines.interface import Engine
 from xcite.evaluation.accuracy import Accuracy
-from xcite.evaluation.evaluate import EngineClassifier, evaluate
+from xcite.evaluation.evaluate import evaluate
+from xcite.runtime.classifier import EngineClassifier
 from xcite.training.interruption import Stopped, StopRequest
 from xcite.training.plan import Plan
 

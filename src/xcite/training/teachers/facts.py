@@ -1,24 +1,22 @@
 """What is known about a teacher without running it."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ValidationError
 
 from xcite import canonical
 from xcite.errors import XciteError
 from xcite.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from xcite.recipe import Recipe
+from xcite.runtime.bundle import is_bundle, read_info
 from xcite.variants import Architecture, find
 from xcite.weights import open_weights
 
 PROGRAMS = (".onnx", ".xml")
-_DESCRIPTION_LIMIT = 16 * 2**20  # bytes of a bundle's description that are read
 
 
 @dataclass(frozen=True)
@@ -112,22 +110,13 @@ def network_facts(
     return known, architecture, file.tensors
 
 
-class _Bundle(BaseModel):
-    """The part of a bundle's description that a teacher needs."""
-
-    preprocessing: Preprocessing
-    class_names: list[str] = []
-    size: tuple[int, int] | None = None
-
-
 def program_facts(path: str, recipe: Recipe) -> Facts:
-    """An .onnx or .xml file: its hash, and what a ``bundle.json`` beside it says."""
+    """An .onnx or .xml file: its hash, and what the bundle says that it belongs to."""
     program, notes = Path(path), []
     own, names, fixed = recipe.preprocessing, None, None
-    beside = program.parent / "bundle.json"
     try:
-        if beside.is_file() and beside.stat().st_size <= _DESCRIPTION_LIMIT:
-            bundle = _Bundle.model_validate(json.loads(beside.read_text(encoding="utf-8")))
+        if is_bundle(program.parent):
+            bundle = read_info(program.parent)
             own, names = bundle.preprocessing, bundle.class_names or None
             fixed = bundle.size[0] if bundle.size else None
         else:
@@ -136,7 +125,7 @@ def program_facts(path: str, recipe: Recipe) -> Facts:
         for part in (program, program.with_suffix(".bin"), Path(f"{path}.data")):
             if part == program or part.is_file():
                 digest.update(part.read_bytes())
-    except (OSError, ValueError, ValidationError) as error:
+    except (OSError, XciteError) as error:
         raise XciteError(f"cannot read the teacher {path}: {error}") from error
     preprocessing = _teacher_preprocessing(path, own, recipe, fixed)
     return Facts(program.name, digest.hexdigest(), preprocessing, None, names, notes)

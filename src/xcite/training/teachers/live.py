@@ -1,7 +1,6 @@
 """A frozen network that is asked for every batch."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,11 @@ from xcite.engines.pixels import model_input
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
 from xcite.recipe import Recipe
-from xcite.training.teachers.classes import match_classes
+from xcite.runtime.classes import match_classes
+from xcite.runtime.programs import open_program
 from xcite.training.teachers.facts import is_program, network_facts, program_facts
-from xcite.training.teachers.program import open_program
+
+Predict = Callable[[np.ndarray], np.ndarray]
 
 
 class LiveTeacher:
@@ -26,7 +27,7 @@ class LiveTeacher:
 
     def __init__(
         self,
-        predict: Callable[[np.ndarray], np.ndarray],
+        predict: Predict,
         *,
         student: Preprocessing,
         own: Preprocessing,
@@ -87,14 +88,21 @@ def live_teacher(recipe: Recipe, class_names: Sequence[str]) -> LiveTeacher:
         raise XciteError("distill.teacher is empty; give a weights file, a run folder or a program")
     if is_program(path):
         known = program_facts(path, recipe)
-        runs_on, predict = open_program(Path(path))
+        program = open_program(path, called=f"teacher {path}")
+        runs_on, predict = program.name, _with_hint(program.logits)
     else:
         known, architecture, tensors = network_facts(path, recipe, class_names)
         runs_on = recipe.distill.teacher_engine or recipe.run.engine
         engine = create_engine(runs_on, architecture, precision=recipe.run.precision)
         engine.load_weights(tensors)
         predict = engine.predict
-    columns, note = match_classes(path, known.class_names, known.classes, class_names)
+    columns, note = match_classes(
+        known.class_names,
+        class_names,
+        count=known.classes,
+        model=f"teacher {path}",
+        data="the student",
+    )
     return LiveTeacher(
         predict,
         student=recipe.preprocessing,
@@ -105,6 +113,18 @@ def live_teacher(recipe: Recipe, class_names: Sequence[str]) -> LiveTeacher:
         identity=known.identity() | {"engine": runs_on},
         notes=[*known.notes, *([note] if note else [])],
     )
+
+
+def _with_hint(predict: Predict) -> Predict:
+    """A program may take images of one size only."""
+
+    def run(images: np.ndarray) -> np.ndarray:
+        try:
+            return predict(images)
+        except XciteError as error:
+            raise XciteError(f"{error}; see distill.teacher_size") from error
+
+    return run
 
 
 def renormalise(images: np.ndarray, given: Preprocessing, wanted: Preprocessing) -> np.ndarray:

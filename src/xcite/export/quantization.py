@@ -24,7 +24,7 @@ def quantise(model: Any, images: list[np.ndarray]) -> Any:
     """The OpenVINO model with 8-bit weights and activations in MLPs and stem.
 
     Args:
-        model: what OpenVINO makes of `xcite.deployment.graph.build`.
+        model: what OpenVINO makes of `xcite.export.graph.build`.
         images: normalised float32 (1, C, H, W) each, to find the activations' ranges with.
 
     Raises:

@@ -26,6 +26,7 @@ from xcite.variants import Architecture, RegNetArchitecture, XCiTArchitecture
 DESCRIPTION = "bundle.json"
 DESCRIPTION_LIMIT = 16 * 2**20  # bytes; 22,000 long class names stay far below
 FORMAT_VERSION = 1
+PROGRAMS = {"onnx": "model.onnx", "openvino": "model.xml", "paddle": "model.json"}
 
 Format = Literal["onnx", "openvino", "paddle"]
 Precision = Literal["f32", "bf16", "int8"]
@@ -41,7 +42,7 @@ class BundleInfo(BaseModel):
         class_names: one name per logit; empty when the weights named none.
         outputs: "logits" (B, K), and where the format allows "class_attention"
             (B, layers, heads, 1 + N): CLS over CLS and the N patches of the row-major grid.
-        agreement: how far the graph is from the reference, see `xcite.deployment.agreement`.
+        agreement: how far the graph is from the reference, see `xcite.export.agreement`.
         accuracy: top-1 in percent before and after export, where validation data were given.
         files: graph files and their SHA-256.
         seal: SHA-256 over the other fields.
@@ -102,6 +103,11 @@ def describe(architecture: Architecture) -> dict[str, Any]:
     return {"kind": kind, **asdict(architecture)}
 
 
+def is_bundle(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder says that it is a bundle; `read_info` finds out."""
+    return (Path(path) / DESCRIPTION).is_file()
+
+
 def checksum(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as stream:
@@ -118,7 +124,7 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         XciteError: ``path`` is not ours to replace, or cannot be written.
     """
     target = Path(path)
-    ours = (target / DESCRIPTION).is_file() or (target.is_dir() and not any(target.iterdir()))
+    ours = is_bundle(target) or (target.is_dir() and not any(target.iterdir()))
     if target.exists() and not ours:
         raise XciteError(f"{target} exists and is not a bundle; choose another place")
     try:
@@ -162,7 +168,7 @@ def read_info(folder: str | os.PathLike[str], *, verify: bool = True) -> BundleI
     """
     root = Path(folder)
     path = root / DESCRIPTION
-    if not path.is_file():
+    if not is_bundle(root):
         raise XciteError(f"{root} is not a bundle (no {DESCRIPTION}); make one with `xcite export`")
     if path.stat().st_size > DESCRIPTION_LIMIT:
         raise XciteError(f"{path} is larger than {DESCRIPTION_LIMIT // 2**20} MiB; it is not ours")

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import BaseModel, Field
-
 from xcite.deployment.batching import Batcher, QueueFullError
 from xcite.deployment.guard import Application, Guard
 from xcite.deployment.uploads import Upload, UploadError, declared_bytes, read_uploads
+
 from xcite.errors import XciteError
 
 if TYPE_CHECKING:

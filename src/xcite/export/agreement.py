@@ -5,15 +5,15 @@ bfloat16 keeps 8 bits and int8 fewer, so there the answers count, with the logit
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from xcite.data.sources import Source, open_source
-from xcite.deployment.predictor import input_pixels
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
 from xcite.randomness import generator
+from xcite.runtime.predictor import input_pixels
 
 PICTURES = 21  # enough for every batch size a `Predictor` compiles: 16 + 4 + 1
 ENGINE_BATCH = 4  # bounds the memory of the larger models
@@ -25,10 +25,6 @@ TOP1 = 0.9  # share of the decided pictures that bf16 and int8 must name alike
 # A picture is undecided where the reference's two best logits are closer than this share of the
 # largest: there the last bits decide, and an untrained model is undecided nearly everywhere.
 UNDECIDED = 0.02
-
-
-class _Classifier(Protocol):
-    def logits(self, images: np.ndarray) -> np.ndarray: ...
 
 
 def pictures(
@@ -87,7 +83,7 @@ def _generated(count: int, channels: int) -> list[np.ndarray]:
     return result
 
 
-def reference_logits(engine: Any, images: np.ndarray) -> np.ndarray:
+def reference_logits(engine: Engine, images: np.ndarray) -> np.ndarray:
     """The engine's logits, a few pictures at a time."""
     parts = range(0, len(images), ENGINE_BATCH)
     return np.concatenate([engine.predict(images[i : i + ENGINE_BATCH]) for i in parts])
