@@ -8,8 +8,8 @@ import onnx
 from PIL import Image
 
 from xcite.canonical import initial_weights
-from xcite.deployment.bundle import BundleInfo, describe, seal_folder
-from xcite.deployment.graph import build
+from xcite.runtime.bundle import BundleInfo, describe, seal_folder
+from xcite.export.graph import build
 from xcite.preprocessing import Preprocessing
 from xcite.variants import XCiTArchitecture
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from xcite import canonical, cli
-from xcite.deployment import graph
-from xcite.deployment.export import export
+from xcite.export import graph
+from xcite.export.export import export
 from xcite.runtime.predictor import Predictor
 from xcite.engines import create_engine, installed
 from xcite.errors import XciteError

@@ -23,8 +23,9 @@ LAYERS = [
     },
     {"data", "weights"},
     {"engines"},
+    {"runtime"},
     {"training", "evaluation"},
-    {"deployment", "figures"},
+    {"export", "figures", "server"},
     {"commands", "cli"},
 ]
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -63,7 +64,7 @@ def test_imports_go_down(path: Path) -> None:
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_only_engines_import_a_framework(path: Path) -> None:
     relative = path.relative_to(PACKAGE)
-    allowed = {"engines": {"paddle", "torch"}, "deployment": {"paddle"}}
+    allowed = {"engines": {"paddle", "torch"}, "runtime": {"paddle"}}
     for line, name in _imports(path):
         framework = name.split(".")[0]
         if framework not in {"paddle", "torch"}:

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from xcite.errors import XciteError
-from xcite.evaluation.accuracy import Counter, cross_entropy, probabilities, ranks
-from xcite.evaluation.evaluate import match_classes, same_in_order, validation_line
+from xcite.evaluation.accuracy import Counter, cross_entropy, ranks
+from xcite.evaluation.evaluate import validation_line
 from xcite.figures.confusion import draw_confusion
 from xcite.figures.curves import draw_curves
 from xcite.weights.opening import imagenet_classes

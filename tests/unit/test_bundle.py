@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from xcite.deployment.bundle import (
+from xcite.runtime.bundle import (
     DESCRIPTION,
     BundleInfo,
     describe,
