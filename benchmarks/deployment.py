@@ -21,8 +21,8 @@ import numpy as np
 
 from xcite import canonical, variants
 from xcite.export import graph
-from xcite.runtime.programs import compile_openvino
 from xcite.export.quantization import quantise
+from xcite.runtime.programs import compile_openvino
 
 SIZE = 224
 # model: batch: (runtime, precision, least ratio)

@@ -41,9 +41,9 @@ def drawn_bundle(folder: Path, model: str, size: int) -> Path:
     import onnx
 
     from xcite.canonical import initial_weights
-    from xcite.runtime.bundle import BundleInfo, describe, seal_folder
     from xcite.export.graph import build
     from xcite.preprocessing import Preprocessing
+    from xcite.runtime.bundle import BundleInfo, describe, seal_folder
     from xcite.variants import find
 
     architecture = find(model)

@@ -9,9 +9,9 @@ import pytest
 from reference_rule import GOLDENS, epsilon_probe, reference_images, reference_weights
 
 from xcite import variants
+from xcite.errors import XciteError
 from xcite.export.graph import build
 from xcite.export.xcit_graph import prefers_covariance
-from xcite.errors import XciteError
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
