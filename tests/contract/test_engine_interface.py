@@ -11,9 +11,8 @@ from xcite.engines import engine_package, installed
 from xcite.engines.interface import Engine
 
 FOLDER = Path(xcite.engines.__file__).parent
-# Paddle Inference, a runtime for exported programs, has no counterpart on PyTorch; Paddle has one
-# library for matrix products where PyTorch has two.
-WITHOUT_TWIN = {"inference.py", "linear.py"}
+# Paddle has one library for matrix products where PyTorch has two.
+WITHOUT_TWIN = {"linear.py"}
 FILES = sorted(
     path.name for path in (FOLDER / "torch").glob("*.py") if path.name not in WITHOUT_TWIN
 )

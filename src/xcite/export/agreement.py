@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from xcite.data.sources import Source, open_source
+from xcite.engines.interface import Engine
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
 from xcite.randomness import generator
