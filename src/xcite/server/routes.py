@@ -70,7 +70,8 @@ class Routes:
             redoc_url=None,
             lifespan=self._lifespan,
         )
-        self.app.add_api_route(
+        add = self.app.add_api_route
+        add(
             "/predict",
             self.predict,
             methods=["POST"],
@@ -80,18 +81,18 @@ class Routes:
             responses=REFUSALS,
             openapi_extra={"requestBody": BODY},
         )
-        for path, endpoint, options in (
-            ("/health", self.health, {"summary": "Sign of life", "responses": _WHEN_STOPPED}),
-            ("/info", self.info, {"summary": "The model and this server's limits"}),
-            (
-                "/metrics",
-                self.prometheus,
-                {"summary": "Prometheus metrics", "response_class": PlainTextResponse},
-            ),
-            ("/docs", self.docs, {"include_in_schema": False}),
-            *((path, _page(*file), {"include_in_schema": False}) for path, file in FILES.items()),
-        ):
-            self.app.add_api_route(path, endpoint, **options)
+        stopped: dict[int | str, dict[str, Any]] = {503: {"model": Problem}}
+        add("/health", self.health, summary="Sign of life", responses=stopped)
+        add("/info", self.info, summary="The model and this server's limits")
+        add(
+            "/metrics",
+            self.prometheus,
+            summary="Prometheus metrics",
+            response_class=PlainTextResponse,
+        )
+        add("/docs", self.docs, include_in_schema=False)
+        for path, (name, media) in FILES.items():
+            add(path, _page(name, media), include_in_schema=False)
         for kind, handler in _HANDLERS.items():
             self.app.add_exception_handler(kind, handler)
 
@@ -170,9 +171,6 @@ class Routes:
 
     async def docs(self) -> HTMLResponse:
         return HTMLResponse(docs_page(self.app.openapi()))
-
-
-_WHEN_STOPPED: dict[int | str, dict[str, Any]] = {503: {"model": Problem}}
 
 
 def _page(name: str, media: str) -> Callable[[], Awaitable[Response]]:
