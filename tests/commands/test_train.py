@@ -58,7 +58,7 @@ def test_dry_run(
         (["digts"], "did you mean 'digits'"),
         (["digits", "--set", "optim.lrate=3"], "optim.lr"),
         (["digits", "--engine", "jax"], "run.engine"),
-        (["digits", "--resume", "absent"], "leave RECIPE"),
+        (["digits", "--resume", "absent"], "leave out RECIPE"),
         (["--resume", "absent"], "there is no run folder absent"),
         (["digits", "--out", "used"], "already exists"),
         (["digits", "--set", "optim.batch=2000"], "optim.batch 2000 is larger"),
