@@ -2,18 +2,18 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from xcite import canonical
 from xcite.data.batch import Batch
 from xcite.data.pipeline import TrainLoader
+from xcite.families import Architecture
 from xcite.preprocessing import Preprocessing
 from xcite.randomness import drop_path_scales, generator
 from xcite.recipe import DistillRecipe, OptimRecipe, Recipe, RunRecipe
 from xcite.training import plan
-from xcite.families import Architecture
 from xcite.variants import find
 from xcite.weights import open_weights
 

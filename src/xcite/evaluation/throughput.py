@@ -1,5 +1,6 @@
 """How fast, and with how much memory, an engine works on this machine."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable
