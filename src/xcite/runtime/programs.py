@@ -7,6 +7,7 @@ or stand alone, as a teacher's may.
 
 import threading
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -40,9 +41,9 @@ class Program(ABC):
     streams: int = 1
     outputs: list[str]
 
-    def __init__(self, called: str, precision: str) -> None:
-        self.called = called
-        self.precision = precision
+    def __init__(self, asked: "_Asked") -> None:
+        self.called = asked.called
+        self.precision = asked.precision
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """All outputs by name, of normalised float32 images (B, C, H, W).
@@ -101,7 +102,7 @@ def open_program(
     names = [runtime] if runtime else able
     for kind in (_KINDS[name] for name in names):
         try:
-            return kind(path, called, precision, threads, streams, usual)
+            return kind(_Asked(path, called, precision, threads, streams, usual))
         except ImportError:
             continue
         except XciteError:
@@ -110,6 +111,18 @@ def open_program(
             raise XciteError(f"{kind.title} cannot read {called}: {_first_line(error)}") from error
     extra = _KINDS[names[0]].extra
     raise XciteError(f"{' or '.join(names)} is not installed: pip install 'xcite[{extra}]'")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The arguments of `open_program`, as every runtime takes them."""
+
+    path: Path
+    called: str
+    precision: str
+    threads: int | None
+    streams: int
+    usual: tuple[int, int] | None
 
 
 class _OpenVINO(Program):
@@ -122,25 +135,17 @@ class _OpenVINO(Program):
 
     name, title, suffixes = "openvino", "OpenVINO", (".onnx", ".xml")
 
-    def __init__(
-        self,
-        path: Path,
-        called: str,
-        precision: str,
-        threads: int | None,
-        streams: int,
-        usual: tuple[int, int] | None,
-    ) -> None:
+    def __init__(self, asked: _Asked) -> None:
         import openvino
 
-        super().__init__(called, precision)
-        self.streams = streams
-        self._threads = threads
-        self._usual = usual
+        super().__init__(asked)
+        self.streams = asked.streams
+        self._threads = asked.threads
+        self._usual = asked.usual
         self._core = openvino.Core()
         # Read, not mapped: replacing the file must not change the answers of what already runs.
         self._core.set_property({"ENABLE_MMAP": False})
-        self._model = self._core.read_model(path)
+        self._model = self._core.read_model(asked.path)
         self.outputs = []
         for output in self._model.outputs:
             names = sorted(output.get_names()) or [f"output {output.get_index()}"]
@@ -217,25 +222,17 @@ def compile_openvino(
 class _OnnxRuntime(Program):
     name, title, suffixes = "onnxruntime", "ONNX Runtime", (".onnx",)
 
-    def __init__(
-        self,
-        path: Path,
-        called: str,
-        precision: str,
-        threads: int | None,
-        streams: int,
-        usual: tuple[int, int] | None,
-    ) -> None:
+    def __init__(self, asked: _Asked) -> None:
         import onnxruntime
 
-        if precision == "bf16":
+        if asked.precision == "bf16":
             raise XciteError("ONNX Runtime has no bfloat16 on the CPU; use runtime openvino")
-        super().__init__(called, precision)
+        super().__init__(asked)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
+        options.intra_op_num_threads = asked.threads or 0
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
+            str(asked.path), options, providers=["CPUExecutionProvider"]
         )
         self._input = self._session.get_inputs()[0].name
         self.outputs = [output.name for output in self._session.get_outputs()]
@@ -250,23 +247,15 @@ class _Paddle(Program):
 
     name, title, suffixes, extra = "paddle", "Paddle Inference", (".json",), "paddle"
 
-    def __init__(
-        self,
-        path: Path,
-        called: str,
-        precision: str,
-        threads: int | None,
-        streams: int,
-        usual: tuple[int, int] | None,
-    ) -> None:
+    def __init__(self, asked: _Asked) -> None:
         from paddle import inference
 
-        super().__init__(called, precision)
+        super().__init__(asked)
         use_vector_instructions()
-        config = inference.Config(str(path), str(path.with_suffix(".pdiparams")))
+        config = inference.Config(str(asked.path), str(asked.path.with_suffix(".pdiparams")))
         config.disable_gpu()
-        if threads is not None:
-            config.set_cpu_math_library_num_threads(threads)
+        if asked.threads is not None:
+            config.set_cpu_math_library_num_threads(asked.threads)
         config.enable_mkldnn()
         config.disable_glog_info()
         self._predictor = inference.create_predictor(config)
