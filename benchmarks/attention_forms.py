@@ -14,13 +14,10 @@ import statistics
 import time
 from collections.abc import Callable
 
+from xcite.engines.allocation import keep_freed_memory
+from xcite.variants import XCiTArchitecture
+
 THREADS = len(os.sched_getaffinity(0))
-# Paddle's matrix products use one thread unless this is set before the import.
-os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
-
-from xcite.engines.allocation import keep_freed_memory  # noqa: E402
-from xcite.variants import XCiTArchitecture  # noqa: E402
-
 TOKENS_PER_CHANNEL = (0.5, 1, 1.25, 1.5, 1.75, 2, 3, 6)
 # Widths and heads of nano, small and large.
 WIDTHS = {128: 4, 384: 8, 768: 16}

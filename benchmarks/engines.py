@@ -9,7 +9,6 @@ Prints a Markdown table.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 
@@ -29,20 +28,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    # Paddle's matrix products use one thread unless this is set before the import.
-    environment = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))), **os.environ}
     print("| model | batch | engine | precision | pictures/s (quartiles) | peak memory, MiB |")
     print("| --- | --- | --- | --- | --- | --- |", flush=True)
     for name, batch in CASES:
         for engine, precision in (("torch", "float32"), ("torch", "bf16"), ("paddle", "float32")):
             call = json.dumps([name, batch, engine, precision, options.repeats])
-            done = subprocess.run(
-                [sys.executable, "-c", POINT, call],
-                capture_output=True,
-                text=True,
-                check=False,
-                env=environment,
-            )
+            command = [sys.executable, "-c", POINT, call]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(done.stderr[-3000:])
             result = json.loads(done.stdout.splitlines()[-1])
