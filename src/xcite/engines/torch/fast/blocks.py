@@ -18,7 +18,9 @@ class FastConvPatchEmbed(ConvPatchEmbed):
 
     def forward(self, images: Tensor) -> tuple[Tensor, int, int]:
         """(B, in_chans, H, W) -> tokens (B, N, C), Hp, Wp; Hp = ceil(H / patch)."""
-        x, height, width = super().forward(images.contiguous(memory_format=torch.channels_last))
+        if ordinary(images):
+            images = images.contiguous(memory_format=torch.channels_last)
+        x, height, width = super().forward(images)
         # The residual stream keeps the weights' dtype, also under autocast.
         return x.to(next(self.parameters()).dtype), height, width
 
