@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xcite.engines.torch.backbone import ignore
 from xcite.engines.torch.fast.attention import FastClassAttention, FastXCA
 from xcite.engines.torch.fast.expected import as_built, ordinary
 from xcite.engines.torch.fast.local import FastLPI
@@ -79,7 +80,7 @@ class FastXCiT(XCiT):
         apart = ordinary(images) and as_built(self.norm, nn.LayerNorm)
         if not (apart and all(is_fast(block, FastClassAttentionBlock) for block in blocks)):
             return super().forward_features(images, paths)
-        x = self._patches(images, paths)
+        x = self._patches(images, paths, ignore)
         cls, *rest = self.cls_token.expand(x.shape[0], -1, -1), x
         for block in blocks:
             cls, *rest = block.apart(cls, *rest, last=block is blocks[-1])
