@@ -112,13 +112,11 @@ def prepare(engine: str, place: Path, batch: int, size: int) -> dict[str, Step]:
         ],
     )
     prepared = plan.make(recipe)
-    student = create_engine(engine, prepared.architecture)
     classes = prepared.class_names
     # Untrained weights cost what trained ones do.
     regnet = create_engine(engine, find("regnety_160", num_classes=len(classes)))
     live = LiveTeacher(
         regnet.predict,
-        student.images,
         student=recipe.preprocessing,
         own=recipe.preprocessing,
         columns=None,

@@ -228,10 +228,10 @@ def constant(shape: list[int], value: float) -> Tensor:
 
 def load_weights(model: XCiT, weights: dict[str, Any]) -> None:
     """Set canonical weights."""
-    from xcite.engines.paddle.canonical_state import from_canonical, paddle_name
+    from xcite.engines.paddle.canonical_state import from_canonical, state_name
 
     state = {
-        paddle_name(name): paddle.to_tensor(from_canonical(name, array))
+        state_name(name): paddle.to_tensor(from_canonical(name, array))
         for name, array in weights.items()
         if not name.endswith("num_batches_tracked")
     }

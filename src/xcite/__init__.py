@@ -22,6 +22,8 @@ def create_model(
     engine: str = "paddle",
     num_classes: int = 1000,
     in_chans: int = 3,
+    operators: str = "fast",
+    attention: str = "auto",
     weights: "str | Path | Mapping[str, np.ndarray] | None" = None,
     reset_head: bool = False,
     adapt_channels: bool = False,
@@ -33,6 +35,8 @@ def create_model(
         name: an architecture or a published name, see `list_models`; also "regnety_160".
         engine: "paddle" gives a `paddle.nn.Layer`, "torch" a `torch.nn.Module`.
         num_classes: 0 for features (B, D) instead of logits.
+        operators: "fast", or "plain": slower, computed as the paper writes it.
+        attention: "auto", "usual" or "covariance" form, see docs/performance.md.
         weights: a file of any dialect, a published name, or canonical names to arrays; None draws
             them. Published names are downloaded once into the cache.
         reset_head: draw the head anew instead of loading the file's.
@@ -43,13 +47,13 @@ def create_model(
         A module; ``model(images)`` takes normalised float32 (B, in_chans, H, W) of any H and W.
 
     Raises:
-        XciteError: unknown name or engine, or weights that do not fit.
+        XciteError: unknown name, engine, operators or attention, or weights that do not fit.
     """
     from xcite import variants
     from xcite.engines import engine_package
 
     architecture = variants.find(name, num_classes=num_classes, in_chans=in_chans, **overrides)
-    model = engine_package(engine).build(architecture)
+    model = engine_package(engine).build(architecture, operators=operators, attention=attention)
     if weights is not None:
         load_weights(model, weights, reset_head=reset_head, adapt_channels=adapt_channels)
     return model

@@ -174,6 +174,9 @@ class RunRecipe(Section):
     seed: int = Field(0, ge=0)
     engine: Literal["paddle", "torch"] = "paddle"
     precision: Literal["float32", "bf16"] = "float32"
+    operators: Literal["fast", "plain"] = Field(
+        "fast", description="plain: slower, computed as the paper writes it"
+    )
     attention: Literal["auto", "usual", "covariance"] = "auto"
     activation_checkpointing: bool = False
     compile: bool = Field(False, description="torch.compile; PyTorch only")
@@ -245,6 +248,11 @@ class Recipe(Section):
             raise ValueError("init.freeze_patch_embed needs init.weights, or the stem stays random")
         if self.run.compile and self.run.engine != "torch":
             raise ValueError("run.compile needs run.engine 'torch'")
+        if self.run.operators == "plain" and self.run.attention == "covariance":
+            raise ValueError(
+                "run.operators 'plain' has no covariance form of attention; set run.attention to "
+                "usual or auto, or run.operators to fast"
+            )
         return self
 
     def learning_rate(self) -> float:

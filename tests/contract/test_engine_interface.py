@@ -11,30 +11,10 @@ from xcite.engines import engine_package, installed
 from xcite.engines.interface import Engine
 
 FOLDER = Path(xcite.engines.__file__).parent
-# Paddle Inference, a runtime for exported programs, has no counterpart on PyTorch; Paddle has one
-# library for matrix products where PyTorch has two.
-WITHOUT_TWIN = {"inference.py", "linear.py"}
+# Every file of an engine; its sub-packages are its own affair.
 FILES = sorted(
-    path.name for path in (FOLDER / "torch").glob("*.py") if path.name not in WITHOUT_TWIN
+    {path.name for engine in ("torch", "paddle") for path in (FOLDER / engine).glob("*.py")}
 )
-# Where a framework needs a function that the other has no use for, it stands here with the reason.
-ONE_SIDED = {
-    "canonical_state.py": {"torch": {"torch_name"}, "paddle": {"paddle_name"}},
-    "xcit.py": {
-        # PyTorch asks for the device, has bfloat16 on a CPU, takes the norm into its slices, and
-        # is fast enough with what is large for the small products' gradient to count
-        "torch": {
-            *("full_precision", "autocast_dtype", "GridGELU", "HeadProducts"),
-            *("SlicedMlp", "slices", "per_row"),
-        },
-        # Paddle needs a BatchNorm with PyTorch's variance; parameters, float32, GELU and whatever
-        # repeats an operand by hand
-        "paddle": {
-            *("full_precision", "BatchNorm2D", "parameter", "precise", "gelu", "SlicedMlp"),
-            *("slices", "repeats_slowly", "repeated", "token_sums", "add_bias", "add_channel_bias"),
-        },
-    },
-}
 
 
 def parameters(function):
@@ -50,57 +30,71 @@ PROMISED = [
 
 
 @pytest.mark.parametrize("name", installed())
-@pytest.mark.parametrize("method", [m for m in PROMISED if m != "__init__"] + ["__init__"])
+@pytest.mark.parametrize("method", PROMISED)
 def test_engine_has_every_method_as_promised(name, method):
     engine = engine_package(name).Engine
-    assert parameters(getattr(engine, method)) == parameters(getattr(Engine, method))
-    assert inspect.getdoc(getattr(engine, method))
+    own = getattr(engine, method)
+    assert own is not getattr(Engine, method)
+    assert parameters(own) == parameters(getattr(Engine, method))
+    assert inspect.getdoc(own)
 
 
 @pytest.mark.parametrize("name", installed())
 def test_engine_offers_nothing_else(name):
-    public = [m for m in vars(engine_package(name).Engine) if not m.startswith("_")]
-    assert set(public) == {m for m in PROMISED if m != "__init__"} | {"name"}
-    assert engine_package(name).Engine.name == name
+    engine = engine_package(name).Engine
+    public = {member for member in dir(engine) if not member.startswith("_")}
+    assert public == {m for m in PROMISED if m != "__init__"} | {"name"}
+    assert engine.name == name
+
+
+def names(node):
+    """What a statement of a module or a class declares: pairs of (name, arguments and defaults)."""
+    if isinstance(node, ast.FunctionDef):
+        return [(node.name, arguments(node.args))]
+    if isinstance(node, ast.ClassDef):
+        members = [
+            (f"{node.name}.{name}", shape) for part in node.body for name, shape in names(part)
+        ]
+        return [(node.name, None), *members]
+    targets = getattr(node, "targets", [getattr(node, "target", None)])
+    assigned = [n for t in targets if t for n in ast.walk(t) if isinstance(n, ast.Name)]
+    inside = [*getattr(node, "body", []), *getattr(node, "orelse", [])]  # of an if, for instance
+    return [(n.id, None) for n in assigned] + [pair for part in inside for pair in names(part)]
+
+
+def arguments(given):
+    return (
+        [a.arg for a in (*given.posonlyargs, *given.args)],
+        [ast.unparse(d) for d in given.defaults],
+        given.vararg and given.vararg.arg,
+        [a.arg for a in given.kwonlyargs],
+        [d and ast.unparse(d) for d in given.kw_defaults],
+        given.kwarg and given.kwarg.arg,
+    )
 
 
 def declared(engine, file):
-    """Public functions and classes with their public methods: name to (arguments, defaults).
+    """All that a file declares, private names and constants too, in its order.
 
     Read from the source, so that twins are compared even where only one framework is installed.
     """
-    one_sided = ONE_SIDED.get(file, {}).get(engine, set())
-    found = {}
-
-    def note(prefix, node):
-        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-            arguments = node.args
-            found[prefix + node.name] = (
-                [a.arg for a in (*arguments.posonlyargs, *arguments.args)],
-                [a.arg for a in arguments.kwonlyargs],
-                [ast.unparse(d) for d in arguments.defaults],
-                [d and ast.unparse(d) for d in arguments.kw_defaults],
-            )
-        elif isinstance(node, ast.ClassDef) and node.name not in one_sided:
-            found[prefix + node.name] = None
-            for member in node.body:
-                note(f"{prefix}{node.name}.", member)
-
-    for node in ast.parse((FOLDER / engine / file).read_text(encoding="utf-8")).body:
-        note("", node)
-    return {name: shape for name, shape in found.items() if name not in one_sided}
-
-
-def test_engines_have_the_same_files():
-    paddle = {path.name for path in (FOLDER / "paddle").glob("*.py")}
-    assert paddle - WITHOUT_TWIN == set(FILES)
+    source = (FOLDER / engine / file).read_text(encoding="utf-8")
+    return [pair for node in ast.parse(source).body for pair in names(node)]
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_twins_declare_the_same_in_the_same_order(file):
-    torch, paddle = (declared(engine, file) for engine in ("torch", "paddle"))
-    assert list(torch) == list(paddle)
+    for engine in ("torch", "paddle"):
+        assert (FOLDER / engine / file).is_file(), f"{engine} has no {file}"
+    torch, paddle = declared("torch", file), declared("paddle", file)
+    assert [name for name, _ in torch] == [name for name, _ in paddle]
     assert torch == paddle
-    for engine, names in ONE_SIDED.get(file, {}).items():  # no exception outlives its reason
-        source = (FOLDER / engine / file).read_text(encoding="utf-8")
-        assert all(f"def {name}(" in source or f"class {name}(" in source for name in names)
+
+
+def test_what_counts_as_declared():
+    source = (
+        "A: int = 1\nif A:\n    B = C = 2\nclass D(E):\n    f = 3\n    def _g(s, h, *, i=4): ...\n"
+    )
+    found = [pair for node in ast.parse(source).body for pair in names(node)]
+    assert [name for name, _ in found] == ["A", "B", "C", "D", "D.f", "D._g"]
+    assert found[-1][1] == (["s", "h"], [], None, ["i"], ["4"], None)

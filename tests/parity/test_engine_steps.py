@@ -8,6 +8,7 @@ import pytest
 from tiny_training import ARCHITECTURE, LEARNING_RATE, batch, start, step
 
 from xcite.engines import create_engine, installed
+from xcite.engines.pixels import model_input
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
 from xcite.recipe import DistillRecipe
@@ -32,7 +33,10 @@ def assert_same(first, second):
 def test_accumulation_weighs_parts_by_their_size(name):
     parts = [batch(0, size=2), batch(1, size=6)]
     engine = start(name)
-    losses, gradients = zip(*(engine.gradients(part) for part in parts), strict=True)
+    losses, gradients = zip(
+        *(engine.gradients(model_input(part, PREPROCESSING), part.targets) for part in parts),
+        strict=True,
+    )
     result = engine.train_step(
         parts, learning_rate=LEARNING_RATE, paths=[None, None], teacher=[None, None]
     )

@@ -12,6 +12,7 @@ from xcite import canonical
 from xcite import recipe as recipes
 from xcite.data.batch import Batch, Mixing, split
 from xcite.engines import create_engine, installed
+from xcite.engines.pixels import model_input
 from xcite.errors import XciteError
 from xcite.evaluation.alignment import moved_weights
 from xcite.preprocessing import Preprocessing
@@ -89,7 +90,7 @@ def test_a_teacher_sees_the_students_mixed_input_and_never_moves(
     teacher = distillation.live_teacher(recipe, learner, CLASSES)
     assert not teacher.notes
     batch = batch_of()
-    images = learner.images(batch, recipe.preprocessing)
+    images = model_input(batch, recipe.preprocessing)
     running = teacher.predict.__self__  # type: ignore[attr-defined]
     expected = running.predict(images).argmax(1)
 
@@ -127,7 +128,7 @@ def test_classes_in_another_order_are_matched_by_name(engine: str, tmp_path: Pat
     recipe = tiny(*settings)
     learner = student(recipe, installed()[0])
     teacher = distillation.live_teacher(recipe, learner, CLASSES)
-    images = learner.images(batch_of(), recipe.preprocessing)
+    images = model_input(batch_of(), recipe.preprocessing)
     logits = teacher.predict(images)
     np.testing.assert_array_equal(teacher.answers(batch_of()), logits[:, [1, 2, 0]])
     assert teacher.notes == ["the teacher's classes are in another order and were matched by name"]
@@ -165,7 +166,7 @@ def test_a_teacher_of_another_size_and_normalisation(tmp_path: Path) -> None:
     recipe = tiny("distill.loss=soft", f"distill.teacher={path}", "distill.teacher_size=24")
     learner = student(recipe, installed()[0])
     teacher = distillation.live_teacher(recipe, learner, CLASSES)
-    seen = learner.images(batch_of(), recipe.preprocessing)
+    seen = model_input(batch_of(), recipe.preprocessing)
     pixels = (seen * 0.2 + 0.4 - 0.1) / 0.5
     enlarged = np.stack(
         [
@@ -256,7 +257,7 @@ def test_an_onnx_file_teaches(
     recipe = tiny("distill.loss=soft", f"distill.teacher={path}")
     learner = student(recipe, installed()[0])
     teacher = distillation.live_teacher(recipe, learner, CLASSES)
-    images = learner.images(batch_of(), recipe.preprocessing)
+    images = model_input(batch_of(), recipe.preprocessing)
     np.testing.assert_allclose(
         teacher.answers(batch_of()), images.reshape(8, -1) @ matrix, rtol=1e-4, atol=1e-4
     )

@@ -22,7 +22,8 @@ def installed() -> list[str]:
 
 
 def engine_package(name: str) -> "ModuleType":
-    """The engine's package: Engine, XCiT, RegNet, build, load_weights, read_weights.
+    """The engine's package: Engine, XCiT, RegNet, build, linear_map, load_weights,
+    read_weights.
 
     Raises:
         XciteError: unknown engine, or its framework is not installed.

@@ -5,7 +5,7 @@ from xcite.errors import XciteError
 RULES = ("brief", "official", "passl")
 
 
-def decays(name: str, shape: tuple[int, ...], rule: str) -> bool:
+def decays(name: str, dimensions: int, rule: str) -> bool:
     """Whether weight decay acts on the parameter.
 
     - "brief", our default: matrices and kernels only, neither `cls_token` nor `temperature`.
@@ -16,16 +16,16 @@ def decays(name: str, shape: tuple[int, ...], rule: str) -> bool:
 
     Args:
         name: canonical name.
-        shape: canonical shape.
+        dimensions: how many axes the parameter has.
 
     Raises:
         XciteError: unknown rule.
     """
     leaf = name.rsplit(".", 1)[-1]
     if rule == "brief":
-        return len(shape) >= 2 and leaf not in ("bias", "cls_token", "temperature")
+        return dimensions >= 2 and leaf not in ("bias", "cls_token", "temperature")
     if rule == "official":
-        return len(shape) != 1 and leaf != "bias" and name != "cls_token"
+        return dimensions != 1 and leaf != "bias" and name != "cls_token"
     if rule == "passl":
         spared = ("temperature", "pos_embed", "cls_token", "dist_token")
         return not any(part in name for part in spared)

@@ -67,6 +67,7 @@ class Engine(Protocol):
         *,
         seed: int = 0,
         precision: str = "float32",
+        operators: str = "fast",
         attention: str = "auto",
         activation_checkpointing: bool = False,
         compile: bool = False,
@@ -76,7 +77,10 @@ class Engine(Protocol):
 
         Args:
             precision: "float32" or "bf16" (autocast; parameters stay float32).
-            attention: "auto", "usual" or "covariance" form, see docs/performance.md.
+            operators: "fast" or "plain": the same numbers by code that is made for speed, or by
+                code that reads like the paper.
+            attention: "auto", "usual" or "covariance" form, see docs/performance.md; "plain"
+                operators have the usual form only.
             compile: torch.compile; refused with XciteError by an engine that has no such thing.
             threads: compute threads; None for all cores.
         """
@@ -103,9 +107,6 @@ class Engine(Protocol):
 
     def attention(self, images: np.ndarray) -> AttentionMaps:
         """Attention maps of an XCiT in evaluation mode."""
-
-    def images(self, batch: Batch, preprocessing: Preprocessing) -> np.ndarray:
-        """The batch as the model sees it: normalised, erased, mixed; float32 (B, C, H, W)."""
 
     def start_training(
         self,
@@ -139,12 +140,19 @@ class Engine(Protocol):
 
     def gradients(
         self,
-        batch: Batch,
+        images: np.ndarray,
+        targets: np.ndarray,
         *,
         paths: np.ndarray | None = None,
         teacher: np.ndarray | None = None,
     ) -> tuple[float, dict[str, np.ndarray]]:
-        """Loss and gradient per canonical parameter name in train mode; changes nothing."""
+        """Loss and gradient per canonical parameter name in train mode; changes nothing.
+
+        Args:
+            images: normalised float32 (B, C, H, W).
+            targets: float32 (B, K), see `xcite.data.batch.Batch`.
+            paths: as in `train_step`, of these images; so is ``teacher``.
+        """
 
     def training_state(self) -> dict[str, np.ndarray]:
         """Everything a run needs to go on, on either engine.
@@ -155,12 +163,6 @@ class Engine(Protocol):
 
     def restore_training(self, state: Mapping[str, np.ndarray]) -> None:
         """Continue from `training_state` of either engine, after `start_training`."""
-
-    def linear_map(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        """x W^T: float32 (N, C), (K, C) -> (N, K), in the way and precision of linear layers.
-
-        With it `xcite benchmark` finds out what this machine can do at best.
-        """
 
     def average(self, values: np.ndarray) -> np.ndarray:
         """Mean over all processes of float64 values; every process gets the result."""

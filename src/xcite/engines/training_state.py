@@ -8,7 +8,7 @@ from xcite.canonical import Weights
 from xcite.errors import XciteError
 
 
-def pack(steps: int, **sections: Mapping[str, np.ndarray]) -> Weights:
+def pack(steps: int, sections: Mapping[str, Mapping[str, np.ndarray]]) -> Weights:
     """One flat mapping of all sections, and "step"."""
     state = {
         f"{section}/{name}": array
@@ -24,23 +24,26 @@ def section(state: Mapping[str, np.ndarray], name: str) -> Weights:
     return {key.removeprefix(prefix): a for key, a in state.items() if key.startswith(prefix)}
 
 
-def moments(
-    state: Mapping[str, np.ndarray], name: str, shapes: Mapping[str, tuple[int, ...]]
-) -> Weights:
-    """A section of optimiser moments for the given parameters.
+def optimizer_state(
+    state: Mapping[str, np.ndarray], like: Mapping[str, Mapping[str, np.ndarray]]
+) -> dict[str, Weights]:
+    """The optimiser's sections, with the names and shapes of ``like``.
 
     Raises:
-        XciteError: a moment is missing or misshapen.
+        XciteError: an array is missing or misshapen.
     """
-    arrays = section(state, name)
-    wrong = [n for n, shape in shapes.items() if n not in arrays or arrays[n].shape != shape]
-    if wrong:
-        raise XciteError(
-            f"the checkpoint has no {name} that fits {wrong[0]}"
-            f"{f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''}; it was written for "
-            "another model or other frozen parts: start a new run from its weights instead"
-        )
-    return {n: arrays[n] for n in shapes}
+    found = {}
+    for name, own in like.items():
+        arrays = section(state, name)
+        wrong = [n for n, a in own.items() if n not in arrays or arrays[n].shape != a.shape]
+        if wrong:
+            raise XciteError(
+                f"the checkpoint has no {name} that fits {wrong[0]}"
+                f"{f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''}; it was written for "
+                "another model or other frozen parts: start a new run from its weights instead"
+            )
+        found[name] = {n: arrays[n] for n in own}
+    return found
 
 
 def steps(state: Mapping[str, np.ndarray]) -> int:

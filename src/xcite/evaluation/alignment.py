@@ -34,6 +34,7 @@ from xcite.data.batch import Batch
 from xcite.data.pipeline import TrainLoader
 from xcite.engines import create_engine
 from xcite.engines.interface import Engine
+from xcite.engines.pixels import model_input
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
 from xcite.randomness import drop_path_scales, generator
@@ -317,10 +318,12 @@ def measure(engine: str, given: Trial) -> Side:
     runner = create_engine(engine, given.architecture, attention=given.attention)
     runner.load_weights(given.weights)
     runner.start_training(given.optim, given.distill, given.preprocessing, frozen=given.frozen)
-    images = runner.images(given.batches[0], given.preprocessing)
+    first = given.batches[0]
+    assert first.targets is not None  # as every training batch
+    images = model_input(first, given.preprocessing)
     side = Side(engine, runner.activations(images), runner.activations(images, train=True))
     side.loss, side.gradients = runner.gradients(
-        given.batches[0], paths=given.paths[0], teacher=given.answers[0]
+        images, first.targets, paths=given.paths[0], teacher=given.answers[0]
     )
     before = runner.read_weights()
     for batch, scales, answers in zip(given.batches, given.paths, given.answers, strict=True):
@@ -450,7 +453,7 @@ def write_dump(engine: str, given: Trial, folder: Path) -> None:
     """
     runner = create_engine(engine, given.architecture, attention=given.attention)
     runner.load_weights(given.weights)
-    images = runner.images(given.batches[0], given.preprocessing)
+    images = model_input(given.batches[0], given.preprocessing)
     labels = given.batches[0].labels
     metadata = Metadata(architecture=asdict(given.architecture))
     save_weights(folder / "weights.safetensors", given.weights, metadata)
@@ -514,20 +517,9 @@ def _measure_dumped(
     runner: Engine, images: np.ndarray, labels: np.ndarray, preprocessing: Preprocessing
 ) -> Side:
     """Activations and gradients of given images; the loss is plain mean cross entropy."""
-    count, _, height, width = images.shape
-    classes = runner.architecture.num_classes
-    optim = OptimRecipe(batch=count)
-    runner.start_training(optim, DistillRecipe(), preprocessing)
-    # The engine's gradients take pictures in bytes. Here the images are given, so each picture is
-    # "erased" whole and its image is what is put in place after normalising.
-    batch = Batch(
-        pictures=np.zeros((count, height, width, images.shape[1]), np.uint8),
-        labels=labels,
-        views=np.stack([np.arange(count), np.zeros(count, np.int64)], axis=1),
-        targets=np.eye(classes, dtype=np.float32)[labels],
-        erased=[(position, 0, 0, image) for position, image in enumerate(images)],
-    )
-    loss, gradients = runner.gradients(batch)
+    runner.start_training(OptimRecipe(batch=len(images)), DistillRecipe(), preprocessing)
+    targets = np.eye(runner.architecture.num_classes, dtype=np.float32)[labels]
+    loss, gradients = runner.gradients(images, targets)
     return Side(
         runner.name,
         runner.activations(images),

@@ -10,9 +10,9 @@ import numpy as np
 
 from xcite.cost import multiply_adds
 from xcite.data.batch import Batch
-from xcite.engines import create_engine
+from xcite.engines import create_engine, engine_package
 from xcite.engines.attention_form import uses_covariance
-from xcite.engines.interface import Engine
+from xcite.engines.pixels import model_input
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
 from xcite.randomness import drop_path_scales, generator
@@ -62,14 +62,17 @@ def reset_resident_peak() -> None:
         return
 
 
-def matrix_product_peak(engine: Engine, size: int = 2048, repeats: int = 5) -> float:
+def matrix_product_peak(
+    engine: str, *, precision: str, operators: str, size: int = 2048, repeats: int = 5
+) -> float:
     """Multiply-adds per second (in 1e9) of the engine's best of a few large linear maps."""
+    linear_map = engine_package(engine).linear_map
     random = generator(0, "matrix product")
     x, weight = random.random((2, size, size), np.float32)
     best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
-        engine.linear_map(x, weight)
+        linear_map(x, weight, precision=precision, operators=operators)
         best = min(best, time.perf_counter() - start)
     return size**3 / best / 1e9
 
@@ -97,12 +100,14 @@ def measure(
     train: bool = False,
     repeats: int = 10,
     warmup: int = 2,
+    precision: str = "float32",
+    operators: str = "fast",
     **options: object,
 ) -> Measurement:
     """Time forward passes or training steps of random pictures.
 
     Args:
-        options: those of the engine (precision, attention, threads, ...).
+        options: those of the engine (attention, threads, ...).
 
     Raises:
         XciteError: a training step needs classes; the engine is missing.
@@ -111,11 +116,13 @@ def measure(
         raise XciteError("a training step needs num_classes of at least 1")
     reset_resident_peak()
     before = resident_peak()
-    runner = create_engine(engine, architecture, **options)
+    runner = create_engine(
+        engine, architecture, precision=precision, operators=operators, **options
+    )
     channels = architecture.in_chans
     preprocessing = Preprocessing(size=height, mean=(0.5,) * channels, std=(0.25,) * channels)
     pictures = random_batch(architecture, batch, height, width)
-    images = runner.images(pictures, preprocessing)
+    images = model_input(pictures, preprocessing)
     work: Callable[[], object]
     if train:
         runner.start_training(OptimRecipe(batch=batch), DistillRecipe(), preprocessing)
@@ -138,12 +145,13 @@ def measure(
         work()
         seconds.append(time.perf_counter() - start)
     after = resident_peak()
-    peak = matrix_product_peak(runner)
+    peak = matrix_product_peak(engine, precision=precision, operators=operators)
     form = "usual"
     if isinstance(architecture, XCiTArchitecture):
         tokens = -(-height // architecture.patch_size) * -(-width // architecture.patch_size)
         attention = str(options.get("attention", "auto"))
-        if uses_covariance(attention, tokens, architecture.embed_dim, engine):
+        fast = operators == "fast"
+        if fast and uses_covariance(attention, tokens, architecture.embed_dim, engine):
             form = "covariance"
     count = multiply_adds(architecture, height, width, form=form) / 1e9
     quartiles = statistics.quantiles(seconds, n=4, method="inclusive")

@@ -24,6 +24,7 @@ from xcite.data.batch import Batch
 from xcite.data.sources import Source
 from xcite.engines import create_engine
 from xcite.engines.interface import Engine
+from xcite.engines.pixels import model_input
 from xcite.errors import XciteError
 from xcite.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from xcite.recipe import Recipe
@@ -64,7 +65,6 @@ class LiveTeacher:
     def __init__(
         self,
         predict: Callable[[np.ndarray], np.ndarray],
-        images: Callable[[Batch, Preprocessing], np.ndarray],
         *,
         student: Preprocessing,
         own: Preprocessing,
@@ -74,7 +74,6 @@ class LiveTeacher:
         notes: Sequence[str] = (),
     ) -> None:
         """Args:
-        images: `Engine.images` of the student: what it sees of a batch.
         student: the preprocessing the student is trained with.
         own: mean, std and input side that the teacher expects.
         columns: the teacher's class for each of the student's; None when they are the same.
@@ -82,7 +81,6 @@ class LiveTeacher:
         """
         self.predict = predict
         self.notes = list(notes)
-        self._images = images
         self._student = student
         self._own = own
         self._columns = columns
@@ -90,7 +88,7 @@ class LiveTeacher:
         self._identity = dict(identity)
 
     def answers(self, batch: Batch) -> np.ndarray:
-        seen = self._images(batch, self._student)  # (B, C, H, W)
+        seen = model_input(batch, self._student)  # (B, C, H, W)
         images = resize(renormalise(seen, self._student, self._own), self._own.size)
         logits = np.asarray(self.predict(images), np.float32)  # (B, K')
         if self._columns is not None:
@@ -114,7 +112,7 @@ def build_teacher(
     """The recipe's teacher: from the cache if it names one, else live; None without distillation.
 
     Args:
-        student_engine: makes the images that a live teacher sees.
+        student_engine: a live teacher runs on the same framework unless the recipe names one.
         class_names: the student's classes, in the order of its logits.
         source: the training pictures, which a cache must have been made of; opened when needed.
 
@@ -153,7 +151,6 @@ def live_teacher(recipe: Recipe, student_engine: Engine, class_names: Sequence[s
     columns, note = match_classes(path, known.class_names, known.classes, class_names)
     return LiveTeacher(
         predict,
-        student_engine.images,
         student=recipe.preprocessing,
         own=known.preprocessing,
         columns=columns,

@@ -115,6 +115,7 @@ def train(
         prepared.architecture,
         seed=recipe.run.seed,
         precision=recipe.run.precision,
+        operators=recipe.run.operators,
         attention=recipe.run.attention,
         activation_checkpointing=recipe.run.activation_checkpointing,
         compile=recipe.run.compile,

@@ -17,7 +17,7 @@ def read_weights(model: Any) -> dict[str, np.ndarray]:
     """Canonical names to NumPy copies: float32, the counters int64."""
     state = model.state_dict()
     return {
-        name: to_canonical(name, state[paddle_name(name)])
+        name: to_canonical(name, state[state_name(name)])
         for name in canonical.shapes(model.architecture)
     }
 
@@ -32,7 +32,7 @@ def load_weights(model: Any, weights: Mapping[str, np.ndarray]) -> None:
     state = model.state_dict()
     with paddle.no_grad():
         for name, shape in canonical.shapes(model.architecture).items():
-            tensor = state[paddle_name(name)]
+            tensor = state[state_name(name)]
             # Only a counter may be missing.
             array = weights.get(name, np.zeros(shape, np.int64))
             tensor.set_value(paddle.to_tensor(from_canonical(name, array)).astype(tensor.dtype))
@@ -47,15 +47,11 @@ def to_canonical(name: str, tensor: paddle.Tensor) -> np.ndarray:
 
 def from_canonical(name: str, array: np.ndarray) -> np.ndarray:
     """The array in the layout that the model's tensor has (and back: it is its own inverse)."""
-    return np.ascontiguousarray(array.T) if is_linear_weight(name, array.ndim) else array
+    linear = array.ndim == 2 and name.endswith(".weight")
+    return np.ascontiguousarray(array.T) if linear else array
 
 
-def is_linear_weight(name: str, dimensions: int) -> bool:
-    """Whether the tensor is transposed in Paddle: weights of two dimensions are linear maps."""
-    return dimensions == 2 and name.endswith(".weight")
-
-
-def paddle_name(name: str) -> str:
+def state_name(name: str) -> str:
     """The name of a canonical tensor in a Paddle model's state."""
     if name.endswith(".running_mean"):
         return name.removesuffix("running_mean") + "_mean"

@@ -5,12 +5,15 @@ from pathlib import Path
 import numpy as np
 from paddle import inference
 
+from xcite.engines.vector_instructions import use_vector_instructions
+
 
 class Program:
     """What `Engine.save_program` wrote. Not to be called by two threads at once."""
 
     def __init__(self, path: Path, *, threads: int) -> None:
         """Load ``path.json`` and ``path.pdiparams``."""
+        use_vector_instructions()
         config = inference.Config(f"{path}.json", f"{path}.pdiparams")
         config.disable_gpu()
         config.set_cpu_math_library_num_threads(threads)

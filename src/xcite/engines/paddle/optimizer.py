@@ -11,6 +11,9 @@ from xcite.engines.decay import decays
 from xcite.engines.paddle.canonical_state import canonical_name, from_canonical, to_canonical
 from xcite.recipe import OptimRecipe
 
+# Names of ours to those of Paddle.
+MOMENTS = {"moment1": "moment1_0", "moment2": "moment2_0"}
+
 
 def named_parameters(model: Any) -> dict[str, Tensor]:
     """Canonical names to the model's parameters (no buffers)."""
@@ -23,8 +26,10 @@ def named_parameters(model: Any) -> dict[str, Tensor]:
     }
 
 
-class AdamW:
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101).
+class Optimizer:
+    """What every optimiser does with the gradients of its parameters.
+
+    A subclass adds `_update`, and `state` and `restore` under names of its own.
 
     Attributes:
         parameters: canonical names to the parameters it trains.
@@ -32,24 +37,9 @@ class AdamW:
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], recipe: OptimRecipe) -> None:
-        """Moments start at zero; ``recipe.decay_rule`` says which parameters decay."""
         self.parameters = dict(parameters)
         self.steps = 0
         self._clip = recipe.clip
-        self._betas = recipe.betas
-        decayed = {
-            parameter.name
-            for name, parameter in self.parameters.items()
-            if decays(name, _canonical_shape(name, parameter), recipe.decay_rule)
-        }
-        self._adamw = paddle.optimizer.AdamW(
-            recipe.lr,
-            *recipe.betas,
-            epsilon=recipe.eps,
-            parameters=list(self.parameters.values()),
-            weight_decay=recipe.weight_decay,
-            apply_decay_param_fun=decayed.__contains__,
-        )
 
     def gradients(self) -> list[Tensor]:
         """The parameters' gradients, zeros where none arrived."""
@@ -70,38 +60,66 @@ class AdamW:
             with paddle.no_grad():
                 for gradient in self.gradients():
                     gradient.scale_(self._clip / gradient_norm)
-        self._adamw.set_lr(learning_rate)
-        self._adamw.step()
+        self._update(learning_rate)
         self.steps += 1
 
     def clear_gradients(self) -> None:
         """Forget the gradients and free their memory."""
-        self._adamw.clear_grad(set_to_zero=False)
+        for parameter in self.parameters.values():
+            parameter.clear_gradient(set_to_zero=False)
 
-    def moments(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """First and second moment per canonical name, canonical layout."""
-        first, second = {}, {}
-        state = self._adamw.state_dict()
+    def _update(self, learning_rate: float) -> None:
+        raise NotImplementedError
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101)."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], recipe: OptimRecipe) -> None:
+        """Moments start at zero; ``recipe.decay_rule`` says which parameters decay."""
+        super().__init__(parameters, recipe)
+        self._betas = recipe.betas
+        decayed = {
+            parameter.name
+            for name, parameter in self.parameters.items()
+            if decays(name, parameter.ndim, recipe.decay_rule)
+        }
+        self._adamw = paddle.optimizer.AdamW(
+            recipe.lr,
+            *recipe.betas,
+            epsilon=recipe.eps,
+            parameters=list(self.parameters.values()),
+            weight_decay=recipe.weight_decay,
+            apply_decay_param_fun=decayed.__contains__,
+        )
+
+    def state(self) -> dict[str, dict[str, np.ndarray]]:
+        """The moments "moment1" and "moment2" per canonical name, canonical layout."""
+        arrays: dict[str, dict[str, np.ndarray]] = {moment: {} for moment in MOMENTS}
+        kept = self._adamw.state_dict()
         for name, parameter in self.parameters.items():
             nothing = paddle.zeros_like(parameter)
-            first[name] = to_canonical(name, state.get(f"{parameter.name}_moment1_0", nothing))
-            second[name] = to_canonical(name, state.get(f"{parameter.name}_moment2_0", nothing))
-        return first, second
+            for moment, theirs in MOMENTS.items():
+                tensor = kept.get(f"{parameter.name}_{theirs}", nothing)
+                arrays[moment][name] = to_canonical(name, tensor)
+        return arrays
 
-    def restore(
-        self, first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], steps: int
-    ) -> None:
-        """Continue from `moments` of either engine after ``steps`` steps."""
+    def restore(self, state: Mapping[str, Mapping[str, np.ndarray]], steps: int) -> None:
+        """Continue from `state` of either engine after ``steps`` steps."""
         self.steps = steps
-        state = {}
+        kept = {}
         for name, parameter in self.parameters.items():
-            state[f"{parameter.name}_moment1_0"] = _like(parameter, name, first[name])
-            state[f"{parameter.name}_moment2_0"] = _like(parameter, name, second[name])
+            for moment, theirs in MOMENTS.items():
+                kept[f"{parameter.name}_{theirs}"] = _like(parameter, name, state[moment][name])
             # Paddle keeps beta^(steps + 1), multiplied up in float32: repeat that, bit for bit.
             for i, beta in enumerate(self._betas, 1):
                 power = np.full(steps + 1, beta, np.float32).cumprod(dtype=np.float32)[-1:]
-                state[f"{parameter.name}_beta{i}_pow_acc_0"] = paddle.to_tensor(power)
-        self._adamw.set_state_dict(state)
+                kept[f"{parameter.name}_beta{i}_pow_acc_0"] = paddle.to_tensor(power)
+        self._adamw.set_state_dict(kept)
+
+    def _update(self, learning_rate: float) -> None:
+        self._adamw.set_lr(learning_rate)
+        self._adamw.step()
 
 
 class MovingAverage:
@@ -132,10 +150,6 @@ class MovingAverage:
                 average.set_value(source)
 
 
-def _canonical_shape(name: str, parameter: Tensor) -> tuple[int, ...]:
-    shape = tuple(parameter.shape)
-    return shape[::-1] if len(shape) == 2 else shape
-
-
 def _like(parameter: Tensor, name: str, array: np.ndarray) -> Tensor:
-    return paddle.to_tensor(from_canonical(name, array), dtype=parameter.dtype)
+    values = from_canonical(name, array)
+    return paddle.to_tensor(values, dtype=parameter.dtype)

@@ -1,4 +1,4 @@
-"""Canonical weights in and out of a PyTorch model, whose state names are the canonical ones."""
+"""Canonical weights in and out of a PyTorch model, which has the canonical names and layouts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,10 @@ from xcite import canonical
 def read_weights(model: Any) -> dict[str, np.ndarray]:
     """Canonical names to NumPy copies: float32, the counters int64."""
     state = model.state_dict()
-    return {name: to_canonical(name, state[name]) for name in canonical.shapes(model.architecture)}
+    return {
+        name: to_canonical(name, state[state_name(name)])
+        for name in canonical.shapes(model.architecture)
+    }
 
 
 def load_weights(model: Any, weights: Mapping[str, np.ndarray]) -> None:
@@ -22,12 +25,12 @@ def load_weights(model: Any, weights: Mapping[str, np.ndarray]) -> None:
         XciteError: missing, left-over or misshapen tensors.
     """
     canonical.check(weights, model.architecture)
+    state = model.state_dict()
     with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name in weights:
-                tensor.copy_(torch.as_tensor(from_canonical(name, weights[name])))
-            else:  # a counter that the file does not have
-                tensor.zero_()
+        for name, shape in canonical.shapes(model.architecture).items():
+            # Only a counter may be missing.
+            array = weights.get(name, np.zeros(shape, np.int64))
+            state[state_name(name)].copy_(torch.as_tensor(from_canonical(name, array)))
 
 
 def to_canonical(name: str, tensor: torch.Tensor) -> np.ndarray:
@@ -42,12 +45,7 @@ def from_canonical(name: str, array: np.ndarray) -> np.ndarray:
     return array
 
 
-def is_linear_weight(name: str, dimensions: int) -> bool:
-    """Whether the weight is a linear map's; PyTorch keeps them as the canonical form does."""
-    return dimensions == 2 and name.endswith(".weight")
-
-
-def torch_name(name: str) -> str:
+def state_name(name: str) -> str:
     """The name of a canonical tensor in a PyTorch model's state: itself."""
     return name
 

@@ -8,17 +8,22 @@ import torch
 from torch import Tensor
 
 from xcite.engines.decay import decays
-from xcite.engines.torch.canonical_state import from_canonical, to_canonical
+from xcite.engines.torch.canonical_state import canonical_name, from_canonical, to_canonical
 from xcite.recipe import OptimRecipe
+
+# Names of ours to those of PyTorch.
+MOMENTS = {"moment1": "exp_avg", "moment2": "exp_avg_sq"}
 
 
 def named_parameters(model: Any) -> dict[str, Tensor]:
     """Canonical names to the model's parameters (no buffers)."""
-    return dict(model.named_parameters())
+    return {canonical_name(name): p for name, p in model.named_parameters()}
 
 
-class AdamW:
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101).
+class Optimizer:
+    """What every optimiser does with the gradients of its parameters.
+
+    A subclass adds `_update`, and `state` and `restore` under names of its own.
 
     Attributes:
         parameters: canonical names to the parameters it trains.
@@ -26,22 +31,9 @@ class AdamW:
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], recipe: OptimRecipe) -> None:
-        """Moments start at zero; ``recipe.decay_rule`` says which parameters decay."""
         self.parameters = dict(parameters)
         self.steps = 0
         self._clip = recipe.clip
-        decayed: list[Tensor] = []
-        spared: list[Tensor] = []
-        for name, parameter in self.parameters.items():
-            shape = tuple(parameter.shape)
-            (decayed if decays(name, shape, recipe.decay_rule) else spared).append(parameter)
-        groups = [
-            {"params": decayed, "weight_decay": recipe.weight_decay},
-            {"params": spared, "weight_decay": 0.0},
-        ]
-        self._adamw = torch.optim.AdamW(
-            groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=True
-        )
 
     def gradients(self) -> list[Tensor]:
         """The parameters' gradients, zeros where none arrived."""
@@ -60,36 +52,59 @@ class AdamW:
             with torch.no_grad():
                 for gradient in self.gradients():
                     gradient.mul_(self._clip / gradient_norm)
-        for group in self._adamw.param_groups:
-            group["lr"] = learning_rate
-        self._adamw.step()
+        self._update(learning_rate)
         self.steps += 1
 
     def clear_gradients(self) -> None:
         """Forget the gradients and free their memory."""
-        self._adamw.zero_grad(set_to_none=True)
+        for parameter in self.parameters.values():
+            parameter.grad = None
 
-    def moments(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """First and second moment per canonical name, canonical layout."""
-        first, second = {}, {}
+    def _update(self, learning_rate: float) -> None:
+        raise NotImplementedError
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101)."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], recipe: OptimRecipe) -> None:
+        """Moments start at zero; ``recipe.decay_rule`` says which parameters decay."""
+        super().__init__(parameters, recipe)
+        decayed: list[Tensor] = []
+        spared: list[Tensor] = []
         for name, parameter in self.parameters.items():
-            state = self._adamw.state[parameter]
-            nothing = torch.zeros_like(parameter)
-            first[name] = to_canonical(name, state.get("exp_avg", nothing))
-            second[name] = to_canonical(name, state.get("exp_avg_sq", nothing))
-        return first, second
+            decay = decays(name, parameter.ndim, recipe.decay_rule)
+            (decayed if decay else spared).append(parameter)
+        groups = [
+            {"params": decayed, "weight_decay": recipe.weight_decay},
+            {"params": spared, "weight_decay": 0.0},
+        ]
+        self._adamw = torch.optim.AdamW(
+            groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=True
+        )
 
-    def restore(
-        self, first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], steps: int
-    ) -> None:
-        """Continue from `moments` of either engine after ``steps`` steps."""
+    def state(self) -> dict[str, dict[str, np.ndarray]]:
+        """The moments "moment1" and "moment2" per canonical name, canonical layout."""
+        arrays: dict[str, dict[str, np.ndarray]] = {moment: {} for moment in MOMENTS}
+        for name, parameter in self.parameters.items():
+            kept, nothing = self._adamw.state[parameter], torch.zeros_like(parameter)
+            for moment, theirs in MOMENTS.items():
+                arrays[moment][name] = to_canonical(name, kept.get(theirs, nothing))
+        return arrays
+
+    def restore(self, state: Mapping[str, Mapping[str, np.ndarray]], steps: int) -> None:
+        """Continue from `state` of either engine after ``steps`` steps."""
         self.steps = steps
         for name, parameter in self.parameters.items():
-            self._adamw.state[parameter] = {
-                "step": torch.tensor(float(steps), device=parameter.device),
-                "exp_avg": _like(parameter, from_canonical(name, first[name])),
-                "exp_avg_sq": _like(parameter, from_canonical(name, second[name])),
-            }
+            kept = {"step": torch.tensor(float(steps), device=parameter.device)}
+            for moment, theirs in MOMENTS.items():
+                kept[theirs] = _like(parameter, name, state[moment][name])
+            self._adamw.state[parameter] = kept
+
+    def _update(self, learning_rate: float) -> None:
+        for group in self._adamw.param_groups:
+            group["lr"] = learning_rate
+        self._adamw.step()
 
 
 class MovingAverage:
@@ -119,5 +134,6 @@ class MovingAverage:
                 average.copy_(source)
 
 
-def _like(parameter: Tensor, array: np.ndarray) -> Tensor:
-    return torch.tensor(array, dtype=parameter.dtype, device=parameter.device)
+def _like(parameter: Tensor, name: str, array: np.ndarray) -> Tensor:
+    values = from_canonical(name, array)
+    return torch.tensor(values, dtype=parameter.dtype, device=parameter.device)

@@ -1,0 +1,166 @@
+"""What both engines do alike with a model: build, load, evaluate.
+
+`BaseEngine` leaves to `engines/torch/engine.py` and `engines/paddle/engine.py` what the frameworks
+do differently: their twin modules by name, and the methods at its end.
+"""
+
+import os
+from abc import abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from xcite.engines.allocation import keep_freed_memory
+from xcite.engines.interface import AttentionMaps, Engine
+from xcite.errors import XciteError
+from xcite.variants import Architecture, XCiTArchitecture
+
+PRECISIONS = ("float32", "bf16")
+
+
+class BaseEngine(Engine):
+    """One model on a framework; `Engine` says what each public method promises."""
+
+    _build: Any  # the function `build`
+    _untouched_statistics: Any  # the function of this name
+    _canonical_state: ModuleType
+    _losses: ModuleType
+    _optimizers: ModuleType
+    _processes: ModuleType
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        *,
+        seed: int = 0,
+        precision: str = "float32",
+        operators: str = "fast",
+        attention: str = "auto",
+        activation_checkpointing: bool = False,
+        compile: bool = False,
+        threads: int | None = None,
+    ) -> None:
+        """Build the model with `xcite.canonical.initial_weights(architecture, seed)`.
+
+        Raises:
+            XciteError: unknown precision, operators or form of attention, or something that the
+                framework cannot do on this machine.
+        """
+        if precision not in PRECISIONS:
+            raise XciteError(f"unknown precision {precision!r}; choose {' or '.join(PRECISIONS)}")
+        keep_freed_memory()
+        self.architecture = architecture
+        self.rank, self.world_size = self._processes.start()
+        self._seed = seed
+        self._bf16 = precision == "bf16"
+        self._operators = operators
+        self._attention = attention
+        self._averaged: Any | None = None
+        cores = len(os.sched_getaffinity(0)) // self._processes.processes_here()
+        self._prepare(threads or max(1, cores))
+        self.model = self._new_model(seed, activation_checkpointing)
+        if self.world_size > 1:
+            self.model = self._processes.synchronise(self.model)
+        self._call = self._compiled() if compile else self.model
+
+    def load_weights(self, weights: Mapping[str, np.ndarray]) -> None:
+        self._canonical_state.load_weights(self.model, weights)
+
+    def read_weights(self, *, ema: bool = False) -> dict[str, np.ndarray]:
+        weights: dict[str, np.ndarray] = self._canonical_state.read_weights(self._evaluated(ema))
+        return weights
+
+    def predict(self, images: np.ndarray, *, ema: bool = False) -> np.ndarray:
+        model = self._evaluated(ema)
+        call = self._call if model is self.model else model
+        with self._inference():
+            return self._array(call(self._images(images)))
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        with self._inference():
+            return self._array(self._evaluated().forward_features(self._images(images)))
+
+    def activations(self, images: np.ndarray, *, train: bool = False) -> dict[str, np.ndarray]:
+        model = self._evaluated()
+        if train:
+            model.train()
+        with self._inference(), self._untouched_statistics(model):
+            outputs = model.named_outputs(self._images(images))
+            return {name: self._array(output) for name, output in outputs.items()}
+
+    def attention(self, images: np.ndarray) -> AttentionMaps:
+        if not isinstance(self.architecture, XCiTArchitecture):
+            raise XciteError("only an XCiT has attention maps; this model is a RegNet")
+        with self._inference():
+            classes, channels = self._evaluated().attention_maps(self._images(images))
+            return AttentionMaps(
+                [self._array(a) for a in classes], [self._array(a) for a in channels]
+            )
+
+    def average(self, values: np.ndarray) -> np.ndarray:
+        mean = self._tensor(np.array(values, np.float64))
+        if self.world_size > 1:
+            self._processes.average([mean])
+        result: np.ndarray = mean.cpu().numpy()
+        return result
+
+    def _new_model(self, seed: int | None, activation_checkpointing: bool = False) -> Any:
+        model = self._build(
+            self.architecture,
+            operators=self._operators,
+            attention=self._attention,
+            activation_checkpointing=activation_checkpointing,
+            seed=seed,
+        )
+        return self._placed(model)
+
+    def _evaluated(self, ema: bool = False) -> Any:
+        """The model, or its moving average, in evaluation mode."""
+        if not ema:
+            self.model.eval()
+            return self.model
+        if self._averaged is None:
+            raise XciteError("there is no moving average: set optim.ema in the recipe")
+        return self._averaged
+
+    def _images(self, images: np.ndarray) -> Any:
+        channels = self.architecture.in_chans
+        if images.ndim != 4 or images.shape[1] != channels:
+            raise XciteError(
+                f"the model takes images (batch, {channels}, height, width); "
+                f"these are {tuple(images.shape)}"
+            )
+        return self._tensor(np.asarray(images, np.float32))
+
+    # ---- what the frameworks do differently ------------------------------------------------
+
+    @abstractmethod
+    def _prepare(self, threads: int) -> None:
+        """Use so many threads; refuse a precision that the framework lacks on this machine."""
+
+    @abstractmethod
+    def _placed(self, model: Any) -> Any:
+        """The model on the device to compute on."""
+
+    @abstractmethod
+    def _compiled(self) -> Any:
+        """The model as the framework's compiler makes it, or an XciteError."""
+
+    @abstractmethod
+    def _autocast(self) -> AbstractContextManager[Any]:
+        """Compute in the engine's precision."""
+
+    @abstractmethod
+    def _inference(self) -> AbstractContextManager[Any]:
+        """Compute in the engine's precision without gradients."""
+
+    @abstractmethod
+    def _tensor(self, array: np.ndarray) -> Any:
+        """The array on the device, of its own dtype; may share the array's memory."""
+
+    @abstractmethod
+    def _array(self, tensor: Any) -> np.ndarray:
+        """The tensor as float32 NumPy."""

@@ -1,0 +1,47 @@
+"""Builds the models of `xcite.variants` on PyTorch: the one place that chooses their parts."""
+
+from typing import Any
+
+from xcite.canonical import initial_weights
+from xcite.engines.attention_form import check_form
+from xcite.engines.operators import check_operators
+from xcite.engines.torch.canonical_state import load_weights
+from xcite.engines.torch.regnet import RegNet
+from xcite.engines.torch.xcit import XCiT
+from xcite.variants import Architecture, RegNetArchitecture
+
+
+def build(
+    architecture: Architecture,
+    *,
+    operators: str = "fast",
+    attention: str = "auto",
+    activation_checkpointing: bool = False,
+    seed: int | None = 0,
+) -> Any:
+    """Build a model as a `torch.nn.Module`.
+
+    Args:
+        operators: "fast" or "plain", see `xcite.engines.operators`.
+        attention: "auto", "usual" or "covariance"; RegNet has no attention and takes any.
+        activation_checkpointing: keep only the blocks' inputs for the backward pass.
+        seed: draws `xcite.canonical.initial_weights`; None leaves that out, for weights that are
+            loaded anyway.
+
+    Raises:
+        XciteError: unknown operators or form of attention, or two that do not go together.
+    """
+    check_form(attention)
+    check_operators(operators, attention)
+    model: Any
+    if isinstance(architecture, RegNetArchitecture):
+        model = RegNet(architecture, activation_checkpointing=activation_checkpointing)
+    else:
+        model = XCiT(
+            architecture,
+            attention=attention,
+            activation_checkpointing=activation_checkpointing,
+        )
+    if seed is not None:
+        load_weights(model, initial_weights(architecture, seed))
+    return model
