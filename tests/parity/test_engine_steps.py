@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tiny_training import ARCHITECTURE, LEARNING_RATE, batch, start, step
 
+from xcite import create_model
 from xcite.engines import create_engine, installed
 from xcite.engines.pixels import model_input
 from xcite.errors import XciteError
@@ -69,6 +70,39 @@ def test_a_loss_that_is_not_finite_changes_nothing(name, broken):
     assert_same(before, engine.training_state())
     assert np.isfinite(step(engine, 3).loss)
     assert engine.training_state()["step"] == 2
+
+
+@each
+def test_a_gradient_that_is_not_finite_changes_nothing(name):
+    engine = start(name, ema=0.9)
+    step(engine, 0)
+    weights = engine.read_weights()
+    weights["head.weight"] *= np.float32(1e30)  # its square is more than float32 holds
+    engine.load_weights(weights)
+    before = engine.training_state()
+    result = step(engine, 1)
+    assert np.isfinite(result.loss)
+    assert not np.isfinite(result.gradient_norm)
+    assert_same(before, engine.training_state())
+
+
+@each
+def test_an_interruption_after_the_gradients_changes_nothing(name, monkeypatch):
+    engine = start(name, ema=0.9)
+    step(engine, 0)
+    before = engine.training_state()
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._training.optimizer, "gradient_norm", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            step(engine, 1)
+    assert_same(before, engine.training_state())
+    expected = start(name, ema=0.9)
+    step(expected, 0)
+    assert step(engine, 1) == step(expected, 1)
+
+
+def _interrupt():
+    raise KeyboardInterrupt
 
 
 @each
@@ -208,6 +242,14 @@ def test_training_needs_to_be_started(name):
         step(engine, 0)
     with pytest.raises(XciteError, match="precision"):
         create_engine(name, ARCHITECTURE, precision="float16")
+
+
+@each
+def test_operators_that_cannot_be_built(name):
+    with pytest.raises(XciteError, match="unknown operators 'quick'; choose fast or plain"):
+        create_engine(name, ARCHITECTURE, operators="quick")
+    with pytest.raises(XciteError, match="plain operators have no covariance form"):
+        create_model("xcit_nano_12_p8", engine=name, operators="plain", attention="covariance")
 
 
 def test_bf16_on_a_cpu_is_refused_by_paddle():

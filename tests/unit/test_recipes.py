@@ -98,6 +98,8 @@ def test_the_demo_uses_the_real_machinery() -> None:
         ("init.reset_head=true", "init.weights"),
         ("init.freeze_patch_embed=true", "init.weights"),
         ("run.compile=true", "torch"),
+        ("run.operators=quick", "run.operators"),
+        ("run={operators: plain, attention: covariance}", "run.operators"),
         ("preprocessing.mean=[0.5]", "std"),
         ("preprocessing.std=[0, 1, 1]", "std"),
         ("preprocessing.size=0", "preprocessing.size"),

@@ -22,8 +22,7 @@ def installed() -> list[str]:
 
 
 def engine_package(name: str) -> "ModuleType":
-    """The engine's package: Engine, XCiT, RegNet, build, linear_map, load_weights,
-    read_weights.
+    """The engine's package, whose ``__all__`` is the same for every engine.
 
     Raises:
         XciteError: unknown engine, or its framework is not installed.

@@ -32,11 +32,13 @@ class Training:
     Attributes:
         optimizer: an `Optimizer` of the framework's optimizer.py.
         average: the `MovingAverage` of the same file, if the recipe asks for one.
+        statistics: BatchNorm's running statistics, which a forward pass already changes.
         frozen: parts whose names start so are not trained.
     """
 
     optimizer: Any
     average: Any | None
+    statistics: list[Any]
     distill: DistillRecipe
     preprocessing: Preprocessing
     frozen: tuple[str, ...]
@@ -70,7 +72,12 @@ class TrainingEngine(BaseEngine):
         if optim.ema is not None:
             self._averaged = self._new_model(seed=None)
             average = self._optimizers.MovingAverage(self.model, self._averaged, optim.ema)
-        self._training = Training(optimizer, average, distill, preprocessing, tuple(frozen))
+        state, shapes = self.model.state_dict(), canonical.shapes(self.architecture)
+        names = [name for name in shapes if not canonical.is_parameter(name)]
+        statistics = [state[self._canonical_state.state_name(name)] for name in names]
+        self._training = Training(
+            optimizer, average, statistics, distill, preprocessing, tuple(frozen)
+        )
 
     def train_step(
         self,
@@ -88,8 +95,7 @@ class TrainingEngine(BaseEngine):
         training = self._started()
         optimizer = training.optimizer
         pictures = sum(len(batch.pictures) for batch in batches)
-        statistics = self._statistics()
-        before = [tensor.clone() for tensor in statistics]
+        before = [tensor.clone() for tensor in training.statistics]
         losses = []
         done = False
         self._train_mode()
@@ -117,7 +123,7 @@ class TrainingEngine(BaseEngine):
         finally:
             optimizer.clear_gradients()
             if not done:  # the forward pass has already counted the batch
-                for tensor, old in zip(statistics, before, strict=True):
+                for tensor, old in zip(training.statistics, before, strict=True):
                     self._assign(tensor, old)
 
     def gradients(
@@ -198,12 +204,6 @@ class TrainingEngine(BaseEngine):
         answers = None if teacher is None else self._tensor(teacher)
         distill = self._started().distill
         return self._losses.loss(logits, self._tensor(targets), answers, distill)
-
-    def _statistics(self) -> list[Any]:
-        """BatchNorm's running statistics, which a forward pass already changes."""
-        state = self.model.state_dict()
-        names = [n for n in canonical.shapes(self.architecture) if not canonical.is_parameter(n)]
-        return [state[self._canonical_state.state_name(name)] for name in names]
 
     # ---- what the frameworks do differently ------------------------------------------------
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 
 def use_vector_instructions() -> None:
-    """Let the MKL of 2019 that Paddle carries use AVX2 on AMD's processors, where it else does not.
+    """Make Paddle's MKL, which is of 2019, use AVX2 on AMD's processors too.
 
-    Its matrix products take about half the time then. It reads the variable at its first call;
-    a value that is already set stays. PyTorch's newer MKL does not know the variable.
+    Matrix products then take about half the time. MKL reads the variable at its first call; a value
+    that is already set stays. PyTorch's newer MKL does not know the variable.
     """
     try:
         processor = Path("/proc/cpuinfo").read_text(encoding="utf-8")
