@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from xcite.errors import XciteError
+from xcite.families import Settings
 from xcite.preprocessing import Preprocessing
 from xcite.variants import find, paper_drop_path
 
@@ -30,30 +31,12 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class ModelRecipe(Section):
-    """Which model is trained. Fields left empty come from the named variant."""
-
+class _Named(Section):
     name: str = Field("xcit_nano_12_p8", description="architecture, see `xcite models`")
-    patch_size: Literal[2, 4, 8, 16] | None = None
-    embed_dim: int | None = Field(None, ge=1)
-    depth: int | None = Field(None, ge=1)
-    num_heads: int | None = Field(None, ge=1)
-    mlp_ratio: Positive | None = None
-    cls_attn_layers: int | None = Field(None, ge=1)
-    eta: Positive | None = None
-    tokens_norm: bool | None = None
-    drop_path: Annotated[float, Field(ge=0, lt=1)] | Literal["paper"] | None = Field(
-        None, description="probability of dropping a branch; paper: as the variant was trained"
-    )
-    drop_rate: Annotated[float, Field(ge=0, lt=1)] | None = None
-    attn_drop_rate: Annotated[float, Field(ge=0, lt=1)] | None = None
-    # RegNetY's own
-    w0: int | None = Field(None, ge=8)
-    wa: NotNegative | None = None
-    wm: Positive | None = None
-    group_size: int | None = Field(None, ge=1)
-    se_ratio: NotNegative | None = None
-    stem_width: int | None = Field(None, ge=1)
+
+
+class ModelRecipe(Settings, _Named):
+    """Which model is trained. Fields left empty come from the named variant."""
 
     def overrides(self) -> dict[str, Any]:
         """The fields that differ from the named variant."""

@@ -16,6 +16,7 @@ LAYERS = [
         "whole_files",
         "randomness",
         "preprocessing",
+        "families",
         "variants",
         "canonical",
         "recipe",

@@ -141,12 +141,10 @@ def test_linear_weights_are_transposed_for_paddle_even_square_ones():
 
 
 def test_timm_splits_the_qkv_of_class_attention_only():
-    assert foreign_names("cls_attn_blocks.1.attn.qkv.bias", "timm", regnet=False) == [
+    assert foreign_names("cls_attn_blocks.1.attn.qkv.bias", "timm", "xcit") == [
         f"cls_attn_blocks.1.attn.{part}.bias" for part in "qkv"
     ]
-    assert foreign_names("blocks.1.attn.qkv.bias", "timm", regnet=False) == [
-        "blocks.1.attn.qkv.bias"
-    ]
+    assert foreign_names("blocks.1.attn.qkv.bias", "timm", "xcit") == ["blocks.1.attn.qkv.bias"]
 
 
 @pytest.mark.skipif("torch" not in installed(), reason="PyTorch is not installed")
@@ -233,7 +231,7 @@ def open_weights_of(tensors, architecture):
 
     arrays = {n: t.cast("float32").numpy() for n, t in tensors.items()}
     stored = {n: StoredTensor(a.shape, "float32", lambda a=a: a) for n, a in arrays.items()}
-    canonical = {n: t.read() for n, t in translate(stored, "passl", regnet=True).items()}
+    canonical = {n: t.read() for n, t in translate(stored, "passl", "regnet").items()}
     return {
         n: canonical.get(n, np.zeros(shape, np.int64)) for n, shape in shapes(architecture).items()
     }

@@ -7,8 +7,9 @@ import numpy as np
 import typer
 
 from xcite.errors import XciteError
+from xcite.families import Architecture, XCiTArchitecture
 from xcite.randomness import generator
-from xcite.variants import Architecture, XCiTArchitecture, find
+from xcite.variants import find
 from xcite.weights.convert import Conversion
 from xcite.weights.convert import convert as convert_file
 from xcite.weights.opening import open_weights
@@ -44,7 +45,7 @@ def convert(
         if tokens_norm is not None:
             base = architecture or read
             if not isinstance(base, XCiTArchitecture):
-                raise XciteError("--tokens-norm is for XCiT; this is a RegNet")
+                raise XciteError(f"--tokens-norm is for XCiT; this is {base.with_article}")
             architecture = replace(base, tokens_norm=tokens_norm)
     done = convert_file(
         source,
@@ -55,7 +56,7 @@ def convert(
         architecture=architecture,
         weights_dir=weights_dir,
     )
-    kind = done.source.metadata.variant or type(done.source.architecture).__name__
+    kind = done.source.metadata.variant or done.source.architecture.title
     typer.echo(
         f"{done.path}: {kind}, {done.source.dialect} to {done.dialect}, part {done.source.part}, "
         f"{done.tensors} tensors; read back and equal in every bit"

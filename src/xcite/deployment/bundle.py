@@ -20,8 +20,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from xcite.errors import XciteError
+from xcite.families import FAMILIES, Architecture
 from xcite.preprocessing import Preprocessing
-from xcite.variants import Architecture, RegNetArchitecture, XCiTArchitecture
 
 DESCRIPTION = "bundle.json"
 DESCRIPTION_LIMIT = 16 * 2**20  # bytes; 22,000 long class names stay far below
@@ -29,8 +29,6 @@ FORMAT_VERSION = 1
 
 Format = Literal["onnx", "openvino", "paddle"]
 Precision = Literal["f32", "bf16", "int8"]
-
-_KINDS: dict[str, type] = {"xcit": XCiTArchitecture, "regnet": RegNetArchitecture}
 
 
 class BundleInfo(BaseModel):
@@ -74,7 +72,7 @@ class BundleInfo(BaseModel):
         fields = dict(self.architecture)
         kind = fields.pop("kind", None)
         try:
-            built: Architecture = _KINDS[str(kind)](**fields)
+            built: Architecture = FAMILIES[str(kind)](**fields)
         except (KeyError, TypeError) as error:
             raise XciteError(f"the bundle's architecture cannot be read: {error}") from error
         return built
@@ -98,8 +96,7 @@ class BundleInfo(BaseModel):
 
 def describe(architecture: Architecture) -> dict[str, Any]:
     """The architecture as plain data; `BundleInfo.built` reads it back."""
-    kind = next(name for name, cls in _KINDS.items() if isinstance(architecture, cls))
-    return {"kind": kind, **asdict(architecture)}
+    return {"kind": architecture.kind, **asdict(architecture)}
 
 
 def checksum(path: Path) -> str:

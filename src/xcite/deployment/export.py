@@ -20,7 +20,7 @@ from xcite.deployment.predictor import Predictor
 from xcite.engines import create_engine, installed
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
-from xcite.variants import Architecture, RegNetArchitecture
+from xcite.variants import Architecture
 
 VALIDATION_BATCH = 16
 PACKAGES = ("numpy", "onnx", "openvino", "onnxruntime", "nncf", "paddlepaddle", "torch")
@@ -151,8 +151,10 @@ def _check_options(
             "this graph faster in it on a CPU; export f32"
         )
     if precision == "int8":
-        if isinstance(architecture, RegNetArchitecture):
-            raise XciteError("int8 is made for XCiT; export a RegNetY in f32 or bf16")
+        if architecture.kind != "xcit":
+            raise XciteError(
+                f"int8 is made for XCiT; export {architecture.with_article} in f32 or bf16"
+            )
         if pictures is None or validation is None:
             raise XciteError(
                 "int8 needs --pictures to calibrate on and --validation to measure what it costs"

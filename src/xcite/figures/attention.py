@@ -14,7 +14,6 @@ import numpy as np
 
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
-from xcite.variants import XCiTArchitecture
 from xcite.whole_files import whole_file
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
     from xcite.deployment.predictor import Predictor
     from xcite.engines.interface import Engine
+    from xcite.families import Architecture
 
 LARGEST_INPUT = 4096 * 4096  # pixels; every patch is a token
 
@@ -49,6 +49,11 @@ class Explainable(Protocol):
         """Class attention (B, layers, heads, 1 + N); per XCA block (B, heads, c, c), or none."""
 
 
+def _check_attention(architecture: "Architecture", source: object) -> None:
+    if not architecture.has_attention_maps:
+        raise XciteError(f"{source} is {architecture.with_article}, which has no attention to draw")
+
+
 class ExplainableEngine:
     """An engine's model, with both kinds of maps."""
 
@@ -57,11 +62,10 @@ class ExplainableEngine:
     def __init__(
         self, engine: "Engine", preprocessing: Preprocessing, class_names: list[str] | None
     ) -> None:
-        if not isinstance(engine.architecture, XCiTArchitecture):
-            raise XciteError("only XCiT has attention to draw; this model is a RegNet")
+        _check_attention(engine.architecture, "this model")
         self.engine = engine
         self.preprocessing = preprocessing
-        self.patch_size = engine.architecture.patch_size
+        self.patch_size = engine.architecture.stride
         self.class_names = class_names or []
 
     def logits(self, images: np.ndarray) -> np.ndarray:
@@ -106,8 +110,7 @@ def open_explainable(source: str | Path, *, engine: str | None = None) -> Explai
     from xcite.weights import open_weights
 
     file = open_weights(source)
-    if not isinstance(file.architecture, XCiTArchitecture):
-        raise XciteError(f"{source} is a RegNet; only XCiT has attention to draw")
+    _check_attention(file.architecture, source)
     if engine is None:
         engine = next(iter(installed()), "paddle")
     built = create_engine(engine, file.architecture)

@@ -17,7 +17,6 @@ from xcite.errors import XciteError
 from xcite.figures.attention import ExplainableEngine, overlay_png, picture_png
 from xcite.preprocessing import Preprocessing
 from xcite.training.run_folder import RunFolder
-from xcite.variants import XCiTArchitecture
 from xcite.whole_files import write_text
 
 if TYPE_CHECKING:
@@ -216,7 +215,7 @@ def _case(model: "Engine", preprocessing: Preprocessing, source: "Source", index
     images = normalise(shown[None], preprocessing)
     shares = probabilities(model.predict(images))[0]
     attention = None
-    if isinstance(model.architecture, XCiTArchitecture):
+    if model.architecture.has_attention_maps:
         explainable = ExplainableEngine(model, preprocessing, source.class_names)
         classes, _ = explainable.maps(images)  # (1, layers, heads, 1 + N)
         side = -(-preprocessing.size // explainable.patch_size)

@@ -43,7 +43,6 @@ from xcite.training.checkpoint import Position
 from xcite.training.distillation import Teacher, build_teacher
 from xcite.training.run_folder import RunFolder
 from xcite.training.schedules import learning_rate
-from xcite.variants import XCiTArchitecture
 from xcite.weights import Metadata, save_weights
 
 # Drawing takes about a second, so a run of many short epochs draws only now and then.
@@ -216,10 +215,7 @@ class _Run:
     def _steps(self, progress: Progress) -> bool:
         """Train to the end of the epoch; False when asked to stop before."""
         recipe, engine, epoch = self.recipe, self.engine, self.position.epoch
-        architecture = self.plan.architecture
-        blocks, drop = 0, 0.0
-        if isinstance(architecture, XCiTArchitecture):
-            blocks, drop = architecture.depth, architecture.drop_path
+        blocks, drop = self.plan.architecture.drop_paths()
         bar = progress.add_task(
             f"epoch {epoch + 1}/{recipe.optim.epochs}",
             total=self.steps,

@@ -5,14 +5,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from xcite.canonical import initial_weights, parameter_count
+from xcite.cost import activations
 from xcite.data.pipeline import TrainLoader
 from xcite.data.sources import Source, open_source, read_class_names
 from xcite.errors import XciteError
 from xcite.evaluation.evaluate import same_in_order
+from xcite.families import Architecture
 from xcite.preprocessing import Preprocessing
 from xcite.recipe import Recipe
 from xcite.training import schedules
-from xcite.variants import Architecture, RegNetArchitecture, XCiTArchitecture, find
+from xcite.variants import find
 from xcite.weights import open_weights
 
 
@@ -51,17 +53,13 @@ class Plan:
         validation = "none" if self.validation is None else f"{len(self.validation):,} pictures"
         classes = self.class_names
         shown = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
-        tokens = ""
-        if isinstance(a, XCiTArchitecture):
-            side = -(-recipe.preprocessing.size // a.patch_size)
-            tokens = f", {side * side} tokens of width {a.embed_dim}, {a.depth} blocks"
         total = steps * recipe.optim.epochs
         lines = [
             f"training data    {len(self.train):,} pictures ({recipe.data.train})",
             f"validation data  {validation}"
             + (f" ({recipe.data.validation})" if self.validation is not None else ""),
             f"classes          {len(classes)}: {shown}",
-            f"model            {recipe.model.name}{tokens}",
+            f"model            {recipe.model.name}{a.in_words(recipe.preprocessing.size)}",
             f"parameters       {parameter_count(a):,}",
             f"input            {recipe.preprocessing.channels} x {recipe.preprocessing.size} x "
             f"{recipe.preprocessing.size}, crop ratio {recipe.preprocessing.crop_ratio:g}",
@@ -69,7 +67,7 @@ class Plan:
             + (f" in {recipe.optim.accumulate} parts" if recipe.optim.accumulate > 1 else "")
             + f", {total:,} in {recipe.optim.epochs} epochs",
             f"learning rate    {schedules.in_words(recipe, steps)}",
-            f"drop path        {_drop_path(a):g}",
+            f"drop path        {a.drop_paths()[1]:g}",
             f"memory           about {estimated_memory(recipe, a) / 2**30:.1f} GiB for weights, "
             "optimiser and activations of a step, the framework itself not counted",
             f"engine           {recipe.run.engine}, {recipe.run.precision}",
@@ -193,10 +191,6 @@ def _check_contract(weights: str, contract: Preprocessing, own: Preprocessing) -
             )
 
 
-def _drop_path(architecture: Architecture) -> float:
-    return architecture.drop_path if isinstance(architecture, XCiTArchitecture) else 0.0
-
-
 def estimated_memory(recipe: Recipe, architecture: Architecture) -> int:
     """Bytes of a training step, from shapes: weights, gradients, two moments, average, activations.
 
@@ -206,25 +200,7 @@ def estimated_memory(recipe: Recipe, architecture: Architecture) -> int:
     arrays = 5 if recipe.optim.ema else 4
     state = 4 * arrays * parameter_count(architecture)
     size = recipe.preprocessing.size
-    values = 0.0
-    if isinstance(architecture, RegNetArchitecture):
-        side = -(-size // 2)
-        values += 2 * side * side * architecture.stem_width
-        for width, depth, _ in architecture.stages():
-            side = -(-side // 2)
-            values += depth * 8 * side * side * width  # three convolutions, their norms, SE, sum
-    else:
-        a = architecture
-        side = size
-        for width in a.stem_widths():
-            side = -(-side // 2)
-            values += 3 * side * side * width  # convolution, norm, GELU
-        tokens = side * side
-        # XCA 8, LPI 5, their scales and sums 3; the MLP twice its hidden width
-        block = tokens * a.embed_dim * (16 + 2 * a.mlp_ratio)
-        kept = a.depth * (tokens * a.embed_dim) + block
-        values += kept if recipe.run.activation_checkpointing else a.depth * block
-        values += a.cls_attn_layers * tokens * a.embed_dim * 8
+    values = activations(architecture, size, size, recompute=recipe.run.activation_checkpointing)
     width_bytes = 2 if recipe.run.precision == "bf16" else 4
     pictures = recipe.optim.batch // recipe.optim.accumulate
-    return int(state + values * width_bytes * pictures)
+    return state + values * width_bytes * pictures

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from xcite.errors import XciteError
-from xcite.variants import Architecture, RegNetArchitecture
+from xcite.families import Architecture
 from xcite.weights import dialects
 from xcite.weights.catalog import file_sha256
 from xcite.weights.opening import WeightFile, locate, open_weights, save_weights
@@ -92,8 +92,7 @@ def compare(opened: WeightFile, target: Path, to: str) -> None:
     Counters of batches are compared where the dialect has them: Paddle's have none.
     """
     again = open_weights(target, architecture=opened.architecture, dialect=to)
-    regnet = isinstance(opened.architecture, RegNetArchitecture)
-    counters = (dialects.REGNET if regnet else dialects.XCIT)[to].counters
+    counters = dialects.TABLES[opened.architecture.kind][to].counters
     different = [
         name
         for name, array in opened.tensors.items()

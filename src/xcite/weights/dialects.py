@@ -8,14 +8,14 @@ v1.1, PaddleClas and its XCiT fork, PaddleViT; tests compare with key lists of t
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from xcite.canonical import Shape, shapes
 from xcite.errors import XciteError
-from xcite.variants import Architecture, RegNetArchitecture
+from xcite.families import Architecture
 from xcite.weights.stored import StoredTensor
 
 
@@ -40,6 +40,8 @@ class Table:
     """A dialect of one family of models.
 
     Attributes:
+        signs: expressions that each match a name of every file in the dialect, and that no file in
+            another one matches, unless that has more signs. Without any, the names do not tell.
         transposed: Linear weights are (in, out), as Paddle keeps them.
         counters: BatchNorm's num_batches_tracked exists.
         folded: rows of convolution biases, foreign only, beside the running mean they belong to:
@@ -47,6 +49,7 @@ class Table:
     """
 
     rows: tuple[Row, ...]
+    signs: tuple[str, ...] = ()
     transposed: bool = False
     counters: bool = True
     folded: tuple[Row, ...] = ()
@@ -60,7 +63,7 @@ _SAME = (_row("{name}", "{name}"),)
 _STATISTICS = ("running_mean", "_mean"), ("running_var", "_variance")
 
 
-def _paddle_xcit(prefix: str, head: str) -> Table:
+def _paddle_xcit(prefix: str, head: str, *signs: str) -> Table:
     """Official names, Paddle's names of statistics, Linear weights transposed."""
     return Table(
         (
@@ -71,6 +74,7 @@ def _paddle_xcit(prefix: str, head: str) -> Table:
             ),
             _row("{name}", f"{prefix}{{name}}"),
         ),
+        signs,
         transposed=True,
         counters=False,
     )
@@ -83,7 +87,7 @@ def _paddle_norm(canonical: str, foreign: str) -> list[Row]:
     return [*statistics, _row(f"{canonical}.{{leaf}}", f"{foreign}.{{leaf}}")]
 
 
-def _paddleclas_regnet(prefix: str, head: str) -> Table:
+def _paddleclas_regnet(prefix: str, head: str, *signs: str) -> Table:
     """PaddleClas' RegNet, which PASSL copied: three convolutions counted from 0."""
     rows: list[Row] = []
     folded: list[Row] = []
@@ -102,7 +106,7 @@ def _paddleclas_regnet(prefix: str, head: str) -> Table:
         rows.append(_row(f"s{{a}}.b{{b}}.se.{ours}.weight", f"{foreign}.weight", squeeze=True))
         rows.append(_row(f"s{{a}}.b{{b}}.se.{ours}.bias", f"{foreign}.bias"))
     rows.append(_row("head.fc.{leaf}", f"{head}.{{leaf}}"))
-    return Table(tuple(rows), transposed=True, counters=False, folded=tuple(folded))
+    return Table(tuple(rows), signs, transposed=True, counters=False, folded=tuple(folded))
 
 
 def _paddlevit_regnet() -> Table:
@@ -118,12 +122,13 @@ def _paddlevit_regnet() -> Table:
     rows += _paddle_norm(f"{short}.bn", f"{block}.downsample.bn")
     rows.append(_row("head.fc.{leaf}", "head.2.{leaf}"))
     folded = (_row("s{a}.b{b}.conv3.bn.running_mean", f"{block}.conv3.bias"),)
-    return Table(tuple(rows), transposed=True, counters=False, folded=folded)
+    signs = r"stem\.0\.weight", r".*\._mean"
+    return Table(tuple(rows), signs, transposed=True, counters=False, folded=folded)
 
 
-XCIT: dict[str, Table] = {
+_XCIT = {
     "xcite": Table(_SAME),
-    "official": Table(_SAME),
+    "official": Table(_SAME, ("cls_token", r".*\.running_mean")),
     "timm": Table(
         (
             _row(
@@ -134,21 +139,23 @@ XCIT: dict[str, Table] = {
             ),
             _row("pos_embeder.{name}", "pos_embed.{name}"),
             *_SAME,
-        )
+        ),
+        ("cls_token", r".*\.running_mean", r"pos_embed\..*|.*\.attn\.q\..*"),
     ),
-    "passl": _paddle_xcit("backbone.", head="head.fc_cls"),
-    "ppcls": _paddle_xcit("", head="head"),
-    "paddlevit": _paddle_xcit("", head="head"),
+    "passl": _paddle_xcit("backbone.", "head.fc_cls", r"backbone\.cls_token"),
+    "ppcls": _paddle_xcit("", "head", "cls_token", r".*\._mean"),
+    "paddlevit": _paddle_xcit("", "head"),  # PaddleClas' names
 }
-REGNET: dict[str, Table] = {
+_REGNET = {
     "xcite": Table(_SAME),
-    "official": Table(_SAME),  # DeiT's file holds timm's names
+    "official": Table(_SAME, (r"stem\.conv\.weight",)),  # DeiT's file holds timm's names
     "timm": Table(_SAME),
-    "passl": _paddleclas_regnet("backbone.", head="head.fc_cls"),
-    "ppcls": _paddleclas_regnet("", head="out"),
+    "passl": _paddleclas_regnet("backbone.", "head.fc_cls", r"backbone\.conv\._conv\.weight"),
+    "ppcls": _paddleclas_regnet("", "out", r"conv\._conv\.weight"),
     "paddlevit": _paddlevit_regnet(),
 }
-DIALECTS = tuple(XCIT)
+# kind of family -> dialect -> table
+TABLES: dict[str, dict[str, Table]] = {"xcit": _XCIT, "regnet": _REGNET}
 
 
 # --- patterns ---------------------------------------------------------------------------------
@@ -221,16 +228,19 @@ class _Found:
 
 
 def translate(
-    state: Mapping[str, StoredTensor], dialect: str, *, regnet: bool
+    state: Mapping[str, StoredTensor], dialect: str, kind: str
 ) -> dict[str, StoredTensor]:
     """A dialect's tensors under canonical names; names outside the tables stay as they are.
 
     Nothing is read yet: the results read, transpose and join on demand.
 
+    Args:
+        kind: the family, a key of `TABLES`.
+
     Raises:
         XciteError: parts of a tensor are missing or do not fit together, naming all of them.
     """
-    table = (REGNET if regnet else XCIT)[dialect]
+    table = TABLES[kind][dialect]
     parts: dict[str, dict[int, StoredTensor]] = {}
     rows: dict[str, Row] = {}
     biases: dict[str, StoredTensor] = {}
@@ -304,13 +314,12 @@ def express(
     Counters that the weights lack are written as zero, convolution biases that BatchNorm makes
     superfluous as zeros, so that the dialect's own loaders find every name.
     """
-    regnet = isinstance(architecture, RegNetArchitecture)
-    table = (REGNET if regnet else XCIT)[dialect]
+    table = TABLES[architecture.kind][dialect]
     result: dict[str, np.ndarray] = {}
     for name, shape in shapes(architecture).items():
         if name.endswith("num_batches_tracked"):
             if table.counters:
-                result[foreign_names(name, dialect, regnet=regnet)[0]] = np.asarray(
+                result[foreign_names(name, dialect, architecture.kind)[0]] = np.asarray(
                     weights.get(name, 0), np.int64
                 ).reshape(shape)
             continue
@@ -329,9 +338,9 @@ def express(
     return result
 
 
-def foreign_names(name: str, dialect: str, *, regnet: bool) -> list[str]:
-    """A canonical tensor's names in a dialect."""
-    row, values = _foreign_row(name, (REGNET if regnet else XCIT)[dialect].rows)
+def foreign_names(name: str, dialect: str, kind: str) -> list[str]:
+    """A canonical tensor's names in a dialect of a family."""
+    row, values = _foreign_row(name, TABLES[kind][dialect].rows)
     return [_fill(pattern, values) for pattern in row.foreign]
 
 
@@ -345,33 +354,23 @@ def _foreign_row(name: str, rows: Iterable[Row]) -> tuple[Row, dict[str, str]]:
 
 # --- recognition ------------------------------------------------------------------------------
 
-_SIGNS: tuple[tuple[str, bool, Callable[[frozenset[str]], bool]], ...] = (
-    # dialect, RegNet?, what only its names have; the first that holds counts
-    ("passl", False, lambda names: "backbone.cls_token" in names),
-    (
-        "timm",
-        False,
-        lambda names: "cls_token" in names and _any(names, r"pos_embed\..*|.*\.attn\.q\..*"),
-    ),
-    ("official", False, lambda names: "cls_token" in names and _any(names, r".*\.running_mean")),
-    ("ppcls", False, lambda names: "cls_token" in names and _any(names, r".*\._mean")),
-    ("official", True, lambda names: "stem.conv.weight" in names),
-    ("passl", True, lambda names: "backbone.conv._conv.weight" in names),
-    ("ppcls", True, lambda names: "conv._conv.weight" in names),
-    ("paddlevit", True, lambda names: "stem.0.weight" in names and _any(names, r".*\._mean")),
-)
+
+def recognise(names: Iterable[str]) -> tuple[str, str] | None:
+    """The dialect and the kind of the family; None when the names fit none.
+
+    A plain PaddleViT file of XCiT has the names of PaddleClas and is called so; DeiT's teacher has
+    timm's and is called official.
+    """
+    known = list(names)
+    fitting = [
+        (len(table.signs), dialect, kind)
+        for kind, tables in TABLES.items()
+        for dialect, table in tables.items()
+        if table.signs and all(_any(known, sign) for sign in table.signs)
+    ]
+    return max(fitting, key=lambda found: found[0])[1:] if fitting else None
 
 
 def _any(names: Iterable[str], expression: str) -> bool:
     compiled = re.compile(expression)
     return any(compiled.fullmatch(name) for name in names)
-
-
-def recognise(names: Iterable[str]) -> tuple[str, bool] | None:
-    """The dialect, and whether the model is a RegNet; None when the names fit none.
-
-    A plain PaddleViT file of XCiT has the names of PaddleClas and is called so; DeiT's teacher has
-    timm's and is called official.
-    """
-    known = frozenset(names)
-    return next(((dialect, regnet) for dialect, regnet, sign in _SIGNS if sign(known)), None)

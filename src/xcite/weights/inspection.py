@@ -8,7 +8,6 @@ from pydantic import BaseModel
 from xcite import canonical
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
-from xcite.variants import RegNetArchitecture
 from xcite.weights.catalog import file_sha256
 from xcite.weights.containers import Contents, read_contents
 from xcite.weights.metadata import Metadata
@@ -74,7 +73,7 @@ def _part(path: Path, contents: Contents, part: str, dialect: str | None) -> Par
         model = identify(path, contents, part, dialect)
         architecture = model.architecture
         report.dialect = model.dialect
-        report.family = "RegNetY" if isinstance(architecture, RegNetArchitecture) else "XCiT"
+        report.family = architecture.title
         report.variant = model.metadata.variant
         report.architecture = Metadata(architecture=architecture).architecture
         report.assumed = list(model.assumed)

@@ -6,8 +6,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from xcite.errors import XciteError
+from xcite.families import Architecture, family_of_fields
 from xcite.preprocessing import Preprocessing
-from xcite.variants import Architecture, RegNetArchitecture, XCiTArchitecture
 
 
 class Metadata(BaseModel):
@@ -36,7 +36,7 @@ class Metadata(BaseModel):
     @field_validator("architecture", mode="before")
     @classmethod
     def _from_dataclass(cls, value: Any) -> Any:
-        return asdict(value) if isinstance(value, XCiTArchitecture | RegNetArchitecture) else value
+        return asdict(value) if isinstance(value, Architecture) else value
 
     def described_architecture(self) -> Architecture | None:
         """The architecture as a typed value, or None when the file does not say.
@@ -46,15 +46,15 @@ class Metadata(BaseModel):
         """
         if self.architecture is None:
             return None
-        kind = RegNetArchitecture if "w0" in self.architecture else XCiTArchitecture
-        known = {field.name: field.type for field in fields(kind)}
+        family = family_of_fields(self.architecture)
+        known = {field.name: field.type for field in fields(family)}
         for name, value in self.architecture.items():
             if name not in known:
                 raise XciteError(f"the metadata's architecture has an unknown field {name!r}")
             if not _fits(value, str(known[name])):
                 raise XciteError(f"the metadata's architecture says {name} is {value!r}")
         try:
-            return kind(**self.architecture)
+            return family(**self.architecture)
         except (TypeError, ZeroDivisionError) as error:
             raise XciteError(f"the metadata's architecture is incomplete: {error}") from error
 

@@ -9,12 +9,12 @@ import numpy as np
 
 from xcite import canonical
 from xcite.errors import XciteError
-from xcite.preprocessing import Preprocessing
-from xcite.variants import Architecture, RegNetArchitecture, XCiTArchitecture, published
+from xcite.families import FAMILIES, Architecture
+from xcite.variants import published
 from xcite.weights import catalog, dialects
 from xcite.weights.containers import Contents, State, read_contents
 from xcite.weights.metadata import Metadata, metadata_from_json
-from xcite.weights.recognition import UNREADABLE, architecture_of, variant_of
+from xcite.weights.recognition import architecture_of, variant_of
 from xcite.weights.safetensors_files import write_safetensors
 from xcite.weights.stored import StoredTensor
 
@@ -186,22 +186,21 @@ def identify(path: Path, contents: Contents, part: str, dialect: str | None = No
     """
     state = contents.parts[part]
     known = dialects.recognise(state)
-    regnet = known[1] if known else "cls_token" not in state
+    if known is None:
+        families = " or ".join(family.title for family in FAMILIES.values())
+        names = ", ".join(name[:60] for name in list(state)[:4])
+        raise XciteError(f"{path} holds no {families} that we know; it begins with {names!a}")
+    kind = known[1]
     if dialect is None:
-        if known is None:
-            names = ", ".join(name[:60] for name in list(state)[:4])
-            raise XciteError(
-                f"{path} holds no XCiT or RegNetY that we know; it begins with {names!a}"
-            )
         dialect = known[0]
-    elif dialect not in dialects.DIALECTS:
+    elif dialect not in dialects.TABLES[kind]:
         raise XciteError(
-            f"unknown dialect {dialect!r}; choose one of {', '.join(dialects.DIALECTS)}"
+            f"unknown dialect {dialect!r}; choose one of {', '.join(dialects.TABLES[kind])}"
         )
     own = contents.texts.get(METADATA_KEY)
     if own is not None or (contents.container == "safetensors" and len(contents.parts) > 1):
         dialect = "xcite"
-    stored = dialects.translate(state, dialect, regnet=regnet)
+    stored = dialects.translate(state, dialect, kind)
     metadata = metadata_from_json(own or "{}", str(path))
     described = metadata.described_architecture()
     try:
@@ -212,7 +211,7 @@ def identify(path: Path, contents: Contents, part: str, dialect: str | None = No
     if described is None:
         variant = variant_of(architecture, path.name.rsplit(".", 1)[0])
         metadata = _metadata_from_outside(architecture, variant)
-        assumed = UNREADABLE if variant is None and not regnet else ()
+        assumed = architecture.unreadable if variant is None else ()
     if own is None:
         metadata.provenance = {
             "source": path.name,
@@ -226,12 +225,9 @@ def _metadata_from_outside(architecture: Architecture, variant: str | None) -> M
     """What the name and the shapes of a published model imply."""
     preprocessing = None
     if architecture.in_chans == 3 and variant is not None:
-        if isinstance(architecture, RegNetArchitecture):
-            # DeiT evaluates its teacher on the centre 224 of 256.
-            preprocessing = Preprocessing(size=224, crop_ratio=0.875)
-        else:
-            sizes = {row.name: row.resolution for row in published()}
-            preprocessing = Preprocessing(size=sizes.get(variant, 224))
+        sizes = {row.name: row.resolution for row in published()}
+        usual = architecture.preprocessing
+        preprocessing = usual.model_copy(update={"size": sizes.get(variant, usual.size)})
     return Metadata(
         variant=variant,
         architecture=architecture,
@@ -247,17 +243,16 @@ def imagenet_classes() -> list[str]:
 
 
 def _same_model(model: Identified, wanted: Architecture, path: Path) -> None:
-    if type(model.architecture) is not type(wanted):
-        kinds = {XCiTArchitecture: "an XCiT", RegNetArchitecture: "a RegNet"}
-        raise XciteError(
-            f"{path} holds {kinds[type(model.architecture)]}, the model is {kinds[type(wanted)]}"
-        )
-    if isinstance(wanted, XCiTArchitecture) and isinstance(model.architecture, XCiTArchitecture):
-        told = model.dialect == "xcite" and not model.assumed
-        if told and model.architecture.tokens_norm != wanted.tokens_norm:
+    found = model.architecture
+    if found.kind != wanted.kind:
+        raise XciteError(f"{path} holds {found.with_article}, the model is {wanted.with_article}")
+    told = model.dialect == "xcite" and not model.assumed
+    for name in wanted.answering if told else ():
+        theirs, ours = getattr(found, name), getattr(wanted, name)
+        if theirs != ours:
             raise XciteError(
-                f"{path} was trained with tokens_norm={model.architecture.tokens_norm}, the model "
-                f"has {wanted.tokens_norm}: the same weights would give other logits"
+                f"{path} was trained with {name}={theirs}, the model has {ours}: "
+                "the same weights would give other logits"
             )
 
 
@@ -265,7 +260,7 @@ def _fit_head(
     stored: State, wanted: Architecture, *, reset_head: bool, path: Path
 ) -> tuple[State, list[str]]:
     """Check the class counts; with ``reset_head`` the head is left out and listed."""
-    prefix = "head.fc." if isinstance(wanted, RegNetArchitecture) else "head."
+    prefix = wanted.head
     head = {name: tensor for name, tensor in stored.items() if name.startswith(prefix)}
     weight = head.get(f"{prefix}weight")
     classes = weight.shape[0] if weight is not None and weight.shape else 0
@@ -287,8 +282,7 @@ def _fit_channels(stored: State, wanted: Architecture, *, adapt: bool, path: Pat
     To one channel the kernels are summed: a grey picture then answers as its RGB copy did. To more,
     they are repeated and scaled, so that equal channels keep the sum.
     """
-    regnet = isinstance(wanted, RegNetArchitecture)
-    name = "stem.conv.weight" if regnet else "patch_embed.proj.0.0.weight"
+    name = wanted.first_convolution
     first = stored.get(name)
     if first is None or len(first.shape) != 4 or first.shape[1] == wanted.in_chans:
         return stored
