@@ -39,7 +39,7 @@ class Backbone(nn.Layer):
         self.feature_info = feature_info(architecture)
         self.num_features: int = self.feature_info[-1]["num_chs"]
 
-    def walk(self, images: Tensor, paths: Tensor | None = None, see: See = ignore) -> Tensor:
+    def walk(self, images: Tensor, paths: Tensor | None = None, see: See | None = None) -> Tensor:
         """What the last layer before `pooled` gives; ``see`` is told each part's name and output."""
         raise NotImplementedError
 

@@ -102,13 +102,14 @@ class RegNet(Backbone):
             self.add_sublayer(f"s{s}", stage)
         self.head = Head(into, architecture.num_classes)
 
-    def walk(self, images: Tensor, paths: Tensor | None = None, see: See = ignore) -> Tensor:
+    def walk(self, images: Tensor, paths: Tensor | None = None, see: See | None = None) -> Tensor:
         """The last block's map (B, C, H / 32, W / 32).
 
         Args:
             paths: taken so that every model is called alike; RegNet drops no paths.
             see: is told "stem" and "s{stage}.b{block}" as (B, C, H, W).
         """
+        see = see or ignore
         x = self.stem(images)
         see("stem", x)
         for s in range(1, len(self.architecture.stages()) + 1):

@@ -266,7 +266,7 @@ class XCiT(Backbone):
         self.pos_embeder = PositionalEncodingFourier(dim) if architecture.use_pos else None
         self.pos_drop = nn.Dropout(architecture.drop_rate)
 
-    def walk(self, images: Tensor, paths: Tensor | None = None, see: See = ignore) -> Tensor:
+    def walk(self, images: Tensor, paths: Tensor | None = None, see: See | None = None) -> Tensor:
         """All tokens after the final norm (B, 1 + N, C), CLS first.
 
         Args:
@@ -276,6 +276,7 @@ class XCiT(Backbone):
                 (B, N, C); "cls_token" (tokens with CLS in front), "cls_attn_blocks.{i}" and "norm"
                 as (B, 1 + N, C).
         """
+        see = see or ignore
         x = self._patches(images, paths, see)
         x = paddle.concat((self.cls_token.expand([x.shape[0], -1, -1]), x), axis=1)
         see("cls_token", x)
@@ -286,8 +287,11 @@ class XCiT(Backbone):
         see("norm", x)
         return x
 
-    def _patches(self, images: Tensor, paths: Tensor | None = None, see: See = ignore) -> Tensor:
+    def _patches(
+        self, images: Tensor, paths: Tensor | None = None, see: See | None = None
+    ) -> Tensor:
         """Tokens after the XCA blocks (B, N, C)."""
+        see = see or ignore
         x, height, width = self.patch_embed(images)
         see("patch_embed", x)
         batch = x.shape[0]

@@ -260,7 +260,7 @@ class XCiT(Backbone):
         self.pos_embeder = PositionalEncodingFourier(dim) if architecture.use_pos else None
         self.pos_drop = nn.Dropout(architecture.drop_rate)
 
-    def walk(self, images: Tensor, paths: Tensor | None = None, see: See = ignore) -> Tensor:
+    def walk(self, images: Tensor, paths: Tensor | None = None, see: See | None = None) -> Tensor:
         """All tokens after the final norm (B, 1 + N, C), CLS first.
 
         Args:
@@ -270,6 +270,22 @@ class XCiT(Backbone):
                 (B, N, C); "cls_token" (tokens with CLS in front), "cls_attn_blocks.{i}" and "norm"
                 as (B, 1 + N, C).
         """
+        see = see or ignore
+        x = self._patches(images, paths, see)
+        x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
+        see("cls_token", x)
+        for i, block in enumerate(self.cls_attn_blocks):
+            x = block(x)
+            see(f"cls_attn_blocks.{i}", x)
+        x = self.norm(x)
+        see("norm", x)
+        return x
+
+    def _patches(
+        self, images: Tensor, paths: Tensor | None = None, see: See | None = None
+    ) -> Tensor:
+        """Tokens after the XCA blocks (B, N, C)."""
+        see = see or ignore
         x, height, width = self.patch_embed(images)
         see("patch_embed", x)
         batch = x.shape[0]
@@ -285,13 +301,6 @@ class XCiT(Backbone):
             run = recomputed(block) if self.activation_checkpointing and self.training else block
             x = run(x, height, width, None if paths is None else paths[i])
             see(f"blocks.{i}", x)
-        x = torch.cat((self.cls_token.expand(batch, -1, -1), x), dim=1)
-        see("cls_token", x)
-        for i, block in enumerate(self.cls_attn_blocks):
-            x = block(x)
-            see(f"cls_attn_blocks.{i}", x)
-        x = self.norm(x)
-        see("norm", x)
         return x
 
     def pooled(self, x: Tensor) -> Tensor:

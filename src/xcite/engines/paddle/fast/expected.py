@@ -33,4 +33,4 @@ def as_built(layer: nn.Layer, kind: type[nn.Layer], **settings: Any) -> bool:
 
 def has_parameters(layer: nn.Layer) -> bool:
     """Whether no parameter of the layer is missing, as a linear layer's bias may."""
-    return None not in layer._parameters.values()
+    return all(parameter is not None for parameter in layer._parameters.values())
