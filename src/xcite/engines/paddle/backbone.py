@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import paddle
 from paddle import Tensor, nn
 
 from xcite.engines.intermediates import chosen_blocks, feature_info
+from xcite.errors import XciteError
 from xcite.variants import Architecture
 
 See = Callable[[str, Tensor], object]
@@ -17,6 +19,22 @@ See = Callable[[str, Tensor], object]
 
 def ignore(name: str, output: Tensor) -> None:
     """What a walk tells when nobody asks."""
+
+
+def check_images(images: Any, channels: int) -> None:
+    """Refuse what a model cannot take.
+
+    Raises:
+        XciteError: anything but a floating tensor (B, channels, H, W).
+    """
+    kinds = (paddle.float32, paddle.float64, paddle.float16, paddle.bfloat16)
+    # A program knows no sizes but those it was given.
+    if images.dtype in kinds and images.ndim == 4 and images.shape[1] in (channels, -1):
+        return
+    raise XciteError(
+        f"the model takes a floating tensor (batch, {channels}, height, width); "
+        f"this is a {type(images).__name__} of {images.dtype} {list(images.shape)}"
+    )
 
 
 class Backbone(nn.Layer):
@@ -40,7 +58,7 @@ class Backbone(nn.Layer):
         self.num_features: int = self.feature_info[-1]["num_chs"]
 
     def walk(self, images: Tensor, paths: Tensor | None = None, see: See | None = None) -> Tensor:
-        """What the last layer before `pooled` gives; ``see`` is told each part's name and output."""
+        """What the last layer before `pooled` gives; ``see`` is told every part's name and output."""
         raise NotImplementedError
 
     def pooled(self, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from xcite.engines.paddle.backbone import Backbone, See, ignore
+from xcite.engines.paddle.backbone import Backbone, See, check_images, ignore
 from xcite.engines.paddle.batch_norm import BatchNorm2D
 from xcite.engines.paddle.recomputation import recomputed
 from xcite.variants import RegNetArchitecture
@@ -110,6 +110,7 @@ class RegNet(Backbone):
             see: is told "stem" and "s{stage}.b{block}" as (B, C, H, W).
         """
         see = see or ignore
+        check_images(images, self.architecture.in_chans)
         x = self.stem(images)
         see("stem", x)
         for s in range(1, len(self.architecture.stages()) + 1):

@@ -13,7 +13,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from xcite.engines.paddle.backbone import Backbone, See, classifier, ignore
+from xcite.engines.paddle.backbone import Backbone, See, check_images, classifier, ignore
 from xcite.engines.paddle.batch_norm import BatchNorm2D
 from xcite.engines.paddle.recomputation import recomputed
 from xcite.variants import XCiTArchitecture
@@ -56,23 +56,26 @@ class PositionalEncodingFourier(nn.Layer):
 
     def forward(self, batch: int, height: int, width: int) -> Tensor:
         """(B, C, Hp, Wp)."""
-        weight = self.token_projection.weight
-        dtype = paddle.float64 if weight.dtype == paddle.float64 else paddle.float32
-        ones = paddle.ones([batch, height, width], dtype)
-        y, x = ones.cumsum(1), ones.cumsum(2)
-        y = y / (y[:, -1:, :] + self.eps) * (2 * math.pi)
-        x = x / (x[:, :, -1:] + self.eps) * (2 * math.pi)
-        channel = paddle.arange(self.hidden_dim, dtype=dtype)
-        pair = (channel / 2).floor()
-        wavelength = self.temperature ** (2 * pair / self.hidden_dim)
-        features = []  # 32 channels of y, then 32 of x; sine, cosine, sine, ...
-        for angle in (y[..., None] / wavelength, x[..., None] / wavelength):
-            waves = (angle[..., 0::2].sin(), angle[..., 1::2].cos())
-            features.append(paddle.stack(waves, axis=4).flatten(3))
-        encoding: Tensor = self.token_projection(
-            paddle.concat(features, axis=3).transpose([0, 3, 1, 2]).astype(weight.dtype)
-        )
+        features = fourier_features(self.token_projection.weight, batch, height, width)
+        encoding: Tensor = self.token_projection(features)
         return encoding
+
+
+def fourier_features(like: Tensor, batch: int, height: int, width: int) -> Tensor:
+    """(B, 64, Hp, Wp): 32 channels of y, then 32 of x; sine, cosine, sine, ..."""
+    encoding = PositionalEncodingFourier
+    dtype = paddle.float64 if like.dtype == paddle.float64 else paddle.float32
+    ones = paddle.ones([batch, height, width], dtype)
+    y, x = ones.cumsum(1), ones.cumsum(2)
+    y = y / (y[:, -1:, :] + encoding.eps) * (2 * math.pi)
+    x = x / (x[:, :, -1:] + encoding.eps) * (2 * math.pi)
+    pair = (paddle.arange(encoding.hidden_dim, dtype=dtype) / 2).floor()
+    wavelength = encoding.temperature ** (2 * pair / encoding.hidden_dim)
+    features = []
+    for angle in (y[..., None] / wavelength, x[..., None] / wavelength):
+        waves = (angle[..., 0::2].sin(), angle[..., 1::2].cos())
+        features.append(paddle.stack(waves, axis=4).flatten(3))
+    return paddle.concat(features, axis=3).transpose([0, 3, 1, 2]).astype(like.dtype)
 
 
 class XCA(nn.Layer):
@@ -146,8 +149,7 @@ class Mlp(nn.Layer):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
         x = self.drop(self.act(self.fc1(x)))
-        x = self.drop(self.fc2(x))
-        return x
+        return self.drop(self.fc2(x))
 
 
 class XCABlock(nn.Layer):
@@ -292,6 +294,7 @@ class XCiT(Backbone):
     ) -> Tensor:
         """Tokens after the XCA blocks (B, N, C)."""
         see = see or ignore
+        check_images(images, self.architecture.in_chans)
         x, height, width = self.patch_embed(images)
         see("patch_embed", x)
         batch = x.shape[0]

@@ -8,7 +8,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from xcite.engines.attention_form import uses_covariance
-from xcite.engines.paddle.fast.expected import as_built, has_parameters
+from xcite.engines.paddle.fast.expected import as_built, has_bias
 from xcite.engines.paddle.fast.layer_scale import scaled
 from xcite.engines.paddle.fast.precision import full_precision, precise
 from xcite.engines.paddle.fast.repeating import add_bias, repeated, token_sums
@@ -38,7 +38,8 @@ class FastXCA(XCA):
             as_built(self.qkv, nn.Linear)
             and as_built(self.attn_drop, nn.Dropout)
             and as_built(self.proj, nn.Linear)
-            and has_parameters(self.proj)
+            and as_built(self.proj_drop, nn.Dropout)
+            and has_bias(self.proj)
         )
 
     def branch(self, x: Tensor, gamma: Tensor | None = None) -> Tensor:

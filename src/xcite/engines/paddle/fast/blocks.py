@@ -7,7 +7,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from xcite.engines.paddle.fast.attention import FastClassAttention, FastXCA
-from xcite.engines.paddle.fast.expected import as_built, has_parameters
+from xcite.engines.paddle.fast.expected import as_built, has_bias
 from xcite.engines.paddle.fast.local import FastLPI
 from xcite.engines.paddle.fast.mlp import FastMlp
 from xcite.engines.paddle.xcit import (
@@ -71,7 +71,7 @@ class FastClassAttentionBlock(ClassAttentionBlock):
         return (
             as_built(self.norm1, nn.LayerNorm)
             and as_built(self.norm2, nn.LayerNorm)
-            and has_parameters(self.norm2)
+            and has_bias(self.norm2)
             and is_fast(self.attn)
             and is_fast(self.mlp)
         )

@@ -31,6 +31,6 @@ def as_built(layer: nn.Layer, kind: type[nn.Layer], **settings: Any) -> bool:
     return "forward" not in own and all(own[name] == value for name, value in wanted.items())
 
 
-def has_parameters(layer: nn.Layer) -> bool:
-    """Whether no parameter of the layer is missing, as a linear layer's bias may."""
-    return all(parameter is not None for parameter in layer._parameters.values())
+def has_bias(layer: nn.Layer) -> bool:
+    """Whether the layer has both a weight and a bias; either may be switched off."""
+    return layer.weight is not None and layer.bias is not None

@@ -8,7 +8,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.autograd import PyLayer
 
-from xcite.engines.paddle.fast.expected import as_built, has_parameters
+from xcite.engines.paddle.fast.expected import as_built, has_bias
 from xcite.engines.paddle.fast.layer_scale import scaled
 from xcite.engines.paddle.xcit import Mlp
 
@@ -30,8 +30,8 @@ class FastMlp(Mlp):
             and as_built(self.act, nn.GELU)
             and as_built(self.fc2, nn.Linear)
             and as_built(self.drop, nn.Dropout)
-            and has_parameters(self.fc1)
-            and has_parameters(self.fc2)
+            and has_bias(self.fc1)
+            and has_bias(self.fc2)
         )
 
     def branch(self, x: Tensor, gamma: Tensor | None = None) -> Tensor:

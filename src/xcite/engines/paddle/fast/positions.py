@@ -7,7 +7,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from xcite.engines.paddle.fast.expected import as_built, has_parameters
+from xcite.engines.paddle.fast.expected import as_built, has_bias
 from xcite.engines.paddle.fast.precision import full_precision
 from xcite.engines.paddle.xcit import PositionalEncodingFourier
 
@@ -20,7 +20,7 @@ class FastPositionalEncodingFourier(PositionalEncodingFourier):
     def forward(self, batch: int, height: int, width: int) -> Tensor:
         """(1, C, Hp, Wp)."""
         projection = self.token_projection
-        if not (as_built(projection, nn.Conv2D, _padding=0) and has_parameters(projection)):
+        if not (as_built(projection, nn.Conv2D, _padding=0) and has_bias(projection)):
             return super().forward(batch, height, width)
         with full_precision():
             tokens = F.linear(
