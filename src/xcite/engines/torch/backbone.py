@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from xcite.engines.intermediates import chosen_blocks, feature_info
+from xcite.errors import XciteError
 from xcite.variants import Architecture
 
 See = Callable[[str, Tensor], object]
@@ -17,6 +19,24 @@ See = Callable[[str, Tensor], object]
 
 def ignore(name: str, output: Tensor) -> None:
     """What a walk tells when nobody asks."""
+
+
+def check_images(images: Any, channels: int) -> None:
+    """Refuse what a model cannot take.
+
+    Raises:
+        XciteError: anything but a floating tensor (B, channels, H, W).
+    """
+    if isinstance(images, torch.fx.Proxy) or torch.jit.is_tracing():
+        return  # sizes are symbols
+    floating = isinstance(images, Tensor) and images.is_floating_point()
+    if floating and images.ndim == 4 and images.shape[1] == channels:
+        return
+    found = getattr(images, "dtype", None), list(getattr(images, "shape", []))
+    raise XciteError(
+        f"the model takes a floating tensor (batch, {channels}, height, width); "
+        f"this is a {type(images).__name__} of {found[0]} {found[1]}"
+    )
 
 
 class Backbone(nn.Module):
@@ -34,13 +54,13 @@ class Backbone(nn.Module):
 
     def __init__(self, architecture: Architecture, activation_checkpointing: bool) -> None:
         super().__init__()
-        self.architecture = architecture
+        self.architecture: Any = architecture
         self.activation_checkpointing = activation_checkpointing
         self.feature_info = feature_info(architecture)
         self.num_features: int = self.feature_info[-1]["num_chs"]
 
     def walk(self, images: Tensor, paths: Tensor | None = None, see: See | None = None) -> Tensor:
-        """What the last layer before `pooled` gives; ``see`` is told each part's name and output."""
+        """What the last layer before `pooled` gives; ``see`` is told parts' names and outputs."""
         raise NotImplementedError
 
     def pooled(self, x: Tensor) -> Tensor:

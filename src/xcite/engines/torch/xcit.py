@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xcite.engines.torch.backbone import Backbone, See, classifier, ignore
+from xcite.engines.torch.backbone import Backbone, See, check_images, classifier, ignore
 from xcite.engines.torch.batch_norm import BatchNorm2D
 from xcite.engines.torch.recomputation import recomputed
 from xcite.variants import XCiTArchitecture
@@ -56,23 +56,27 @@ class PositionalEncodingFourier(nn.Module):
 
     def forward(self, batch: int, height: int, width: int) -> Tensor:
         """(B, C, Hp, Wp)."""
-        weight = self.token_projection.weight
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        ones = torch.ones(batch, height, width, dtype=dtype, device=weight.device)
-        y, x = ones.cumsum(1), ones.cumsum(2)
-        y = y / (y[:, -1:, :] + self.eps) * (2 * math.pi)
-        x = x / (x[:, :, -1:] + self.eps) * (2 * math.pi)
-        channel = torch.arange(self.hidden_dim, dtype=dtype, device=weight.device)
-        pair = torch.div(channel, 2, rounding_mode="floor")
-        wavelength = self.temperature ** (2 * pair / self.hidden_dim)
-        features = []  # 32 channels of y, then 32 of x; sine, cosine, sine, ...
-        for angle in (y[..., None] / wavelength, x[..., None] / wavelength):
-            waves = (angle[..., 0::2].sin(), angle[..., 1::2].cos())
-            features.append(torch.stack(waves, dim=4).flatten(3))
-        encoding: Tensor = self.token_projection(
-            torch.cat(features, dim=3).permute(0, 3, 1, 2).to(weight.dtype)
-        )
+        features = fourier_features(self.token_projection.weight, batch, height, width)
+        encoding: Tensor = self.token_projection(features)
         return encoding
+
+
+@torch.fx.wrap  # one operation for symbolic tracing, which cannot follow sizes into `ones`
+def fourier_features(like: Tensor, batch: int, height: int, width: int) -> Tensor:
+    """(B, 64, Hp, Wp): 32 channels of y, then 32 of x; sine, cosine, sine, ..."""
+    encoding, dtype = PositionalEncodingFourier, torch.promote_types(like.dtype, torch.float32)
+    ones = torch.ones(batch, height, width, dtype=dtype, device=like.device)
+    y, x = ones.cumsum(1), ones.cumsum(2)
+    y = y / (y[:, -1:, :] + encoding.eps) * (2 * math.pi)
+    x = x / (x[:, :, -1:] + encoding.eps) * (2 * math.pi)
+    channel = torch.arange(encoding.hidden_dim, dtype=dtype, device=like.device)
+    pair = torch.div(channel, 2, rounding_mode="floor")
+    wavelength = encoding.temperature ** (2 * pair / encoding.hidden_dim)
+    features = []
+    for angle in (y[..., None] / wavelength, x[..., None] / wavelength):
+        waves = (angle[..., 0::2].sin(), angle[..., 1::2].cos())
+        features.append(torch.stack(waves, dim=4).flatten(3))
+    return torch.cat(features, dim=3).permute(0, 3, 1, 2).to(like.dtype)
 
 
 class XCA(nn.Module):
@@ -106,7 +110,7 @@ class XCA(nn.Module):
     def _attend(self, x: Tensor) -> tuple[Tensor, Tensor]:
         batch, tokens, dim = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, dim // self.num_heads)
-        q, k, v = (part.transpose(-2, -1) for part in qkv.permute(2, 0, 3, 1, 4))
+        q, k, v = qkv.permute(2, 0, 3, 4, 1)
         q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
         return ((q @ k.transpose(-2, -1)) * self.temperature).softmax(dim=-1), v
 
@@ -144,8 +148,7 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
         x = self.drop(self.act(self.fc1(x)))
-        x = self.drop(self.fc2(x))
-        return x
+        return self.drop(self.fc2(x))
 
 
 class XCABlock(nn.Module):
@@ -272,7 +275,7 @@ class XCiT(Backbone):
         """
         see = see or ignore
         x = self._patches(images, paths, see)
-        x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
+        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
         see("cls_token", x)
         for i, block in enumerate(self.cls_attn_blocks):
             x = block(x)
@@ -286,6 +289,7 @@ class XCiT(Backbone):
     ) -> Tensor:
         """Tokens after the XCA blocks (B, N, C)."""
         see = see or ignore
+        check_images(images, self.architecture.in_chans)
         x, height, width = self.patch_embed(images)
         see("patch_embed", x)
         batch = x.shape[0]
