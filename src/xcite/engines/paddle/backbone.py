@@ -52,7 +52,7 @@ class Backbone(nn.Layer):
 
     def __init__(self, architecture: Architecture, activation_checkpointing: bool) -> None:
         super().__init__()
-        self.architecture = architecture
+        self.architecture: Any = architecture
         self.activation_checkpointing = activation_checkpointing
         self.feature_info = feature_info(architecture)
         self.num_features: int = self.feature_info[-1]["num_chs"]
