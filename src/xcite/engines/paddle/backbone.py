@@ -58,7 +58,7 @@ class Backbone(nn.Layer):
         self.num_features: int = self.feature_info[-1]["num_chs"]
 
     def walk(self, images: Tensor, paths: Tensor | None = None, see: See | None = None) -> Tensor:
-        """What the last layer before `pooled` gives; ``see`` is told every part's name and output."""
+        """What the last layer before `pooled` gives; ``see`` is told parts' names and outputs."""
         raise NotImplementedError
 
     def pooled(self, x: Tensor) -> Tensor:
