@@ -4,6 +4,8 @@ Each fast operator is a subclass of the plain one and gives its numbers but for 
 weights past a module's call; `expected` says when it does not.
 """
 
+from typing import TypeVar
+
 from torch import nn
 
 from xcite.engines.torch.fast.attention import FastClassAttention, FastXCA
@@ -17,7 +19,8 @@ from xcite.engines.torch.fast.gelu import FastGELU
 from xcite.engines.torch.fast.local import FastLPI
 from xcite.engines.torch.fast.mlp import FastMlp
 from xcite.engines.torch.fast.positions import FastPositionalEncodingFourier
-from xcite.engines.torch.xcit import XCiT
+
+Module = TypeVar("Module", bound=nn.Module)
 
 FAST: dict[type[nn.Module], type[nn.Module]] = {
     kind.__bases__[0]: kind
@@ -36,8 +39,10 @@ FAST: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def accelerate(model: XCiT, attention: str = "auto") -> XCiT:
-    """Make a plain model fast, in place: each module of exactly a plain type becomes its fast one.
+def accelerate(model: Module, attention: str = "auto") -> Module:
+    """Make a plain model or a part of one fast, in place.
+
+    Each module of exactly a plain type becomes its fast one.
 
     Args:
         attention: "auto", "usual" or "covariance": how XCA and class attention are computed.
