@@ -10,14 +10,11 @@ the machine is shared. A cached step should take at most 1.15 times the undistil
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))  # before Paddle
 
 import numpy as np
 from PIL import Image

@@ -9,7 +9,6 @@ Prints a Markdown table.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 
@@ -29,8 +28,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    # Paddle's matrix products use one thread unless this is set before the import.
-    environment = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))), **os.environ}
     print("| model | batch | engine | precision | pictures/s (quartiles) | peak memory, MiB |")
     print("| --- | --- | --- | --- | --- | --- |", flush=True)
     for name, batch in CASES:
@@ -41,7 +38,6 @@ def main() -> None:
                 capture_output=True,
                 text=True,
                 check=False,
-                env=environment,
             )
             if done.returncode:
                 sys.exit(done.stderr[-3000:])

@@ -97,7 +97,7 @@ def test_equally_precise(engine, kind):
 
 def test_the_covariance_of_bfloat16_tokens_has_twice_their_precision():
     torch = pytest.importorskip("torch")
-    from xcite.engines.torch.xcit import gram
+    from xcite.engines.torch.fast.head_products import gram
 
     draws = np.random.default_rng(0)
     # channels of different size and mean, as trained layers have them
