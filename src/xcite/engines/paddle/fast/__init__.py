@@ -36,7 +36,9 @@ FAST = {
 
 
 def accelerate(model: nn.Layer, attention: str = "auto") -> Any:
-    """Make a plain model, or a part of one, fast in place: a layer of exactly a plain type becomes fast.
+    """Make a plain model, or a part of one, fast in place.
+
+    Only layers of exactly a plain type become fast ones.
 
     Args:
         attention: "auto", "usual" or "covariance": how XCA and class attention are computed.
