@@ -4,21 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xcite.errors import XciteError
-from xcite.variants import Architecture, XCiTArchitecture
+from xcite.families import Architecture
 
 
 def feature_info(architecture: Architecture) -> list[dict[str, Any]]:
     """Per block "num_chs" (channels), "reduction" (stride in pixels) and "module" (its name)."""
-    if isinstance(architecture, XCiTArchitecture):
-        width, stride = architecture.embed_dim, architecture.patch_size
-        blocks = [(width, stride, f"blocks.{i}") for i in range(architecture.depth)]
-    else:
-        blocks = [
-            (width, 2 ** (s + 1), f"s{s}.b{b}")
-            for s, (width, depth, _) in enumerate(architecture.stages(), 1)
-            for b in range(1, depth + 1)
-        ]
-    return [dict(zip(("num_chs", "reduction", "module"), block, strict=True)) for block in blocks]
+    return [
+        {"num_chs": kept.kept, "reduction": kept.places.stride, "module": part.name}
+        for part in architecture.parts()
+        if (kept := part.checkpoint) is not None  # a block's output
+    ]
 
 
 def chosen_blocks(

@@ -5,7 +5,6 @@ Names of parts are those of facebookresearch/xcit, because they become the names
 What makes it fast on a CPU is in `xcite.engines.paddle.fast`, with the same parameters.
 """
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -13,6 +12,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from xcite.engines.paddle import fourier
 from xcite.engines.paddle.backbone import Backbone, See, check_images, classifier, ignore
 from xcite.engines.paddle.batch_norm import BatchNorm2D
 from xcite.engines.paddle.layers.layer_norm import LayerNorm
@@ -47,36 +47,15 @@ class ConvPatchEmbed(nn.Layer):
 class PositionalEncodingFourier(nn.Layer):
     """Sines and cosines of the position, projected to C channels; defined for any grid."""
 
-    hidden_dim = 32
-    temperature = 10000
-    eps = 1e-6
-
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.token_projection = nn.Conv2D(2 * self.hidden_dim, dim, 1)
+        self.token_projection = nn.Conv2D(2 * fourier.CHANNELS, dim, 1)
 
     def forward(self, batch: int, height: int, width: int) -> Tensor:
         """(B, C, Hp, Wp)."""
-        features = fourier_features(self.token_projection.weight, batch, height, width)
-        encoding: Tensor = self.token_projection(features)
+        like = self.token_projection.weight
+        encoding: Tensor = self.token_projection(fourier.features(like, batch, height, width))
         return encoding
-
-
-def fourier_features(like: Tensor, batch: int, height: int, width: int) -> Tensor:
-    """(B, 64, Hp, Wp): 32 channels of y, then 32 of x; sine, cosine, sine, ..."""
-    encoding = PositionalEncodingFourier
-    dtype = paddle.float64 if like.dtype == paddle.float64 else paddle.float32
-    ones = paddle.ones([batch, height, width], dtype)
-    y, x = ones.cumsum(1), ones.cumsum(2)
-    y = y / (y[:, -1:, :] + encoding.eps) * (2 * math.pi)
-    x = x / (x[:, :, -1:] + encoding.eps) * (2 * math.pi)
-    pair = (paddle.arange(encoding.hidden_dim, dtype=dtype) / 2).floor()
-    wavelength = encoding.temperature ** (2 * pair / encoding.hidden_dim)
-    features = []
-    for angle in (y[..., None] / wavelength, x[..., None] / wavelength):
-        waves = (angle[..., 0::2].sin(), angle[..., 1::2].cos())
-        features.append(paddle.stack(waves, axis=4).flatten(3))
-    return paddle.concat(features, axis=3).transpose([0, 3, 1, 2]).astype(like.dtype)
 
 
 class XCA(nn.Layer):
@@ -290,11 +269,8 @@ class XCiT(Backbone):
         see("norm", x)
         return x
 
-    def _patches(
-        self, images: Tensor, paths: Tensor | None = None, see: See | None = None
-    ) -> Tensor:
+    def _patches(self, images: Tensor, paths: Tensor | None, see: See) -> Tensor:
         """Tokens after the XCA blocks (B, N, C)."""
-        see = see or ignore
         check_images(images, self.architecture.in_chans)
         x, height, width = self.patch_embed(images)
         see("patch_embed", x)

@@ -5,7 +5,6 @@ Names of parts are those of facebookresearch/xcit, because they become the names
 What makes it fast on a CPU is in `xcite.engines.torch.fast`, with the same parameters.
 """
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xcite.engines.torch import fourier
 from xcite.engines.torch.backbone import Backbone, See, check_images, classifier, ignore
 from xcite.engines.torch.batch_norm import BatchNorm2D
 from xcite.engines.torch.recomputation import recomputed
@@ -46,37 +46,14 @@ class ConvPatchEmbed(nn.Module):
 class PositionalEncodingFourier(nn.Module):
     """Sines and cosines of the position, projected to C channels; defined for any grid."""
 
-    hidden_dim = 32
-    temperature = 10000
-    eps = 1e-6
-
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.token_projection = nn.Conv2d(2 * self.hidden_dim, dim, 1)
+        self.token_projection = nn.Conv2d(2 * fourier.CHANNELS, dim, 1)
 
     def forward(self, batch: int, height: int, width: int) -> Tensor:
         """(B, C, Hp, Wp)."""
-        features = fourier_features(self.token_projection.weight, batch, height, width)
-        encoding: Tensor = self.token_projection(features)
-        return encoding
-
-
-@torch.fx.wrap  # one operation for symbolic tracing, which cannot follow sizes into `ones`
-def fourier_features(like: Tensor, batch: int, height: int, width: int) -> Tensor:
-    """(B, 64, Hp, Wp): 32 channels of y, then 32 of x; sine, cosine, sine, ..."""
-    encoding, dtype = PositionalEncodingFourier, torch.promote_types(like.dtype, torch.float32)
-    ones = torch.ones(batch, height, width, dtype=dtype, device=like.device)
-    y, x = ones.cumsum(1), ones.cumsum(2)
-    y = y / (y[:, -1:, :] + encoding.eps) * (2 * math.pi)
-    x = x / (x[:, :, -1:] + encoding.eps) * (2 * math.pi)
-    channel = torch.arange(encoding.hidden_dim, dtype=dtype, device=like.device)
-    pair = torch.div(channel, 2, rounding_mode="floor")
-    wavelength = encoding.temperature ** (2 * pair / encoding.hidden_dim)
-    features = []
-    for angle in (y[..., None] / wavelength, x[..., None] / wavelength):
-        waves = (angle[..., 0::2].sin(), angle[..., 1::2].cos())
-        features.append(torch.stack(waves, dim=4).flatten(3))
-    return torch.cat(features, dim=3).permute(0, 3, 1, 2).to(like.dtype)
+        like = self.token_projection.weight
+        return self.token_projection(fourier.features(like, batch, height, width))
 
 
 class XCA(nn.Module):
@@ -100,8 +77,7 @@ class XCA(nn.Module):
         attention, v = self._attend(x)
         # (B, h, c, c) @ (B, h, c, N) -> (B, N, C)
         x = (self.attn_drop(attention) @ v).permute(0, 3, 1, 2).flatten(2)
-        mixed: Tensor = self.proj_drop(self.proj(x))
-        return mixed
+        return self.proj_drop(self.proj(x))
 
     def attention(self, x: Tensor) -> Tensor:
         """Attention (B, h, c, c) of normalised tokens: rows are q's channels."""
@@ -284,11 +260,8 @@ class XCiT(Backbone):
         see("norm", x)
         return x
 
-    def _patches(
-        self, images: Tensor, paths: Tensor | None = None, see: See | None = None
-    ) -> Tensor:
+    def _patches(self, images: Tensor, paths: Tensor | None, see: See) -> Tensor:
         """Tokens after the XCA blocks (B, N, C)."""
-        see = see or ignore
         check_images(images, self.architecture.in_chans)
         x, height, width = self.patch_embed(images)
         see("patch_embed", x)

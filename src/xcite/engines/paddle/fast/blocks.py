@@ -5,6 +5,7 @@ from typing import Any
 import paddle
 from paddle import Tensor, nn
 
+from xcite.engines.paddle.backbone import ignore
 from xcite.engines.paddle.fast.attention import FastClassAttention, FastXCA
 from xcite.engines.paddle.fast.expected import as_built, has_bias
 from xcite.engines.paddle.fast.local import FastLPI
@@ -104,7 +105,7 @@ class FastXCiT(XCiT):
         last = len(self.cls_attn_blocks)
         if not (as_built(self.norm, LayerNorm) and all(map(is_fast, self.cls_attn_blocks))):
             return super().forward_features(images, paths)
-        x = self._patches(images, paths)
+        x = self._patches(images, paths, ignore)
         cls = self.cls_token.expand([x.shape[0], -1, -1])
         for i, block in enumerate(self.cls_attn_blocks, 1):
             cls, x = block.apart(cls, x, last=i == last)

@@ -9,6 +9,7 @@ from paddle import Tensor, nn
 
 from xcite.engines.paddle.fast.expected import as_built, has_bias
 from xcite.engines.paddle.fast.precision import full_precision
+from xcite.engines.paddle.fourier import CHANNELS, EPS, TEMPERATURE
 from xcite.engines.paddle.xcit import PositionalEncodingFourier
 
 
@@ -43,14 +44,12 @@ class FastPositionalEncodingFourier(PositionalEncodingFourier):
 
     def _features(self, height: int, width: int, like: Tensor) -> Tensor:
         dtype = paddle.float64 if like.dtype == paddle.float64 else paddle.float32
-        exponent = paddle.arange(self.hidden_dim // 2, dtype=dtype)
-        wavelength = paddle.pow(
-            paddle.full([], self.temperature, dtype), 2 * exponent / self.hidden_dim
-        )
+        exponent = paddle.arange(CHANNELS // 2, dtype=dtype)
+        wavelength = paddle.pow(paddle.full([], TEMPERATURE, dtype), 2 * exponent / CHANNELS)
 
         def waves(count: int) -> Tensor:  # (count, 32): sine, cosine, sine, ...
             position = paddle.arange(1, count + 1).astype(dtype)
-            angle = position / (position[-1] + self.eps) * (2 * math.pi)
+            angle = position / (position[-1] + EPS) * (2 * math.pi)
             angle = angle.unsqueeze(1) / wavelength
             return paddle.stack((angle.sin(), angle.cos()), axis=2).flatten(1)
 

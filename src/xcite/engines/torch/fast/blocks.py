@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xcite.engines.torch.backbone import ignore
 from xcite.engines.torch.fast.attention import FastClassAttention, FastXCA
 from xcite.engines.torch.fast.expected import as_built, ordinary
 from xcite.engines.torch.fast.local import FastLPI
@@ -18,7 +19,9 @@ class FastConvPatchEmbed(ConvPatchEmbed):
 
     def forward(self, images: Tensor) -> tuple[Tensor, int, int]:
         """(B, in_chans, H, W) -> tokens (B, N, C), Hp, Wp; Hp = ceil(H / patch)."""
-        x, height, width = super().forward(images.contiguous(memory_format=torch.channels_last))
+        if ordinary(images):
+            images = images.contiguous(memory_format=torch.channels_last)
+        x, height, width = super().forward(images)
         # The residual stream keeps the weights' dtype, also under autocast.
         return x.to(next(self.parameters()).dtype), height, width
 
@@ -77,7 +80,7 @@ class FastXCiT(XCiT):
         apart = ordinary(images) and as_built(self.norm, nn.LayerNorm)
         if not (apart and all(is_fast(block, FastClassAttentionBlock) for block in blocks)):
             return super().forward_features(images, paths)
-        x = self._patches(images, paths)
+        x = self._patches(images, paths, ignore)
         cls, *rest = self.cls_token.expand(x.shape[0], -1, -1), x
         for block in blocks:
             cls, *rest = block.apart(cls, *rest, last=block is blocks[-1])

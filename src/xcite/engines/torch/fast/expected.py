@@ -11,14 +11,12 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as hooks
 
-from xcite.engines.torch.fast.gelu import FastGELU
 from xcite.engines.torch.xcit import LAYER_NORM_EPS
 
 # What a type leaves open and fast operators take for granted.
 SETTINGS: dict[type[nn.Module], tuple[str, Any]] = {
     nn.Conv2d: ("padding_mode", "zeros"),
     nn.LayerNorm: ("eps", LAYER_NORM_EPS),
-    FastGELU: ("approximate", "none"),
 }
 
 
@@ -55,12 +53,14 @@ def ordinary(x: Tensor) -> bool:
     """Whether operations on x compute numbers with at most one reverse pass to come.
 
     Not so under a transform of `torch.func`, in forward-mode differentiation, in symbolic and in
-    TorchScript tracing, on tensors of another type, and while hooks of all modules are set.
+    TorchScript tracing, on tensors of another type or without numbers, and while there are hooks
+    for all modules.
     """
     if torch.compiler.is_compiling():
         return True
     return (
         _ordinary_type(x)
+        and not x.is_meta
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
         and not torch.jit.is_tracing()

@@ -50,7 +50,7 @@ class HeadProducts(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_squares: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, projected, sums = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled():  # the gradient will be differentiated, too
             inputs, grads = (x, weight, bias), (grad_squares, grad)
             return tuple(differentiated(plain_head_products, inputs, grads, ctx.needs_input_grad))
         batch, _, dim = x.shape

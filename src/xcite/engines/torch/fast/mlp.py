@@ -26,6 +26,7 @@ class FastMlp(Mlp):
         return (
             as_built(self.fc1, nn.Linear)
             and as_built(self.act, FastGELU)
+            and self.act.approximate == "none"
             and as_built(self.fc2, nn.Linear)
             and as_built(self.drop, nn.Dropout)
         )
@@ -125,7 +126,7 @@ class SlicedMlp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, norm_weight, norm_bias, weight1, bias1, weight2, bias2, *kept = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled():  # the gradient will be differentiated, too
             affine, layers = (norm_weight, norm_bias), (weight1, bias1, weight2, bias2)
             needed = ctx.needs_input_grad[:1] + ctx.needs_input_grad[4:]
             grads = differentiated(

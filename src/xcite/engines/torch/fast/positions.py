@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from xcite.engines.torch.fast.expected import as_built, ordinary
 from xcite.engines.torch.fast.precision import full_precision
+from xcite.engines.torch.fourier import CHANNELS, EPS, TEMPERATURE
 from xcite.engines.torch.xcit import PositionalEncodingFourier
 
 
@@ -45,12 +46,12 @@ class FastPositionalEncodingFourier(PositionalEncodingFourier):
 
     def _features(self, height: int, width: int, like: Tensor) -> Tensor:
         dtype = torch.promote_types(like.dtype, torch.float32)
-        exponent = torch.arange(self.hidden_dim // 2, dtype=dtype, device=like.device)
-        wavelength = self.temperature ** (2 * exponent / self.hidden_dim)
+        exponent = torch.arange(CHANNELS // 2, dtype=dtype, device=like.device)
+        wavelength = TEMPERATURE ** (2 * exponent / CHANNELS)
 
         def waves(count: int) -> Tensor:  # (count, 32): sine, cosine, sine, ...
             position = torch.arange(1, count + 1, dtype=dtype, device=like.device)
-            angle = position / (count + self.eps) * (2 * math.pi)
+            angle = position / (count + EPS) * (2 * math.pi)
             angle = angle[:, None] / wavelength
             return torch.stack((angle.sin(), angle.cos()), dim=2).flatten(1)
 
