@@ -139,6 +139,22 @@ def test_lora_acts_and_trains(kind, wrap, name):
 
 
 @each_kind
+def test_lora_trains_alone(kind):
+    """Frozen weights change no other gradient; Paddle's own LayerNorm would."""
+    found = {}
+    for frozen in (False, True):
+        paddle.seed(0)
+        model = model_of(kind, train=True)
+        replace_layer(model, "blocks.0.attn.qkv", LoRA)
+        for name, parameter in model.named_parameters():
+            parameter.stop_gradient = frozen and ".up." not in name and ".down." not in name
+        found[frozen] = gradients(model)
+    assert set(found[True]) == {f"blocks.0.attn.qkv.{part}.weight" for part in ("up", "down")}
+    for name, gradient in found[True].items():
+        assert relative_error(gradient, found[False][name]) < 1e-4, name
+
+
+@each_kind
 @pytest.mark.parametrize("name", ["blocks.0.mlp.act", "blocks.0.local_mp.act"])
 @pytest.mark.parametrize("other", [nn.ReLU, lambda: nn.GELU(approximate=True)])
 def test_another_activation_is_used(kind, name, other):
@@ -155,12 +171,15 @@ def test_another_activation_is_used(kind, name, other):
 @each_kind
 def test_other_settings_of_a_layer_are_used(kind):
     """A dilated convolution, a linear layer without bias, a norm of another epsilon."""
+    from xcite.engines.paddle.layers.layer_norm import LayerNorm
+
     changes = {
         "blocks.0.local_mp.conv2": lambda _: nn.Conv2D(32, 32, 3, padding=2, dilation=2, groups=32),
         "blocks.0.local_mp.conv1": lambda _: nn.Conv2D(32, 32, 3, padding=1),
         "blocks.0.attn.proj": lambda _: nn.Linear(32, 32, bias_attr=False),
         "blocks.0.mlp.fc2": lambda _: nn.Linear(128, 32, bias_attr=False),
-        "cls_attn_blocks.0.norm2": lambda _: nn.LayerNorm(32, 1e-3),
+        "cls_attn_blocks.0.norm2": lambda _: LayerNorm(32, 1e-3),
+        "cls_attn_blocks.0.norm1": lambda _: nn.LayerNorm(32, 1e-3),
         "cls_attn_blocks.0.mlp.fc1": lambda _: nn.Linear(32, 128, bias_attr=False),
     }
     for name, make in changes.items():

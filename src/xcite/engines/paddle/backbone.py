@@ -28,12 +28,13 @@ def check_images(images: Any, channels: int) -> None:
         XciteError: anything but a floating tensor (B, channels, H, W).
     """
     kinds = (paddle.float32, paddle.float64, paddle.float16, paddle.bfloat16)
+    found = getattr(images, "dtype", None), list(getattr(images, "shape", []))
     # A program knows no sizes but those it was given.
-    if images.dtype in kinds and images.ndim == 4 and images.shape[1] in (channels, -1):
+    if found[0] in kinds and len(found[1]) == 4 and found[1][1] in (channels, -1):
         return
     raise XciteError(
         f"the model takes a floating tensor (batch, {channels}, height, width); "
-        f"this is a {type(images).__name__} of {images.dtype} {list(images.shape)}"
+        f"this is a {type(images).__name__} of {found[0]} {found[1]}"
     )
 
 

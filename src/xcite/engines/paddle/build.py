@@ -23,6 +23,9 @@ def build(
 ) -> Any:
     """Build a model as a `paddle.nn.Layer`.
 
+    Paddle computes on one thread unless OMP_NUM_THREADS, set before it is imported, or
+    `paddle.base.core.set_num_threads` says otherwise; an `Engine` takes all cores by itself.
+
     Args:
         operators: "fast" or "plain", see `xcite.engines.operators`.
         attention: "auto", "usual" or "covariance"; RegNet has no attention and takes any.

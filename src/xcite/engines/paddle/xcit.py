@@ -15,6 +15,7 @@ from paddle import Tensor, nn
 from xcite.engines.paddle import fourier
 from xcite.engines.paddle.backbone import Backbone, See, check_images, classifier, ignore
 from xcite.engines.paddle.batch_norm import BatchNorm2D
+from xcite.engines.paddle.layers.layer_norm import LayerNorm
 from xcite.engines.paddle.recomputation import recomputed
 from xcite.variants import XCiTArchitecture
 
@@ -141,11 +142,11 @@ class XCABlock(nn.Layer):
         self.gamma1 = self.create_parameter([dim], default_initializer=eta)
         self.gamma2 = self.create_parameter([dim], default_initializer=eta)
         self.gamma3 = self.create_parameter([dim], default_initializer=eta)
-        self.norm1 = nn.LayerNorm(dim, LAYER_NORM_EPS)
+        self.norm1 = LayerNorm(dim, LAYER_NORM_EPS)
         self.attn = XCA(architecture)
-        self.norm2 = nn.LayerNorm(dim, LAYER_NORM_EPS)
+        self.norm2 = LayerNorm(dim, LAYER_NORM_EPS)
         self.mlp = Mlp(architecture)
-        self.norm3 = nn.LayerNorm(dim, LAYER_NORM_EPS)
+        self.norm3 = LayerNorm(dim, LAYER_NORM_EPS)
         self.local_mp = LPI(dim)
 
     def forward(self, x: Tensor, height: int, width: int, paths: Tensor | None = None) -> Tensor:
@@ -204,9 +205,9 @@ class ClassAttentionBlock(nn.Layer):
         eta = nn.initializer.Constant(architecture.eta)
         self.gamma1 = self.create_parameter([dim], default_initializer=eta)
         self.gamma2 = self.create_parameter([dim], default_initializer=eta)
-        self.norm1 = nn.LayerNorm(dim, LAYER_NORM_EPS)
+        self.norm1 = LayerNorm(dim, LAYER_NORM_EPS)
         self.attn = ClassAttention(architecture)
-        self.norm2 = nn.LayerNorm(dim, LAYER_NORM_EPS)
+        self.norm2 = LayerNorm(dim, LAYER_NORM_EPS)
         self.mlp = Mlp(architecture)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -242,7 +243,7 @@ class XCiT(Backbone):
         self.cls_attn_blocks = nn.LayerList(
             [ClassAttentionBlock(architecture) for _ in range(architecture.cls_attn_layers)]
         )
-        self.norm = nn.LayerNorm(dim, LAYER_NORM_EPS)
+        self.norm = LayerNorm(dim, LAYER_NORM_EPS)
         self.head = classifier(dim, architecture.num_classes)
         self.pos_embeder = PositionalEncodingFourier(dim) if architecture.use_pos else None
         self.pos_drop = nn.Dropout(architecture.drop_rate)

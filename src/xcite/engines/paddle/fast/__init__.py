@@ -4,6 +4,10 @@ Each fast operator is a subclass of the plain one and gives its numbers but for 
 weights past a layer's call; `expected` says when it does not.
 """
 
+from typing import Any
+
+from paddle import nn
+
 from xcite.engines.paddle.fast.attention import FastClassAttention, FastXCA
 from xcite.engines.paddle.fast.blocks import (
     FastClassAttentionBlock,
@@ -14,7 +18,6 @@ from xcite.engines.paddle.fast.blocks import (
 from xcite.engines.paddle.fast.local import FastLPI
 from xcite.engines.paddle.fast.mlp import FastMlp
 from xcite.engines.paddle.fast.positions import FastPositionalEncodingFourier
-from xcite.engines.paddle.xcit import XCiT
 
 FAST = {
     kind.__base__: kind
@@ -32,16 +35,16 @@ FAST = {
 }
 
 
-def accelerate(model: XCiT, attention: str = "auto") -> XCiT:
-    """Make a plain model fast, in place: each layer of exactly a plain type becomes its fast one.
+def accelerate(model: nn.Layer, attention: str = "auto") -> Any:
+    """Make a plain model, or a part of one, fast in place.
+
+    Only layers of exactly a plain type become fast ones.
 
     Args:
         attention: "auto", "usual" or "covariance": how XCA and class attention are computed.
     """
     for layer in model.sublayers(include_self=True):
-        kind = FAST.get(type(layer))
-        if kind is not None:
-            layer.__class__ = kind
+        layer.__class__ = FAST.get(type(layer), type(layer))
         if isinstance(layer, (FastXCA, FastClassAttention)):
             layer.form = attention
         elif isinstance(layer, FastPositionalEncodingFourier):

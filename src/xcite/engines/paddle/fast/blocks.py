@@ -3,7 +3,6 @@
 from typing import Any
 
 import paddle
-import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from xcite.engines.paddle.backbone import ignore
@@ -11,6 +10,7 @@ from xcite.engines.paddle.fast.attention import FastClassAttention, FastXCA
 from xcite.engines.paddle.fast.expected import as_built, has_bias
 from xcite.engines.paddle.fast.local import FastLPI
 from xcite.engines.paddle.fast.mlp import FastMlp
+from xcite.engines.paddle.layers.layer_norm import LayerNorm, layer_norm
 from xcite.engines.paddle.xcit import (
     ClassAttentionBlock,
     ConvPatchEmbed,
@@ -70,8 +70,8 @@ class FastClassAttentionBlock(ClassAttentionBlock):
     def is_as_built(self) -> bool:
         """Whether `apart` may read the layers' weights."""
         return (
-            as_built(self.norm1, nn.LayerNorm)
-            and as_built(self.norm2, nn.LayerNorm)
+            as_built(self.norm1, LayerNorm)
+            and as_built(self.norm2, LayerNorm)
             and has_bias(self.norm2)
             and is_fast(self.attn)
             and is_fast(self.mlp)
@@ -93,7 +93,7 @@ class FastClassAttentionBlock(ClassAttentionBlock):
         patches = patches + self.gamma1 * normed
         if self.tokens_norm:
             weight, bias = 2 * norm2.weight, 2 * norm2.bias
-            return cls, F.layer_norm(patches, len(weight), weight, bias, norm2._epsilon)
+            return cls, layer_norm(patches, weight, bias, norm2._epsilon)
         return cls, 2 * patches
 
 
@@ -103,7 +103,7 @@ class FastXCiT(XCiT):
     def forward_features(self, images: Tensor, paths: Tensor | None = None) -> Tensor:
         """What the classifier sees: CLS after the final norm (B, C)."""
         last = len(self.cls_attn_blocks)
-        if not (as_built(self.norm, nn.LayerNorm) and all(map(is_fast, self.cls_attn_blocks))):
+        if not (as_built(self.norm, LayerNorm) and all(map(is_fast, self.cls_attn_blocks))):
             return super().forward_features(images, paths)
         x = self._patches(images, paths, ignore)
         cls = self.cls_token.expand([x.shape[0], -1, -1])

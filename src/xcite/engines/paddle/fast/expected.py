@@ -8,12 +8,14 @@ from typing import Any
 
 from paddle import nn
 
-# What a type of Paddle leaves open, as our models set it.
+from xcite.engines.paddle.layers.layer_norm import LayerNorm
+
+# What a type leaves open, as our models set it.
 SETTINGS: dict[type[nn.Layer], tuple[tuple[str, Any], ...]] = {
     nn.Conv2D: (("_stride", [1, 1]), ("_dilation", [1, 1]), ("_padding_mode", "zeros")),
     nn.Dropout: (("mode", "upscale_in_train"), ("axis", None)),
     nn.GELU: (("_approximate", False),),
-    nn.LayerNorm: (("_epsilon", 1e-6),),
+    LayerNorm: (("_epsilon", 1e-6),),
 }
 
 

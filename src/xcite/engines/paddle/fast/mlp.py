@@ -56,6 +56,10 @@ class SlicedMlp(PyLayer):
     The hidden layer is four times as wide as the tokens: a slice of it stays in the cache where the
     whole would go to memory and back for every operation. The backward pass needs x W1 + b1, which
     is kept, and its GELU, which is computed again rather than kept.
+
+    `paddle.grad` of inputs alone refuses a `PyLayer`, and Paddle's kernel of LayerNorm errs under
+    it: `backward` is the way to gradients. Paddle has no second derivative of LayerNorm, GELU or
+    softmax, so those of a model are an error of Paddle with plain operators, too.
     """
 
     @staticmethod

@@ -1,1 +1,1 @@
-"""Layers that Paddle lacks."""
+"""Layers that Paddle lacks or has otherwise."""
