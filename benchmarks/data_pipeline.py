@@ -16,7 +16,6 @@ by the processor time of this process.
 import argparse
 import io
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Callable, Generator
@@ -118,7 +117,7 @@ def endless(loader: TrainLoader) -> Generator[Batch, None, None]:
         yield from loader.epoch(epoch)
 
 
-def measure(height: int, width: int, repeats: int, batch: int, rounds: int) -> dict[str, object]:
+def measure(height: int, width: int, repeats: int, batch: int, rounds: int) -> dict[str, str]:
     rng = np.random.default_rng(0)
     source = Memory([drawn_photograph(rng, height, width) for _ in range(max(batch, 64))])
     recipe, exact = (
@@ -149,12 +148,12 @@ def measure(height: int, width: int, repeats: int, batch: int, rounds: int) -> d
     rates["ours with the rest"] = 1 / (1 / rates["ours"] + 1 / rates["engine"])
     return {
         "picture": f"{width} x {height}",
-        "kilobytes": round(statistics.mean(len(p) for p in source.pictures) / 1000),
-        "repeats": repeats,
-        "pictures per second and core": {name: round(rate, 1) for name, rate in rates.items()},
-        "ratio": round(rates["ours"] / rates["plain"], 2),
-        "ratio of exact": round(rates["exact"] / rates["plain"], 2),
-        "ratio with the rest": round(rates["ours with the rest"] / rates["plain"], 2),
+        "kB": f"{statistics.mean(len(p) for p in source.pictures) / 1000:.0f}",
+        "repeats": str(repeats),
+        **{name: f"{rate:.1f}" for name, rate in rates.items()},
+        "ratio": f"{rates['ours'] / rates['plain']:.2f}",
+        "of exact": f"{rates['exact'] / rates['plain']:.2f}",
+        "with the rest": f"{rates['ours with the rest'] / rates['plain']:.2f}",
     }
 
 
@@ -163,9 +162,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--batch", type=int, default=63)
     options = parser.parse_args()
+    heads: list[str] = []
     for height, width, repeats in ((375, 500, 3), (375, 500, 1), (768, 1024, 3)):
-        result = measure(height, width, repeats, options.batch, options.rounds)
-        print(json.dumps(result), flush=True)
+        row = measure(height, width, repeats, options.batch, options.rounds)
+        if not heads:
+            heads = [*row]
+            print(f"| {' | '.join(heads)} |\n| {' | '.join(['---'] * len(heads))} |")
+        print(f"| {' | '.join(row.values())} |", flush=True)
 
 
 if __name__ == "__main__":

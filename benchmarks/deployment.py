@@ -21,9 +21,9 @@ from collections.abc import Callable
 import numpy as np
 
 from xcite import canonical, variants
-from xcite.deployment import graph
-from xcite.deployment.predictor import compile_openvino
-from xcite.deployment.quantization import quantise
+from xcite.export import graph
+from xcite.export.quantization import quantise
+from xcite.runtime.programs import compile_openvino
 
 SIZE = 224
 # model: batch: (runtime, precision, least ratio)

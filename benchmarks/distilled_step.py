@@ -25,8 +25,10 @@ from xcite.data.pipeline import TrainLoader
 from xcite.engines import create_engine
 from xcite.recipe import DistillRecipe, Recipe
 from xcite.training import plan
-from xcite.training.distillation import LiveTeacher, Teacher
-from xcite.training.teacher_cache import compute, open_cache
+from xcite.training.teachers.cached import open_cache
+from xcite.training.teachers.computing import compute
+from xcite.training.teachers.live import LiveTeacher
+from xcite.training.teachers.teacher import Teacher
 from xcite.variants import find
 
 KINDS = ("undistilled", "cached teacher", "live RegNetY-160")
@@ -116,9 +118,16 @@ def prepare(engine: str, place: Path, batch: int, size: int) -> dict[str, Step]:
         regnet.predict,
         student=recipe.preprocessing,
         own=recipe.preprocessing,
+        classes=len(classes),
         columns=None,
         hard=True,
-        identity={"sha256": "untrained", "size": size, "mean": [], "std": []},
+        identity={
+            "name": "regnety_160",
+            "sha256": "untrained",
+            "size": size,
+            "mean": [],
+            "std": [],
+        },
     )
     compute(recipe, prepared.train, classes, live, cache)
     cached = open_cache(recipe, prepared.train, classes)

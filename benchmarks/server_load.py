@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from xcite.deployment.predictor import Predictor
+from xcite.runtime.predictor import Predictor
 
 PICTURES = 64
 
@@ -41,9 +41,9 @@ def drawn_bundle(folder: Path, model: str, size: int) -> Path:
     import onnx
 
     from xcite.canonical import initial_weights
-    from xcite.deployment.bundle import BundleInfo, describe, seal_folder
-    from xcite.deployment.graph import build
+    from xcite.export.graph import build
     from xcite.preprocessing import Preprocessing
+    from xcite.runtime.bundle import BundleInfo, describe, seal_folder
     from xcite.variants import find
 
     architecture = find(model)

@@ -1,5 +1,6 @@
 """XCiT for PaddlePaddle and PyTorch. Importing this package imports no framework."""
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,10 @@ from xcite.variants import list_models
 if TYPE_CHECKING:
     import numpy as np
 
-    from xcite.deployment.predictor import Predictor
+    from xcite.runtime.predictor import Predictor
 
 __all__ = ["Predictor", "XciteError", "create_model", "list_models", "load_weights", "read_weights"]
+SUBMODULES = ("engines", "preprocessing", "randomness", "weights")  # imported when first used
 __version__ = "0.1.0"
 
 
@@ -106,7 +108,9 @@ def read_weights(model: Any) -> "dict[str, np.ndarray]":
 
 def __getattr__(name: str) -> Any:
     if name == "Predictor":
-        from xcite.deployment.predictor import Predictor
+        from xcite.runtime.predictor import Predictor
 
         return Predictor
+    if name in SUBMODULES:
+        return importlib.import_module(f"xcite.{name}")
     raise AttributeError(f"module 'xcite' has no attribute {name!r}")

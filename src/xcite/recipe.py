@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -113,7 +113,9 @@ class OptimRecipe(Section):
     batch: int = Field(1024, ge=1, description="pictures per step over all processes")
     accumulate: int = Field(1, ge=1, description="parts into which a step's batch is cut")
     lr: Positive = 5e-4
-    lr_per: int | None = Field(512, ge=1, description="lr is scaled by batch / this; empty: not")
+    lr_per: int | None = Field(
+        512, ge=1, description="lr is scaled by batch / this; empty: not scaled"
+    )
     min_lr: NotNegative = 1e-5
     warmup_lr: NotNegative = 1e-6
     warmup_epochs: NotNegative = 5.0
@@ -134,6 +136,26 @@ class OptimRecipe(Section):
     )
 
 
+class Question(NamedTuple):
+    """What a distillation loss asks a teacher.
+
+    Attributes:
+        answers: "classes" int64 (B,) or "logits" float32 (B, K).
+        tempered: whether the loss compares probabilities at temperature ``tau``.
+    """
+
+    answers: Literal["classes", "logits"]
+    tempered: bool = False
+
+
+# One row per value of `DistillRecipe.loss` but "none"; each engine's losses.py computes them.
+QUESTIONS = {
+    "hard": Question("classes"),
+    "soft": Question("logits", tempered=True),
+    "dml": Question("logits"),
+}
+
+
 class DistillRecipe(Section):
     """The teacher, if there is one."""
 
@@ -149,6 +171,16 @@ class DistillRecipe(Section):
     cache: str | None = Field(None, description="folder written by `xcite teach`")
     views: int | None = Field(None, ge=1, description="epochs cached; empty: all of them")
     top: int = Field(16, ge=1, description="soft cache: probabilities kept per picture")
+
+    @property
+    def question(self) -> Question | None:
+        """What the loss asks the teacher; None without distillation."""
+        return QUESTIONS.get(self.loss)
+
+    @property
+    def temperature(self) -> float:
+        """The temperature at which the loss compares probabilities."""
+        return self.tau if self.question and self.question.tempered else 1.0
 
 
 class RunRecipe(Section):
@@ -166,7 +198,7 @@ class RunRecipe(Section):
     evaluate_every: int = Field(1, ge=1, description="epochs")
     keep: int = Field(1, ge=0, description="numbered checkpoints kept beside last and best")
     checkpoint_every: int = Field(1, ge=1, description="epochs")
-    checkpoint_minutes: Positive | None = Field(30.0, description="within an epoch; empty: not")
+    checkpoint_minutes: Positive | None = Field(30.0, description="within an epoch; empty: never")
     log_every: int = Field(10, ge=1, description="steps")
     tensorboard: bool = False
 
@@ -199,7 +231,7 @@ class Recipe(Section):
             )
         for name, (low, high) in (("scale", augment.scale), ("ratio", augment.ratio)):
             if low > high:
-                raise ValueError(f"augment.{name} goes from {low} down to {high}; turn it round")
+                raise ValueError(f"augment.{name} is ({low}, {high}); the lower value comes first")
         if augment.mixes and augment.mix_mode == "pair" and self.optim.batch % 2:
             raise ValueError("augment.mix_mode 'pair' needs an even optim.batch")
         if self.optim.batch % self.optim.accumulate:
@@ -215,7 +247,7 @@ class Recipe(Section):
             )
         if self.augment.randaugment and self.augment.color_jitter:
             raise ValueError(
-                "augment.color_jitter acts only without augment.randaugment; set one of them off"
+                "augment.color_jitter acts only without augment.randaugment; switch one of them off"
             )
         if self.distill.loss == "none" and (self.distill.teacher or self.distill.cache):
             raise ValueError("distill.teacher is given but distill.loss is 'none'")
@@ -322,7 +354,7 @@ class _Loader(yaml.SafeLoader):
             key = key_node.value if isinstance(key_node.value, str) else None
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{key!r} stands there twice", key_node.start_mark
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)

@@ -8,9 +8,9 @@ import onnx
 from PIL import Image
 
 from xcite.canonical import initial_weights
-from xcite.deployment.bundle import BundleInfo, describe, seal_folder
-from xcite.deployment.graph import build
+from xcite.export.graph import build
 from xcite.preprocessing import Preprocessing
+from xcite.runtime.bundle import BundleInfo, describe, seal_folder
 from xcite.variants import XCiTArchitecture
 
 ARCHITECTURE = XCiTArchitecture(

@@ -10,14 +10,15 @@ import pytest
 from PIL import Image
 
 from xcite import canonical, cli
-from xcite.deployment import graph
-from xcite.deployment.export import export
-from xcite.deployment.predictor import Predictor, probabilities
 from xcite.engines import create_engine, installed
 from xcite.errors import XciteError
+from xcite.export import graph_builder
+from xcite.export.export import export
+from xcite.export.options import ExportOptions
 from xcite.preprocessing import Preprocessing
+from xcite.runtime.predictor import Predictor
 from xcite.variants import RegNetArchitecture, XCiTArchitecture
-from xcite.weights import Metadata, save_weights
+from xcite.weights import Metadata, WeightFile, save_weights
 
 pytest.importorskip("openvino")
 pytest.importorskip("sklearn")
@@ -39,6 +40,12 @@ def decided(architecture):
     head = "head.weight" if "head.weight" in weights else "head.fc.weight"
     weights[head] = 30 * weights[head]
     return weights
+
+
+def model_of(architecture, preprocessing=PREPROCESSING, names=None):
+    """What `open_weights` would give of a file with such weights."""
+    metadata = Metadata(preprocessing=preprocessing, class_names=names)
+    return WeightFile(decided(architecture), architecture, "xcite", metadata)
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +107,10 @@ def test_the_command_writes_a_checked_bundle(weights_file, tmp_path, capsys):
     ids=str,
 )
 def test_every_format_runs_on_its_runtimes(options, tmp_path):
-    weights = decided(ARCHITECTURE)
-    plain = Preprocessing(size=32)
-    info = export(weights, ARCHITECTURE, tmp_path / "b", preprocessing=plain, **options)
+    model = model_of(ARCHITECTURE, Preprocessing(size=32))
+    info = export(model, tmp_path / "b", ExportOptions(**options))
     engine = create_engine(info.agreement["reference"], ARCHITECTURE)
-    engine.load_weights(weights)
+    engine.load_weights(model.tensors)
     sizes = [info.size or (32, 32)] + ([(20, 52)] if info.size is None else [])
     runtimes = {"onnx": ["openvino", "onnxruntime"]}.get(info.format, [info.format])
     for runtime in runtimes:
@@ -143,17 +149,16 @@ def test_int8_is_calibrated_measured_and_gated(weights_file, tmp_path, capsys):
 
 
 def test_too_large_a_loss_fails_and_leaves_the_earlier_bundle(tmp_path):
-    arguments = {"preprocessing": PREPROCESSING, "validation": "digits"}
     out = tmp_path / "bundle"
-    first = export(decided(GREY), GREY, out, **arguments)
+    first = export(model_of(GREY), out, ExportOptions(validation="digits"))
     with pytest.raises(XciteError, match=r"falls by 0\.00 points .* --max-drop allows -1"):
-        export(decided(GREY), GREY, out, max_drop=-1.0, **arguments)
+        export(model_of(GREY), out, ExportOptions(validation="digits", max_drop=-1.0))
     assert Predictor(out).info == first
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_a_graph_that_disagrees_is_not_written(weights_file, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(graph, "LAYER_NORM_EPS", 1e-2)
+    monkeypatch.setattr(graph_builder, "LAYER_NORM_EPS", 1e-2)
     code, _, errors = run(capsys, "export", weights_file, tmp_path / "b", "--format", "onnx")
     assert code == 2
     assert "disagrees with the" in errors
@@ -179,16 +184,8 @@ def test_exporting_opens_no_connection(tmp_path, monkeypatch):
     except ImportError:
         pass
     for precision in precisions:
-        export(
-            decided(GREY),
-            GREY,
-            tmp_path / precision,
-            preprocessing=PREPROCESSING,
-            precision=precision,
-            pictures="digits",
-            validation="digits",
-            max_drop=10,
-        )
+        data = {"pictures": "digits", "validation": "digits", "max_drop": 10}
+        export(model_of(GREY), tmp_path / precision, ExportOptions(precision=precision, **data))
     for thread in threading.enumerate():  # telemetry would call from a thread of its own
         if thread is not threading.current_thread():
             thread.join(timeout=0.5)
@@ -197,9 +194,8 @@ def test_exporting_opens_no_connection(tmp_path, monkeypatch):
 
 def test_regnet_teachers_export_too(tmp_path):
     shape = RegNetArchitecture(16, 16.0, 1.6, 8, 5, num_classes=10)
-    info = export(
-        decided(shape), shape, tmp_path / "b", preprocessing=Preprocessing(size=64), format="onnx"
-    )
+    model = model_of(shape, Preprocessing(size=64))
+    info = export(model, tmp_path / "b", ExportOptions(format="onnx"))
     assert info.outputs == ["logits"]
     predictor = Predictor(tmp_path / "b")
     with pytest.raises(XciteError, match="gives no attention"):
@@ -215,6 +211,7 @@ def test_regnet_teachers_export_too(tmp_path):
         (["--precision", "f16"], "choose f32, bf16 or int8"),
         (["--format", "onnx", "--precision", "bf16"], "bf16 is for --format openvino"),
         (["--size", "24x40", "--validation", "digits"], "measured on squares"),
+        (["--format", "paddle", "--engine", "torch"], "leave --engine out"),
         (["--pictures", "/nowhere"], "/nowhere"),
     ],
 )
@@ -229,14 +226,8 @@ def test_contradictions_are_refused_in_one_line(weights_file, tmp_path, capsys, 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundles") / "b"
-    export(
-        decided(ARCHITECTURE),
-        ARCHITECTURE,
-        folder,
-        preprocessing=Preprocessing(size=32),
-        class_names=NAMES,
-        format="onnx",
-    )
+    model = model_of(ARCHITECTURE, Preprocessing(size=32), NAMES)
+    export(model, folder, ExportOptions(format="onnx"))
     return folder
 
 
@@ -322,6 +313,30 @@ def test_wrong_input_and_options_are_refused(bundle):
             Predictor(bundle, **options)
 
 
-def test_probabilities_survive_large_logits():
-    found = probabilities(np.array([[1e4, 1e4 - 1, -1e4]], np.float32))
-    np.testing.assert_allclose(found, [[0.7310586, 0.2689414, 0]], atol=1e-6)
+def test_every_way_to_ask_an_oblong_bundle_gives_the_same(tmp_path, capsys):
+    model = model_of(ARCHITECTURE, Preprocessing(size=32), NAMES)
+    export(model, tmp_path / "b", ExportOptions(format="onnx", size=(24, 40)))
+    photograph(3).save(tmp_path / "one.png")
+    code, said, errors = run(capsys, "predict", tmp_path / "b", tmp_path / "one.png", "--json")
+    assert code in (0, None), errors
+    (answer,) = json.loads(said)
+    expected = Predictor(tmp_path / "b").predict(tmp_path / "one.png")
+    assert [row["name"] for row in answer["classes"]] == [name for name, _ in expected[0]]
+    found = [row["probability"] for row in answer["classes"]]
+    np.testing.assert_allclose(found, [share for _, share in expected[0]], atol=1e-5)
+
+
+def test_weights_that_say_little_are_exported_with_a_note(tmp_path):
+    said = []
+    model = model_of(GREY, preprocessing=None)
+    info = export(model, tmp_path / "b", ExportOptions(size=(32, 32)), called="x", say=said.append)
+    assert info.preprocessing == Preprocessing(size=32, mean=(0.5,), std=(0.5,))
+    assert said[0].startswith("note: x does not say how its pictures were prepared")
+
+
+def test_a_regnet_in_int8_is_refused(tmp_path):
+    shape = RegNetArchitecture(16, 16.0, 1.6, 8, 5, num_classes=10)
+    options = ExportOptions(precision="int8", pictures="digits", validation="digits")
+    with pytest.raises(XciteError, match="int8 is made for XCiT"):
+        export(model_of(shape), tmp_path / "b", options)
+    assert list(tmp_path.iterdir()) == []

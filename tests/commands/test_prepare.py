@@ -196,7 +196,7 @@ def test_incomplete_archives_are_refused(archives):
 
 
 def test_pictures_twice_are_refused(archives):
-    with pytest.raises(XciteError, match="is there 2 times"):
+    with pytest.raises(XciteError, match="occurs 2 times"):
         prepare_imagenet(
             archives / "imagenet", **official(archives) | {"train": [archives / "train.tar"] * 2}
         )

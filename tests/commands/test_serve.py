@@ -15,8 +15,9 @@ testing = pytest.importorskip("starlette.testclient")
 
 from serving import CLASS_NAMES, make_bundle, photograph  # noqa: E402
 
-from xcite.deployment.predictor import Predictor  # noqa: E402
-from xcite.deployment.server import Limits, create_app  # noqa: E402
+from xcite.runtime.predictor import Predictor  # noqa: E402
+from xcite.server.limits import Limits  # noqa: E402
+from xcite.server.serve import create_app  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ webdriver = pytest.importorskip("selenium.webdriver")
 
 from serving import make_bundle, photograph  # noqa: E402
 
-from xcite.deployment.predictor import Predictor  # noqa: E402
-from xcite.deployment.server import Limits, create_app, listen  # noqa: E402
+from xcite.runtime.predictor import Predictor  # noqa: E402
+from xcite.server.limits import Limits  # noqa: E402
+from xcite.server.serve import create_app, listen  # noqa: E402
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -58,7 +59,7 @@ def test_dry_run(
         (["digts"], "did you mean 'digits'"),
         (["digits", "--set", "optim.lrate=3"], "optim.lr"),
         (["digits", "--engine", "jax"], "run.engine"),
-        (["digits", "--resume", "absent"], "leave RECIPE"),
+        (["digits", "--resume", "absent"], "leave out RECIPE"),
         (["--resume", "absent"], "there is no run folder absent"),
         (["digits", "--out", "used"], "already exists"),
         (["digits", "--set", "optim.batch=2000"], "optim.batch 2000 is larger"),
@@ -177,8 +178,11 @@ def test_train_evaluate_predict(
     Path("folder/9").rename("folder/nine")
     assert run("evaluate", "runs/digits-1", "--data", "folder", *on) == 2
     error = capsys.readouterr().err
-    assert "only there: nine" in error
-    assert "only in the model: 9" in error
+    assert "runs/digits-1 does not know nine; its classes: 0, 1, 2" in error
+    assert "folder: 0, 1, 2, 3, 4, 5, 6, 7, 8, nine" in error
+    shutil.rmtree("folder/nine")
+    assert run("evaluate", "runs/digits-1", "--data", "folder", *on, "--workers", "0") == 0
+    assert "folder has 9 of the 10 classes of runs/digits-1" in capsys.readouterr().out
 
     Path("broken.png").write_bytes(b"no picture")
     pictures = ["folder/0/x.png", "broken.png", "absent.png", "folder", "folder/1/x.png"]

@@ -9,7 +9,7 @@ import pytest
 
 from xcite.engines import installed
 from xcite.errors import XciteError
-from xcite.recipe import DistillRecipe
+from xcite.recipe import QUESTIONS, DistillRecipe
 
 # Made by running the official losses.py and PASSL's DistillationWrapper in float64.
 GOLDEN = json.loads(
@@ -112,3 +112,14 @@ def test_classes_are_as_good_as_logits_for_the_hard_loss(engine):
 def test_missing_teacher_is_an_error(engine):
     with pytest.raises(XciteError, match="teacher"):
         value_and_gradient(engine, stream(11), MIX, None, DistillRecipe(loss="soft"))
+
+
+@pytest.mark.parametrize("engine", installed())
+def test_every_loss_of_the_recipe_is_computed_and_no_other(engine):
+    def value(loss):
+        distill = DistillRecipe.model_construct(loss=loss)
+        return value_and_gradient(engine, stream(11), MIX, stream(13), distill)[0]
+
+    assert len({value(loss) for loss in ("none", *QUESTIONS)}) == 1 + len(QUESTIONS)
+    with pytest.raises(XciteError, match="'new' is not computed"):
+        value("new")

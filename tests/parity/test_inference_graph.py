@@ -9,8 +9,9 @@ import pytest
 from reference_rule import GOLDENS, epsilon_probe, reference_images, reference_weights
 
 from xcite import variants
-from xcite.deployment.graph import build
 from xcite.errors import XciteError
+from xcite.export.graph import build
+from xcite.export.xcit_graph import prefers_covariance
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -132,8 +133,6 @@ def test_other_constructor_options(name, form):
 
 
 def test_covariance_form_only_where_it_is_cheaper():
-    from xcite.deployment.graph import prefers_covariance
-
     assert prefers_covariance(784, 128)  # nano_12_p8 at 224
     assert prefers_covariance(None, 768)
     assert not prefers_covariance(196, 384)  # small_12_p16 at 224

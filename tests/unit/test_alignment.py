@@ -1,4 +1,4 @@
-"""`xcite.evaluation.alignment`: equal sides agree, a moved tensor is found and its layer named."""
+"""`xcite.alignment`: equal sides agree, a moved tensor is found and its layer named."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 
 from xcite import recipe as recipes
+from xcite.alignment import comparison, measuring
+from xcite.alignment.comparison import compare
+from xcite.alignment.dump import compare_with_dump, write_dump
+from xcite.alignment.measuring import Measured, Side, measure
+from xcite.alignment.trial import Trial, prepare
 from xcite.cli import main
 from xcite.engines import installed
 from xcite.errors import XciteError
-from xcite.evaluation import alignment
-from xcite.evaluation.alignment import Trial
 
 TINY = """
 model: {name: xcit_nano_12_p8, patch_size: 2, embed_dim: 16, depth: 3, num_heads: 2, drop_path: 0.3}
@@ -23,20 +26,20 @@ optim: {batch: 4, epochs: 1, warmup_epochs: 0, lr_per: null}
 
 def tiny_trial(steps: int = 2, settings: Sequence[str] = ()) -> Trial:
     recipe = recipes.parse(TINY, "tiny", settings)
-    return alignment.prepare(recipe, steps, random=True, classes=5)[0]
+    return prepare(recipe, steps, random=True, classes=5)[0]
 
 
 @pytest.mark.skipif(len(installed()) < 2, reason="needs both engines")
-@pytest.mark.parametrize("loss", ["none", "hard", "soft", "dml"])
+@pytest.mark.parametrize("loss", ["none", *recipes.QUESTIONS])
 def test_both_engines_are_aligned(loss: str) -> None:
     settings = [] if loss == "none" else [f"distill.loss={loss}", "distill.teacher=drawn"]
     given = tiny_trial(3, settings)
-    paddle, torch = (alignment.measure(engine, given) for engine in ("paddle", "torch"))
-    report = alignment.compare("tiny", paddle, torch)
+    paddle, torch = (measure(Side(engine), given) for engine in ("paddle", "torch"))
+    report = compare("tiny", paddle, torch)
     assert report.within, report.first_diverging
     assert report.first_diverging is None
     kinds = {row.kind for row in report.rows}
-    assert kinds == set(alignment.TOLERANCES)  # nothing was left out
+    assert kinds == set(comparison.TOLERANCES)  # nothing was left out
     assert len(report.losses["paddle"]) == 3
 
 
@@ -52,31 +55,31 @@ def test_both_engines_are_aligned(loss: str) -> None:
 def test_a_moved_weight_is_found_and_its_layer_named(engine: str, tensor: str, layer: str) -> None:
     given = tiny_trial(steps=1)
     moved = {**given.weights, tensor: given.weights[tensor] * np.float32(1.01) + 0.001}
-    ours = alignment.measure(engine, given)
-    theirs = alignment.measure(engine, replace(given, weights=moved))
-    assert alignment.compare("tiny", ours, ours).within
-    report = alignment.compare("tiny", ours, theirs)
+    ours = measure(Side(engine), given)
+    theirs = measure(Side(engine), replace(given, weights=moved))
+    assert compare("tiny", ours, ours).within
+    report = compare("tiny", ours, theirs)
     assert not report.within
-    assert report.first_diverging == f"{layer} ({alignment.ACTIVATIONS})"
+    assert report.first_diverging == f"{layer} ({comparison.ACTIVATIONS})"
 
 
 def test_a_wrong_gradient_or_statistic_alone_is_found() -> None:
     given = tiny_trial(steps=1)
-    ours = alignment.measure(installed()[0], given)
+    ours = measure(Side(installed()[0]), given)
     name = "blocks.1.mlp.fc1.weight"
     wrong = replace(ours, gradients={**ours.gradients, name: ours.gradients[name] * 1.01})
-    assert alignment.compare("tiny", ours, wrong).first_diverging == "blocks.1 (gradients)"
+    assert compare("tiny", ours, wrong).first_diverging == "blocks.1 (gradients)"
     # Paddle's own biased variance would show as a factor (n - 1) / n.
     name = "blocks.0.local_mp.bn.running_var"
     count = 4 * 8 * 8
     biased = {**ours.statistics, name: ours.statistics[name] * (count - 1) / count}
-    report = alignment.compare("tiny", ours, replace(ours, statistics=biased))
+    report = compare("tiny", ours, replace(ours, statistics=biased))
     assert report.first_diverging == "blocks.0 (running statistics)"
 
 
 def test_values_that_are_not_finite_never_agree() -> None:
-    side = alignment.Side("a", activations={"head": np.array([[np.nan]], np.float32)})
-    report = alignment.compare("tiny", side, side)
+    side = Measured("a", activations={"head": np.array([[np.nan]], np.float32)})
+    report = compare("tiny", side, side)
     assert not report.within
     assert report.to_json()["rows"][0]["relative"] is None
 
@@ -90,36 +93,36 @@ def test_moved_weights_make_every_tensor_its_own() -> None:
 @pytest.mark.parametrize("engine", installed())
 def test_a_dump_agrees_and_a_changed_one_does_not(engine: str, tmp_path: Path) -> None:
     given = tiny_trial(steps=1)
-    alignment.write_dump(installed()[0], given, tmp_path)
-    report = alignment.compare_with_dump(engine, given.architecture, tmp_path, "tiny")
+    write_dump(Side(installed()[0]), given, tmp_path)
+    report = compare_with_dump(Side(engine), given, tmp_path, "tiny")
     assert report.within
     assert {row.kind for row in report.rows} == {
-        alignment.ACTIVATIONS,
-        alignment.ACTIVATIONS_TRAIN,
-        alignment.LOSS,
-        alignment.GRADIENTS,
+        comparison.ACTIVATIONS,
+        comparison.ACTIVATIONS_TRAIN,
+        comparison.LOSS,
+        comparison.GRADIENTS,
     }
     activations = dict(np.load(tmp_path / "activations.npz"))
     for name in ("blocks.2", "norm", "head"):
         activations[name] = activations[name] + np.float32(0.01)
     np.savez(tmp_path / "activations.npz", **activations)
-    report = alignment.compare_with_dump(engine, given.architecture, tmp_path, "tiny")
-    assert report.first_diverging == f"blocks.2 ({alignment.ACTIVATIONS})"
+    report = compare_with_dump(Side(engine), given, tmp_path, "tiny")
+    assert report.first_diverging == f"blocks.2 ({comparison.ACTIVATIONS})"
 
 
 def test_a_dump_may_be_partial_but_not_wrong(tmp_path: Path) -> None:
     given, engine = tiny_trial(steps=1), installed()[-1]
-    alignment.write_dump(engine, given, tmp_path)
+    write_dump(Side(engine), given, tmp_path)
     (tmp_path / "activations_train.npz").unlink()
     head = np.load(tmp_path / "activations.npz")["head"]
     np.savez(tmp_path / "activations.npz", head=head)
-    report = alignment.compare_with_dump(engine, given.architecture, tmp_path, "tiny")
+    report = compare_with_dump(Side(engine), given, tmp_path, "tiny")
     assert report.within
     assert len(report.notes) == 2
 
     def refused(match: str) -> None:
         with pytest.raises(XciteError, match=match):
-            alignment.compare_with_dump(engine, given.architecture, tmp_path, "tiny")
+            compare_with_dump(Side(engine), given, tmp_path, "tiny")
 
     np.savez(tmp_path / "activations.npz", head=head, backbone=head)
     refused("holds backbone, which the model does not have")
@@ -158,3 +161,30 @@ def test_the_command_tells_by_its_exit_code(
     assert "first apart in head (gradients)" in capsys.readouterr().out
     assert '"within": false' in (out / "alignment.json").read_text()
     assert run("--data", "pictures") == 2
+    assert run("--sides", "torch,jax") == 2
+    assert "unknown engine 'jax'" in capsys.readouterr().err
+    assert run("--sides", "torch,torch") == 2
+    assert "name two that differ" in capsys.readouterr().err
+    assert run("--sides", "torch,paddle", *engine, "--dump", str(dump)) == 2
+
+
+def test_a_side_is_named_as_it_is_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, object]] = []
+
+    class Engine:
+        def load_weights(self, weights: object) -> None: ...
+
+    def create(name: str, architecture: object, **options: object) -> Engine:
+        made.append((name, options["operators"]))
+        return Engine()
+
+    monkeypatch.setattr(measuring, "create_engine", create)
+    for name in ("torch", "paddle:plain", "torch:fast"):
+        side = Side.parse(name)
+        assert side.name == name
+        side.create(tiny_trial(steps=1))
+    Side.parse("torch").create(tiny_trial(1, ["run.operators=plain"]))
+    assert made == [("torch", "fast"), ("paddle", "plain"), ("torch", "fast"), ("torch", "plain")]
+    for wrong in ("", "jax", "torch:", "torch:slow", "torch plain"):
+        with pytest.raises(XciteError, match="choose"):
+            Side.parse(wrong)

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from xcite.deployment.batching import Batcher, QueueFullError
+from xcite.server.batching import Batcher, QueueFullError
 
 
 def _doubled(items):

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from xcite.deployment.bundle import (
+from xcite.errors import XciteError
+from xcite.preprocessing import Preprocessing
+from xcite.runtime.bundle import (
     DESCRIPTION,
     BundleInfo,
     describe,
@@ -12,8 +14,6 @@ from xcite.deployment.bundle import (
     seal_folder,
     whole_folder,
 )
-from xcite.errors import XciteError
-from xcite.preprocessing import Preprocessing
 from xcite.variants import ARCHITECTURES, XCiTArchitecture
 
 ARCHITECTURE = XCiTArchitecture(patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=3)

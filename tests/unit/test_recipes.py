@@ -2,6 +2,7 @@
 
 from importlib import resources
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -157,3 +158,16 @@ def test_names_that_are_no_recipe(tmp_path: Path) -> None:
 def test_the_last_setting_wins() -> None:
     recipe = recipes.load("digits", ["optim.epochs=3", "optim.epochs=5"])
     assert recipe.optim.epochs == 5
+
+
+def test_every_distillation_loss_says_what_it_asks_a_teacher() -> None:
+    losses = get_args(recipes.DistillRecipe.model_fields["loss"].annotation)
+    assert losses == ("none", *recipes.QUESTIONS)
+    assert recipes.DistillRecipe().question is None
+    warm = {loss: recipes.DistillRecipe(loss=loss, tau=3.0) for loss in recipes.QUESTIONS}
+    assert {loss: section.temperature for loss, section in warm.items()} == {
+        "hard": 1.0,
+        "soft": 3.0,
+        "dml": 1.0,
+    }
+    assert [loss for loss, q in recipes.QUESTIONS.items() if q.answers == "classes"] == ["hard"]

@@ -10,18 +10,20 @@ from rich.console import Console
 from safetensors.numpy import load_file
 
 from xcite import recipe as recipes
+from xcite.alignment.trial import moved_weights
 from xcite.cli import main
 from xcite.data.batch import Batch
 from xcite.data.pipeline import TrainLoader
 from xcite.engines import create_engine, installed
 from xcite.errors import XciteError
-from xcite.evaluation.alignment import moved_weights
 from xcite.preprocessing import Preprocessing
 from xcite.recipe import Recipe
-from xcite.training import plan, teacher_cache
-from xcite.training.distillation import LiveTeacher, live_teacher
+from xcite.training import plan
 from xcite.training.loop import train
-from xcite.training.teacher_cache import CachedTeacher, compute, log_probabilities, open_cache
+from xcite.training.teachers import computing
+from xcite.training.teachers.cached import CachedTeacher, log_probabilities, open_cache
+from xcite.training.teachers.computing import compute
+from xcite.training.teachers.live import LiveTeacher, live_teacher
 from xcite.variants import RegNetArchitecture
 from xcite.weights import Metadata, open_weights, save_weights
 
@@ -74,8 +76,7 @@ def recipe_of(place: Path, *settings: str) -> Recipe:
 
 def teacher_of(recipe: Recipe) -> tuple[plan.Plan, LiveTeacher]:
     prepared = plan.make(recipe)
-    student = create_engine(recipe.run.engine, prepared.architecture)
-    return prepared, live_teacher(recipe, student, prepared.class_names)
+    return prepared, live_teacher(recipe, prepared.class_names)
 
 
 def cached(place: Path, folder: Path, *settings: str) -> CachedTeacher:
@@ -162,10 +163,10 @@ def test_answers_are_small_and_those_of_the_live_teacher(place: Path, cache: Pat
         ("distill.teacher_size=32", "distill.teacher_size (cache: 16, this run: 32)"),
     ],
 )
-def test_a_cache_of_other_things_is_refused_by_name(
+def test_a_cache_of_another_recipe_is_refused_by_name(
     place: Path, cache: Path, setting: str, field: str
 ) -> None:
-    with pytest.raises(XciteError, match="was made of other things") as refused:
+    with pytest.raises(XciteError, match="does not fit this recipe") as refused:
         cached(place, cache, setting)
     assert field in str(refused.value)
     if not setting.startswith(("distill.", "preprocessing.")):  # those change other fields too
@@ -220,7 +221,7 @@ def test_training_sees_the_pixels_of_the_view_it_has_answers_for(
 def test_an_interrupted_computation_goes_on(
     place: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(teacher_cache, "PART_PICTURES", 8)
+    monkeypatch.setattr(computing, "PART_PICTURES", 8)
     recipe = recipe_of(place)
     prepared, teacher = teacher_of(recipe)
     asked = 0
@@ -252,7 +253,7 @@ def test_an_interrupted_computation_goes_on(
             np.testing.assert_array_equal(values, expected[column])
     assert len(list(tmp_path.iterdir())) == 3
     other = recipe_of(place, "run.seed=7")
-    with pytest.raises(XciteError, match=r"was made of other things: run\.seed"):
+    with pytest.raises(XciteError, match=r"does not fit this recipe: run\.seed"):
         compute(other, prepared.train, prepared.class_names, teacher, tmp_path)
 
 
@@ -308,7 +309,7 @@ def test_damage_is_noticed(place: Path, cache: Path, tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     manifest["depends"]["run.seed"] = 5
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(XciteError, match="do not have the hash"):
+    with pytest.raises(XciteError, match="is not that of its fields"):
         cached(place, tmp_path)
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(XciteError, match="not of the format"):

@@ -1,4 +1,4 @@
-"""`xcite align`: prove that both engines, or an engine and a port, compute the same."""
+"""`xcite align`: prove that two engines, or an engine and a port, compute the same."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from xcite.evaluation.alignment import Report, Row
+    from xcite.alignment.comparison import Report, Row
 
 app = typer.Typer(add_completion=False)
 
@@ -21,8 +21,11 @@ def align(
     data: str = typer.Option("recipe", help="recipe: its training pictures; random: noise."),
     classes: int = typer.Option(None, min=1, help="With --data random; the variant's by default."),
     out: Path = typer.Option(None, help="Folder for alignment.json and .png; alignment/RECIPE."),
+    sides: str = typer.Option(
+        None, help="The two to compare, such as torch,torch:plain; by default paddle,torch."
+    ),
     engine: str = typer.Option(
-        None, help="paddle or torch: the one to compare with --reference, or to --dump."
+        None, help="paddle, torch or such as torch:plain: for --reference or --dump."
     ),
     reference: Path = typer.Option(None, help="Folder of somebody's own port, see below."),
     dump: Path = typer.Option(None, help="Write such a folder instead of comparing."),
@@ -31,6 +34,8 @@ def align(
 
     Exit code 0: all within tolerance; 1: not, and the first diverging layer is named.
 
+    A side is an engine, alone or with its operators: paddle, torch, paddle:fast, torch:plain.
+
     A reference folder holds weights.safetensors (or weights.* of any known dialect), inputs.npz
     ("images" float32 (B, C, H, W), normalised; "labels" (B,)), and any of activations.npz,
     activations_train.npz (patch_embed, blocks.0, ..., cls_attn_blocks.0, ..., norm, head; tokens as
@@ -38,33 +43,39 @@ def align(
     may hold "loss"). Write one with --dump to see an example, or to compare two processes.
     """
     from xcite import recipe as recipes
+    from xcite.alignment.comparison import compare
+    from xcite.alignment.dump import compare_with_dump, write_dump
+    from xcite.alignment.measuring import Side, measure
+    from xcite.alignment.trial import prepare
     from xcite.engines import NAMES, engine_package
     from xcite.errors import XciteError
-    from xcite.evaluation import alignment
 
     if data not in ("recipe", "random"):
         raise XciteError(f"--data is {data!r}; choose recipe or random")
-    if engine is not None and engine not in NAMES:
-        raise XciteError(f"unknown engine {engine!r}; choose {' or '.join(NAMES)}")
-    if engine is not None and reference is None and dump is None:
-        raise XciteError("--engine names the one to compare with --reference, or to --dump")
+    one = reference is not None or dump is not None
+    if engine is not None and not one:
+        raise XciteError("--engine is for --reference or --dump; name two sides with --sides")
+    if sides is not None and one:
+        raise XciteError("--sides compares two engines; with --reference or --dump use --engine")
+    pair = [Side.parse(name.strip()) for name in (sides or ",".join(NAMES)).split(",")]
+    if len({side.name for side in pair}) != 2 or len(pair) != 2:
+        raise XciteError(f"--sides is {sides!r}; name two that differ, such as torch,torch:plain")
+    only = Side.parse(engine or NAMES[0])
     fixed = [f"optim.batch={batch}", "optim.lr_per=null", "optim.accumulate=1", "data.workers=0"]
     chosen = recipes.load(recipe, [*settings, *fixed])
-    given, notes = alignment.prepare(chosen, steps, random=data == "random", classes=classes)
+    given, notes = prepare(chosen, steps, random=data == "random", classes=classes)
     if dump is not None:
-        alignment.write_dump(engine or NAMES[0], given, dump)
+        write_dump(only, given, dump)
         typer.echo(f"wrote {dump}; compare with: xcite align {recipe} --reference {dump}")
         return
     model = chosen.model.name
     if reference is not None:
-        report = alignment.compare_with_dump(
-            engine or NAMES[0], given.architecture, reference, model
-        )
+        report = compare_with_dump(only, given, reference, model)
     else:
-        for name in NAMES:
-            engine_package(name)  # both must be there before either works for a minute
-        first, second = (alignment.measure(name, given) for name in NAMES)
-        report = alignment.compare(model, first, second, notes)
+        for side in pair:
+            engine_package(side.engine)  # both must be there before either works for a minute
+        first, second = (measure(side, given) for side in pair)
+        report = compare(model, first, second, notes)
     folder = out or Path("alignment") / Path(recipe).stem
     write(report, folder)
     show(report)
@@ -95,7 +106,7 @@ def show(report: "Report") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from xcite.evaluation.alignment import CURVE, LOSS, TOLERANCES, forward_order
+    from xcite.alignment.comparison import CURVE, LOSS, TOLERANCES
 
     console = Console()
     kinds = [kind for kind in TOLERANCES if any(row.kind == kind for row in report.rows)]
@@ -108,7 +119,7 @@ def show(report: "Report") -> None:
     table.add_column("layer group", no_wrap=True)
     for kind in by_layer:
         table.add_column(_BRIEF.get(kind, kind), justify="right")
-    for group in sorted({group for group, _ in cells}, key=forward_order):
+    for group in report.groups:
         row = [cells.get((group, kind)) for kind in by_layer]
         table.add_row(group, *("" if cell is None else _cell(cell) for cell in row))
     console.print(table)

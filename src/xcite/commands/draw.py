@@ -25,8 +25,11 @@ def attention(
     """
     from xcite.data.decoding import decode
     from xcite.figures import attention as figures
+    from xcite.runtime.opening import open_model
 
-    model = figures.open_explainable(source, engine=engine)
+    model = open_model(source, engine)
+    for note in model.notes:
+        typer.echo(f"note: {note}", err=True)
     channels = model.preprocessing.channels
     pixels = decode(picture, channels=channels, origin=str(picture))
     shown = figures.input_picture(pixels, model, size=size, whole=whole)

@@ -1,6 +1,5 @@
 """`xcite evaluate`: how good a model is, class by class."""
 
-import functools
 import json
 import time
 from pathlib import Path
@@ -34,26 +33,23 @@ def evaluate(
     from rich.console import Console
     from rich.progress import Progress
 
-    from xcite.commands.opening import open_model
     from xcite.data.pipeline import EvaluationLoader
-    from xcite.data.sources import ListFile, open_source
     from xcite.evaluation import evaluate as evaluation
+    from xcite.runtime.classes import open_labelled
+    from xcite.runtime.opening import open_model
     from xcite.whole_files import write_text
 
     opened = open_model(model, engine)
-    listed = functools.partial(
-        open_source, data, root=root, channels=opened.preprocessing.channels, split="validation"
+    source, names, note = open_labelled(
+        data,
+        opened.class_names,
+        opened.architecture.num_classes,
+        channels=opened.preprocessing.channels,
+        root=root,
+        model=model,
     )
-    source = listed()
-    names = opened.class_names
-    if names is None:
-        typer.echo(f"note: {model} does not say its classes; those of {data} are taken in order")
-        names = list(source.class_names)
-    elif isinstance(source, ListFile):
-        source = listed(classes=names)  # its numbers are places in the model's list
-    elif not evaluation.same_in_order(names, source.class_names):
-        evaluation.match_classes(names, source.class_names, data)
-        source = listed(classes=names)
+    for line in (*opened.notes, *([note] if note else [])):
+        typer.echo(f"note: {line}")
     loader = EvaluationLoader(
         source,
         opened.preprocessing,

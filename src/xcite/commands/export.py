@@ -28,45 +28,24 @@ def export(
     engine: str = typer.Option(None, help="paddle or torch: what the graph is compared with."),
 ) -> None:
     """Make a checked bundle for CPU deployment."""
-    from xcite.deployment.export import export as make
-    from xcite.preprocessing import Preprocessing
+    from xcite.export.export import export as make
+    from xcite.export.options import ExportOptions
     from xcite.weights import open_weights
 
     fixed, dynamic = _parse_size(size)
-    opened = open_weights(weights)
-    metadata = opened.metadata
-    if metadata.preprocessing is None:
-        channels = opened.architecture.in_chans
-        plain = {} if channels == 3 else {"mean": (0.5,) * channels, "std": (0.5,) * channels}
-        preprocessing = Preprocessing(**plain)
-        typer.echo(
-            f"note: {weights} does not say how its pictures were prepared; "
-            f"{preprocessing.size} px and the usual mean and deviation are assumed"
-        )
-    else:
-        preprocessing = metadata.preprocessing
-    info = make(
-        opened.tensors,
-        opened.architecture,
-        out,
-        preprocessing=preprocessing,
-        class_names=metadata.class_names,
-        format=format,
-        precision=precision,
+    options = ExportOptions(
+        format=format,  # type: ignore[arg-type]
+        precision=precision,  # type: ignore[arg-type]
         size=fixed,
         dynamic=dynamic,
         pictures=pictures,
         validation=validation,
         max_drop=max_drop,
         engine=engine,
-        model=metadata.variant,
-        provenance={
-            **metadata.provenance,
-            "weights": Path(weights).name,
-            "recipe_hash": metadata.recipe_hash,
-        },
-        say=typer.echo,
     )
+    opened = open_weights(weights)
+    opened.metadata.provenance["weights"] = Path(weights).name
+    info = make(opened, out, options, called=weights, say=typer.echo)
     megabytes = sum((out / name).stat().st_size for name in info.files) / 2**20
     typer.echo(f"wrote {out}: {info.format}, {info.precision}, {megabytes:.1f} MiB")
 

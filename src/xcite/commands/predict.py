@@ -22,13 +22,14 @@ def predict(
     """Name what is on pictures; unreadable ones get a line each, and exit code 2 at the end."""
     import numpy as np
 
-    from xcite.commands.opening import open_model
     from xcite.data.decoding import decode
-    from xcite.data.transforms import evaluation_pixels, normalise
     from xcite.errors import XciteError
-    from xcite.evaluation.accuracy import probabilities
+    from xcite.runtime.opening import open_model
+    from xcite.runtime.ranking import probabilities, ranked
 
     opened = open_model(model, engine)
+    for note in opened.notes:
+        typer.echo(f"note: {note}", err=True)
     answers: list[dict[str, Any]] = []
     failed = False
     for start in range(0, len(pictures), TOGETHER):
@@ -38,20 +39,18 @@ def predict(
             answers.append(answer)
             try:
                 decoded = decode(picture, channels=opened.preprocessing.channels)
-                pixels.append(evaluation_pixels(decoded, opened.preprocessing))
+                pixels.append(opened.pixels(decoded))
             except XciteError as error:
                 answer["error"] = str(error)
                 failed = True
                 continue
             group.append(answer)
         if pixels:
-            logits = opened.classifier.logits(normalise(np.stack(pixels), opened.preprocessing))
-            for answer, shares in zip(group, probabilities(logits), strict=True):
-                best = np.argsort(-shares, kind="stable")[:top]
-                names = opened.class_names
+            rows = probabilities(opened.logits(np.stack(pixels)))
+            for answer, row in zip(group, rows, strict=True):
                 answer["classes"] = [
-                    {"name": names[k] if names else str(k), "probability": float(shares[k])}
-                    for k in best
+                    {"name": name, "probability": share}
+                    for name, share in ranked(row, opened.class_names, top)
                 ]
         if not as_json:
             for answer in answers[start:]:

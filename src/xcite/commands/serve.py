@@ -25,8 +25,8 @@ def serve(
     timeout: float = typer.Option(30.0, min=0.1, help="Seconds for one request."),
 ) -> None:
     """Serve a bundle over HTTP, with a page at /, until SIGTERM or Ctrl-C."""
-    from xcite.deployment.server import Limits
-    from xcite.deployment.server import serve as run
+    from xcite.server.limits import Limits
+    from xcite.server.serve import serve as run
 
     limits = Limits(
         max_bytes=max_bytes,

@@ -35,11 +35,10 @@ def teach(
     )
 
     from xcite import recipe as recipes
-    from xcite.engines import create_engine
     from xcite.errors import XciteError
     from xcite.training import plan
-    from xcite.training.distillation import live_teacher
-    from xcite.training.teacher_cache import compute
+    from xcite.training.teachers.computing import compute
+    from xcite.training.teachers.live import live_teacher
 
     if engine is not None:
         settings = [*settings, f"distill.teacher_engine={engine}", f"run.engine={engine}"]
@@ -48,11 +47,10 @@ def teach(
         raise XciteError(f"the recipe {recipe} has no teacher: distill.loss is 'none'")
     folder = out or (Path(chosen.distill.cache) if chosen.distill.cache else None)
     if folder is None:
-        raise XciteError("where shall the answers go? give --out or set distill.cache")
+        raise XciteError("no folder for the answers is named; give --out or set distill.cache")
     console = Console()
     prepared = plan.make(chosen, initialise=False)
-    student = create_engine(chosen.run.engine, prepared.architecture, seed=chosen.run.seed)
-    teacher = live_teacher(chosen, student, prepared.class_names)
+    teacher = live_teacher(chosen, prepared.class_names)
     for note in teacher.notes:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     with Progress(

@@ -56,7 +56,7 @@ def train(
     if resume is not None:
         if recipe or out:
             raise XciteError(
-                "--resume has recipe and folder from the run; leave RECIPE and --out out"
+                "--resume takes recipe and folder from the run; leave out RECIPE and --out"
             )
         if resume.suffix == ".safetensors":
             checkpoint_file, resume = resume, resume.parent

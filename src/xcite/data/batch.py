@@ -1,4 +1,4 @@
-"""What the loader hands to an engine: bytes, and in numbers what is still to be done with them."""
+"""What the loader hands to an engine: bytes, and the numbers for what is still to be done."""
 
 import itertools
 from dataclasses import dataclass, field, replace

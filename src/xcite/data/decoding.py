@@ -5,8 +5,8 @@ Conventions, the same in training, evaluation, prediction and the server:
 - EXIF orientation is applied, so pixels are as a viewer shows them (torchvision's ImageFolder and
   PASSL ignore it; ImageNet's own pictures with such a tag are a handful).
 - Transparent pictures are laid over white; dropping alpha would show whatever lies below it.
-- 16-bit greyscale is scaled to 8 bits; palette, CMYK and bilevel are converted; of an animation
-  the first picture is taken.
+- 16-bit greyscale is scaled to 8 bits; palette, CMYK and bilevel are converted; an animation
+  gives its first picture.
 """
 
 import io
@@ -79,7 +79,7 @@ def decode(
 
 
 class Opened:
-    """A checked picture, upright, whose pixels may still wait to be decoded.
+    """A checked picture, upright, which may not be decoded yet.
 
     Several crops of it cost one decoding.
 

@@ -78,7 +78,7 @@ def cutmix_box(
     """Row start, row end, column start, column end (ends exclusive) of the pasted box.
 
     Args:
-        share: what the picture itself shall keep; float64 or float32, computed in that type.
+        share: the picture's own share; float64 or float32, and computed in that type.
         row, column: centre of the box.
         rule: "timm-0.4.9" (what XCiT used) makes odd lengths one shorter; "timm-1.0" does not.
     """
@@ -142,6 +142,6 @@ def _kept(box: tuple[int, ...], height: int, width: int) -> float:
 
 
 def _exact(share: Any) -> Any:
-    # to 24 binary places, so that the share and what is left of it are both exact in float32 and
-    # it makes no difference in which precision 1 - share is taken
+    # Rounded to 24 binary places, both the share and 1 - share are exact in float32, so they are
+    # the same in either precision.
     return np.round(np.float64(share) * 2**24) / 2**24

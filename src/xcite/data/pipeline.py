@@ -5,15 +5,8 @@ and their mixing are drawn from `xcite.randomness.generator` for exactly that pl
 of workers gives the same bytes, and a run resumes at (epoch, step) without replaying anything.
 """
 
-import contextlib
-import multiprocessing
-import os
-import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from multiprocessing import connection
 from typing import Any
 
 import numpy as np
@@ -21,6 +14,7 @@ import numpy as np
 from xcite.data import decoding, mixing, transforms
 from xcite.data.augmentation import Augmentation
 from xcite.data.batch import Batch
+from xcite.data.grain_workers import Reader, owned
 from xcite.data.sources import Source
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
@@ -29,7 +23,6 @@ from xcite.recipe import Recipe
 
 _ROUNDING = 256  # repeated augmentation ends an epoch at a multiple of this, as the official code
 _LEAVE_OUT = "data.on_error: skip would leave it out"
-_SHARED_MEMORY = "/dev/shm"
 
 
 class TrainLoader:
@@ -64,7 +57,7 @@ class TrainLoader:
         self._make = _TrainBatch(source, recipe, self.steps_per_epoch, rank, world_size)
         self._data = recipe.data
         self._total = recipe.optim.epochs * self.steps_per_epoch
-        self._reader: _Reader | None = None
+        self._reader: Reader | None = None
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The batches of one epoch (counted from 0), from a step on.
@@ -76,7 +69,7 @@ class TrainLoader:
         if self._reader is None or self._reader.position != first:
             self.close()
             stop = max(self._total, (epoch + 1) * self.steps_per_epoch)
-            self._reader = _Reader(
+            self._reader = Reader(
                 self._make,
                 range(first, stop),
                 workers=self._data.workers,
@@ -138,7 +131,7 @@ class EvaluationLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         steps = range(len(self))
-        reader = _Reader(
+        reader = Reader(
             self._make,
             steps,
             workers=min(self._workers, len(steps)),
@@ -170,7 +163,7 @@ def epoch_length(pictures: int, repeats: int) -> int:
 def view_order(permutation: np.ndarray, repeats: int) -> np.ndarray:
     """Views of one epoch in order: int64 (`epoch_length`, 2), picture and number of repetition.
 
-    Every picture of the permutation stands ``repeats`` times in succession; the epoch ends early.
+    Every picture of the permutation occurs ``repeats`` times in succession; the epoch ends early.
     """
     length = epoch_length(len(permutation), repeats)
     indices = np.repeat(permutation, repeats)[:length]
@@ -338,7 +331,7 @@ class _EvaluationBatch:
 
 def _unpacked(item: dict[str, Any]) -> tuple[Batch, list[str]]:
     """A `Batch` of what a worker sent, and the names of skipped pictures."""
-    arrays = {key: _owned(value) for key, value in item.items() if isinstance(value, np.ndarray)}
+    arrays = {key: owned(value) for key, value in item.items() if isinstance(value, np.ndarray)}
     skipped = item["skipped"].split("\n") if item["skipped"] else []
     batch = Batch(arrays["pictures"], arrays["labels"], arrays["views"])
     if "targets" not in arrays:
@@ -361,126 +354,3 @@ def _unpacked(item: dict[str, Any]) -> tuple[Batch, list[str]]:
         ),
         skipped,
     )
-
-
-def _owned(array: np.ndarray) -> np.ndarray:
-    """A plain array; shared memory that it lay in is given back at once.
-
-    Copying a batch is cheap beside making it, and grain's arrays complain when they outlive the
-    interpreter's modules, as a script's last batch does.
-    """
-    shared = getattr(array, "shm", None)
-    if shared is None:
-        return array
-    array._unlink_on_del = False  # type: ignore[attr-defined]
-    shared.unlink()
-    return np.array(array, subok=False)
-
-
-class _Reader:
-    """Items of ``make`` for a range of steps, in order, from worker processes on grain.
-
-    Attributes:
-        position: the step that `next` gives.
-        stop: the step after the last.
-    """
-
-    def __init__(
-        self,
-        make: Callable[[int], dict[str, Any]],
-        steps: range,
-        *,
-        workers: int,
-        prefetch: int,
-        bytes_per_item: int,
-    ) -> None:
-        self.position = steps.start
-        self.stop = steps.stop
-        grain = _grain()
-        items = grain.MapDataset.range(steps.start, steps.stop).map(make)
-        # no threads: a worker makes one batch after the other, and more workers make more
-        dataset = items.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-        if workers:
-            # every worker holds `prefetch` batches ready, and so does this process for it
-            needed = 2 * (prefetch + 1) * workers * bytes_per_item
-            smallest = 1 << 16 if _shared_memory_free() > needed else 1 << 62  # else through pipes
-            options = grain.experimental.DatasetOptions(min_shm_size=smallest)
-            dataset = grain.experimental.WithOptionsIterDataset(dataset, options)
-            dataset = dataset.mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch),
-                worker_init_fn=_start_worker,
-            )
-        self._iterator = iter(dataset)
-        self._workers = workers
-
-    def next(self) -> dict[str, Any]:
-        try:
-            with _prepared_start() if self._workers else contextlib.nullcontext():
-                item: dict[str, Any] = next(self._iterator)
-        except BaseException as error:
-            self.close()
-            if isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error):
-                raise XciteError(
-                    "a data worker process ended unexpectedly, perhaps for want of memory; "
-                    "lower data.workers, data.prefetch or optim.batch"
-                ) from error
-            raise
-        self.position += 1
-        return item
-
-    def close(self) -> None:
-        close = getattr(self._iterator, "close", None)
-        if close is not None:
-            close()
-
-
-def _grain() -> Any:
-    import absl.logging
-
-    absl.logging.set_verbosity(absl.logging.ERROR)  # it misses JAX, which nothing here needs
-    import grain
-
-    return grain
-
-
-def _shared_memory_free() -> int:
-    try:
-        return shutil.disk_usage(_SHARED_MEMORY).free
-    except OSError:
-        return 0
-
-
-def _start_worker(index: int, count: int) -> None:
-    """Runs in each worker process before its first batch."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
-
-
-def _follow(sentinel: int) -> None:
-    """End this worker when the main process is gone, however it went."""
-    connection.wait([sentinel])
-    os._exit(1)
-
-
-def _before_grain() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
-    _grain()
-
-
-class _EarlyStart:
-    """Unpickled in a new process it prepares that before grain itself is imported there."""
-
-    def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
-        return _before_grain, ()
-
-
-@contextlib.contextmanager
-def _prepared_start() -> Iterator[None]:
-    # a new process unpickles this dictionary before the function that it shall run
-    configuration: dict[str, Any] = multiprocessing.current_process()._config  # type: ignore[attr-defined]
-    configuration["xcite"] = _EarlyStart()
-    try:
-        yield
-    finally:
-        configuration.pop("xcite", None)

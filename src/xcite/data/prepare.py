@@ -1,7 +1,7 @@
 """ImageNet's archives to class folders or tar shards, resumable, whole or not at all.
 
 Everything is listed first, in place, archives within archives included; then copied into
-``DEST.part``, counted, and renamed to ``DEST``. Run again, it goes on where it stopped.
+``DEST.part``, counted, and renamed to ``DEST``. A second run goes on where the first one stopped.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Picture:
-    """Where a picture lies now, and as what it shall be found."""
+    """Where a picture lies now, and the class and file name that it will have."""
 
     archive: str
     offset: int
@@ -263,7 +263,7 @@ def _check(splits: dict[str, list[Picture]], answers: dict[str, str] | None) -> 
         places = Counter((picture.class_name, picture.file) for picture in pictures)
         (class_name, file), times = places.most_common(1)[0]
         if times > 1:
-            raise XciteError(f"{split}: {class_name}/{file} is there {times} times")
+            raise XciteError(f"{split}: {class_name}/{file} occurs {times} times")
     classes = {picture.class_name for picture in splits["train"]}
     unknown = {picture.class_name for picture in splits["val"]} - classes
     if unknown:
@@ -296,7 +296,7 @@ def _check_space(splits: dict[str, list[Picture]], aside: Path) -> None:
     free = shutil.disk_usage(place).free
     if wanted > free:
         raise XciteError(
-            f"{place} has {free / 1e9:.1f} GB free, {wanted / 1e9:.1f} GB are still to be written"
+            f"{place} has {free / 1e9:.1f} GB free and needs {wanted / 1e9:.1f} GB; make room"
         )
 
 
@@ -331,7 +331,7 @@ def _write_folders(
     for done, picture in enumerate(pictures):
         path = aside / split / picture.class_name / picture.file
         if not _has_size(path, picture.size):
-            # aside of the class folders, so that whatever lies in those is whole
+            # outside the class folders, so that every file in those is whole
             half = aside / f".{split}.part"
             try:
                 half.write_bytes(_read(picture))

@@ -71,7 +71,7 @@ def normalise(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
 
 
 def shorter_side(preprocessing: Preprocessing) -> int:
-    """To what the shorter side is resized before the centre crop, in pixels."""
+    """The length of the shorter side after resizing, before the centre crop, in pixels."""
     return math.floor(preprocessing.size / preprocessing.crop_ratio)
 
 
@@ -171,7 +171,7 @@ def flip(image: Image.Image) -> Image.Image:
 
 
 def padded_crop(draws: Draws, image: Image.Image) -> Image.Image:
-    """Shift by up to 1/8 of the side in either direction; what comes in is black.
+    """Shift by up to 1/8 of the side in either direction; uncovered pixels are black.
 
     At 32 pixels this is the usual crop of CIFAR pictures with 4 pixels of padding.
     """

@@ -16,7 +16,7 @@ import numpy as np
 from xcite.engines.allocation import keep_freed_memory
 from xcite.engines.interface import AttentionMaps, Engine
 from xcite.errors import XciteError
-from xcite.variants import Architecture, XCiTArchitecture
+from xcite.families import Architecture
 
 PRECISIONS = ("float32", "bf16")
 
@@ -92,8 +92,9 @@ class BaseEngine(Engine):
             return {name: self._array(output) for name, output in outputs.items()}
 
     def attention(self, images: np.ndarray) -> AttentionMaps:
-        if not isinstance(self.architecture, XCiTArchitecture):
-            raise XciteError("only an XCiT has attention maps; this model is a RegNet")
+        if not self.architecture.has_attention_maps:
+            kind = self.architecture.with_article
+            raise XciteError(f"this model is {kind}, which has no attention maps")
         with self._inference():
             classes, channels = self._evaluated().attention_maps(self._images(images))
             return AttentionMaps(

@@ -22,7 +22,6 @@ from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
 from xcite.randomness import generator
 from xcite.recipe import DistillRecipe, OptimRecipe
-from xcite.variants import XCiTArchitecture
 
 
 @dataclass(frozen=True)
@@ -194,10 +193,10 @@ class TrainingEngine(BaseEngine):
         paths: np.ndarray | None,
         teacher: np.ndarray | None,
     ) -> Any:
-        drops = isinstance(self.architecture, XCiTArchitecture) and self.architecture.drop_path > 0
-        if paths is None and drops:
+        blocks, rate = self.architecture.drop_paths()
+        if paths is None and rate > 0:
             # None means that nothing is dropped; the model itself would draw.
-            paths = np.ones((self.architecture.depth, 3, len(images)), np.float32)
+            paths = np.ones((blocks, 3, len(images)), np.float32)
         scales = None if paths is None else self._tensor(paths)
         with self._autocast():
             logits = self._call(self._images(images), scales)

@@ -1,1 +1,1 @@
-"""Accuracy, evaluation of engines and bundles, alignment of engines."""
+"""Accuracy, and the evaluation of engines and bundles."""

@@ -87,13 +87,6 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return log_sum - np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
 
 
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the classes, float64 (B, K)."""
-    logits = logits.astype(np.float64)
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
-
-
 class Counter:
     """Adds up batches; one per evaluated model."""
 

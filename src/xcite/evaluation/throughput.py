@@ -1,5 +1,6 @@
 """How fast, and with how much memory, an engine works on this machine."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -148,7 +149,7 @@ def measure(
     peak = matrix_product_peak(engine, precision=precision, operators=operators)
     form = "usual"
     if isinstance(architecture, XCiTArchitecture):
-        tokens = -(-height // architecture.patch_size) * -(-width // architecture.patch_size)
+        tokens = math.prod(architecture.grid(height, width))
         attention = str(options.get("attention", "auto"))
         fast = operators == "fast"
         if fast and uses_covariance(attention, tokens, architecture.embed_dim, engine):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from xcite.evaluation.alignment import (
+from xcite.alignment.comparison import (
     ACTIVATIONS,
     ACTIVATIONS_TRAIN,
     GRADIENTS,
@@ -11,7 +11,6 @@ from xcite.evaluation.alignment import (
     STEP,
     TOLERANCES,
     Report,
-    forward_order,
 )
 from xcite.figures.curves import COLOURS
 from xcite.whole_files import whole_file
@@ -38,8 +37,7 @@ def draw_alignment(report: Report, path: str | Path) -> None:
     panels = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)
     layers = panels[0][0]
     kinds = (ACTIVATIONS, ACTIVATIONS_TRAIN, GRADIENTS, STEP, STATISTICS)
-    groups = _groups(report)
-    place = {group: number for number, group in enumerate(groups)}
+    place = {group: number for number, group in enumerate(report.groups)}
     for kind, colour in zip(kinds, COLOURS, strict=False):
         rows = [row for row in report.rows if row.kind == kind]
         if not rows:
@@ -52,7 +50,7 @@ def draw_alignment(report: Report, path: str | Path) -> None:
         if beyond:
             layers.plot(*zip(*beyond, strict=True), "x", color="#D00000", markersize=11, zorder=5)
     layers.set_yscale("log")
-    layers.set_xticks(range(len(groups)), groups, rotation=60, ha="right", fontsize=7)
+    layers.set_xticks(range(len(place)), place, rotation=60, ha="right", fontsize=7)
     layers.set_ylabel("largest relative difference (dashed: tolerance)")
     layers.grid(axis="y", linewidth=0.3)
     layers.legend(fontsize=8, loc="upper left")
@@ -62,12 +60,6 @@ def draw_alignment(report: Report, path: str | Path) -> None:
         _draw_losses(panels[0][1], report)
     with whole_file(path) as aside:
         figure.savefig(aside, format="png", dpi=90)
-
-
-def _groups(report: Report) -> list[str]:
-    """Layer groups in forward order: those of the activations, the other parameters before them."""
-    kinds = (ACTIVATIONS, ACTIVATIONS_TRAIN, GRADIENTS, STEP, STATISTICS)
-    return sorted({row.group for row in report.rows if row.kind in kinds}, key=forward_order)
 
 
 def _draw_losses(axes: Any, report: Report) -> None:

@@ -8,119 +8,52 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xcite.errors import XciteError
-from xcite.preprocessing import Preprocessing
+from xcite.runtime.classifier import EngineClassifier
+from xcite.runtime.opening import OpenedModel
+from xcite.runtime.predictor import Predictor, input_pixels
+from xcite.runtime.ranking import class_name, probabilities
 from xcite.whole_files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from xcite.deployment.predictor import Predictor
-    from xcite.engines.interface import Engine
-    from xcite.families import Architecture
-
 LARGEST_INPUT = 4096 * 4096  # pixels; every patch is a token
 
 
-class Explainable(Protocol):
-    """A model that can be asked where it looks.
+def attention_maps(model: OpenedModel, images: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Where an XCiT looks on normalised float32 images (B, C, H, W).
 
-    Attributes:
-        preprocessing: how pictures become inputs.
-        patch_size: pixels a patch.
-        class_names: one per logit, or none.
-        fixed_size: (height, width) where the model takes nothing else.
+    Returns:
+        Class attention (B, layers, heads, 1 + N), and per XCA block (B, heads, c, c); a bundle's
+        graph does not give the latter.
     """
-
-    preprocessing: Preprocessing
-    patch_size: int
-    class_names: list[str]
-    fixed_size: tuple[int, int] | None
-
-    def logits(self, images: np.ndarray) -> np.ndarray:
-        """Normalised float32 (B, C, H, W) -> (B, K)."""
-
-    def maps(self, images: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Class attention (B, layers, heads, 1 + N); per XCA block (B, heads, c, c), or none."""
-
-
-def _check_attention(architecture: "Architecture", source: object) -> None:
-    if not architecture.has_attention_maps:
-        raise XciteError(f"{source} is {architecture.with_article}, which has no attention to draw")
-
-
-class ExplainableEngine:
-    """An engine's model, with both kinds of maps."""
-
-    fixed_size: tuple[int, int] | None = None
-
-    def __init__(
-        self, engine: "Engine", preprocessing: Preprocessing, class_names: list[str] | None
-    ) -> None:
-        _check_attention(engine.architecture, "this model")
-        self.engine = engine
-        self.preprocessing = preprocessing
-        self.patch_size = engine.architecture.stride
-        self.class_names = class_names or []
-
-    def logits(self, images: np.ndarray) -> np.ndarray:
-        return self.engine.predict(images)
-
-    def maps(self, images: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        found = self.engine.attention(images)
+    if isinstance(model.classifier, EngineClassifier):
+        found = model.classifier.engine.attention(images)
         return np.stack(found.classes, axis=1), found.channels
+    assert isinstance(model.classifier, Predictor)
+    return model.classifier.attention(images), []
 
 
-class ExplainableBundle:
-    """A bundle: class attention only, its graph does not give the channel maps."""
-
-    def __init__(self, predictor: "Predictor") -> None:
-        self.predictor = predictor
-        self.preprocessing = predictor.preprocessing
-        self.patch_size = int(predictor.info.architecture.get("patch_size", 0))
-        self.class_names = predictor.class_names
-        self.fixed_size = predictor.info.size
-
-    def logits(self, images: np.ndarray) -> np.ndarray:
-        return self.predictor.logits(images)
-
-    def maps(self, images: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        return self.predictor.attention(images), []
-
-
-def open_explainable(source: str | Path, *, engine: str | None = None) -> Explainable:
-    """Open a bundle, a run folder, a weights file or a published name.
-
-    Args:
-        engine: which engine runs weights; None takes the first installed one.
+def patch_size(model: OpenedModel) -> int:
+    """Pixels a patch.
 
     Raises:
-        XciteError: unreadable source, no engine installed, or not an XCiT.
+        XciteError: the family has no attention.
     """
-    if (Path(source) / "bundle.json").is_file():
-        from xcite.deployment.predictor import Predictor
-
-        return ExplainableBundle(Predictor(source))
-    from xcite.engines import create_engine, installed
-    from xcite.weights import open_weights
-
-    file = open_weights(source)
-    _check_attention(file.architecture, source)
-    if engine is None:
-        engine = next(iter(installed()), "paddle")
-    built = create_engine(engine, file.architecture)
-    built.load_weights(file.tensors)
-    preprocessing = file.metadata.preprocessing or Preprocessing()
-    return ExplainableEngine(built, preprocessing, file.metadata.class_names)
+    if not model.architecture.has_attention_maps:
+        kind = model.architecture.with_article
+        raise XciteError(f"this model is {kind}, which has no attention to draw")
+    return model.architecture.stride
 
 
 def input_picture(
-    picture: np.ndarray, model: Explainable, *, size: int | None = None, whole: bool = False
+    picture: np.ndarray, model: OpenedModel, *, size: int | None = None, whole: bool = False
 ) -> np.ndarray:
     """The pixels the model is shown, uint8 (H, W, C), any H and W for weights.
 
@@ -130,30 +63,28 @@ def input_picture(
         whole: keep the whole picture in its proportions, cut nothing off.
 
     Raises:
-        XciteError: a size the model does not take.
+        XciteError: not an XCiT, or a size the model does not take.
     """
-    preprocessing = model.preprocessing
+    preprocessing, patch = model.preprocessing, patch_size(model)
     wanted = size or preprocessing.size
-    if model.fixed_size and (whole or wanted not in (preprocessing.size, *model.fixed_size)):
-        height, width = model.fixed_size
+    if model.size and (whole or wanted not in (preprocessing.size, *model.size)):
+        height, width = model.size
         raise XciteError(
             f"this bundle takes only {height} x {width}; draw from the weights, "
             "or export with --size dynamic"
         )
-    if wanted < model.patch_size:
-        raise XciteError(f"size {wanted} is smaller than a patch of {model.patch_size} pixels")
+    if wanted < patch:
+        raise XciteError(f"size {wanted} is smaller than a patch of {patch} pixels")
     if not whole:
-        from xcite.deployment.predictor import input_pixels
-
-        if size and not model.fixed_size:
+        if size and not model.size:
             if size * size > LARGEST_INPUT:
                 raise XciteError(f"size {size} is too large; at most {math.isqrt(LARGEST_INPUT)}")
             preprocessing = preprocessing.model_copy(update={"size": size})
-        return input_pixels(picture, preprocessing, model.fixed_size)
+        return input_pixels(picture, preprocessing, model.size)
     from PIL import Image
 
     # Whole patches: padding at the edges would show up in the maps.
-    patch, shorter = model.patch_size, min(picture.shape[:2])
+    shorter = min(picture.shape[:2])
     height, width = (
         max(1, round(side * wanted / shorter / patch)) * patch for side in picture.shape[:2]
     )
@@ -205,24 +136,24 @@ class Explanation:
             np.savez_compressed(file, **arrays)
 
 
-def explain(model: Explainable, picture: np.ndarray, *, occlusion: bool = True) -> Explanation:
+def explain(model: OpenedModel, picture: np.ndarray, *, occlusion: bool = True) -> Explanation:
     """Ask the model about pixels from `input_picture`."""
     from xcite.data.transforms import normalise
-    from xcite.evaluation.accuracy import probabilities
 
     images = normalise(picture[None], model.preprocessing)  # (1, C, H, W)
     height, width = picture.shape[:2]
-    grid = math.ceil(height / model.patch_size), math.ceil(width / model.patch_size)
-    classes, channels = model.maps(images)
+    patch = patch_size(model)
+    grid = math.ceil(height / patch), math.ceil(width / patch)
+    classes, channels = attention_maps(model, images)
     classes = np.asarray(classes[0], np.float32)  # (layers, heads, 1 + N)
-    shares = probabilities(model.logits(images))[0]
+    shares = probabilities(model.classifier.logits(images))[0]
     best = int(shares.argmax())
     hidden = None
     if occlusion:
         hidden = occlusion_map(
-            lambda batch: probabilities(model.logits(batch))[:, best],
+            lambda batch: probabilities(model.classifier.logits(batch))[:, best],
             images[0],
-            side=max(model.patch_size, min(height, width) // 6),
+            side=max(patch, min(height, width) // 6),
         )
     return Explanation(
         picture=picture,
@@ -230,7 +161,7 @@ def explain(model: Explainable, picture: np.ndarray, *, occlusion: bool = True) 
         own=classes[..., 0],
         channels=[np.asarray(block[0], np.float32) for block in channels],
         probabilities=shares,
-        label=model.class_names[best] if best < len(model.class_names) else f"class {best}",
+        label=class_name(model.class_names, best),
         occlusion=hidden,
     )
 

@@ -14,15 +14,14 @@ from xcite import recipe as recipes
 from xcite.canonical import parameter_count
 from xcite.cost import multiply_adds
 from xcite.errors import XciteError
-from xcite.figures.attention import ExplainableEngine, overlay_png, picture_png
-from xcite.preprocessing import Preprocessing
+from xcite.figures.attention import attention_maps, overlay_png, patch_size, picture_png
 from xcite.training.run_folder import RunFolder
 from xcite.whole_files import write_text
 
 if TYPE_CHECKING:
     from xcite.data.sources import Source
-    from xcite.engines.interface import Engine
     from xcite.evaluation.accuracy import Accuracy
+    from xcite.runtime.opening import OpenedModel
     from xcite.weights import WeightFile
 
 WORST_CLASSES = 20
@@ -106,6 +105,8 @@ def write_report(
         from xcite.weights import open_weights
 
         weights = open_weights(folder.path)
+        if weights.metadata.preprocessing is None:
+            weights.metadata.preprocessing = recipe.preprocessing
     spec = data or recipe.data.validation
     findings = None
     if weights is not None and spec:
@@ -141,37 +142,34 @@ def _examine(
 ) -> _Findings:
     """Show the model every validation picture; keep the counts and the most telling pictures."""
     from xcite.data.pipeline import EvaluationLoader
-    from xcite.data.sources import open_source
-    from xcite.data.transforms import normalise
-    from xcite.engines import create_engine, installed
+    from xcite.engines import installed
     from xcite.evaluation.accuracy import Counter, cross_entropy
+    from xcite.runtime.classes import open_labelled
+    from xcite.runtime.opening import on_engine
 
-    if not installed():
-        raise XciteError("no engine is installed: pip install 'xcite[paddle]'")
-    if engine is None:
-        engine = recipe.run.engine if recipe.run.engine in installed() else installed()[0]
-    model = create_engine(engine, weights.architecture)
-    model.load_weights(weights.tensors)
-    preprocessing = weights.metadata.preprocessing or recipe.preprocessing
-    source = open_source(
+    if engine is None and recipe.run.engine in installed():
+        engine = recipe.run.engine
+    model = on_engine(weights, engine, called="this run")
+    source, names, _ = open_labelled(
         spec,
+        model.class_names,
+        model.architecture.num_classes,
+        channels=model.preprocessing.channels,
         root=recipe.data.root if own else None,
-        classes=weights.metadata.class_names,
-        channels=preprocessing.channels,
-        split="validation",
+        model="this run",
     )
     loader = EvaluationLoader(
         source,
-        preprocessing,
+        model.preprocessing,
         batch=64,
         workers=recipe.data.workers,
         on_error="skip",
         max_pixels=recipe.data.max_pixels,
     )
-    counter = Counter(source.class_names)
+    counter = Counter(names)
     losses, indices, said = [], [], []
     for batch in loader:
-        logits = model.predict(normalise(batch.pictures, preprocessing))
+        logits = model.logits(batch.pictures)
         counter.add(logits, batch.labels)
         losses.append(cross_entropy(logits, batch.labels))
         indices.append(batch.views[:, 0])
@@ -187,8 +185,8 @@ def _examine(
     return _Findings(
         data=spec,
         accuracy=counter.result(),
-        best=[_case(model, preprocessing, source, int(i)) for i in best],
-        worst=[_case(model, preprocessing, source, int(i)) for i in worst],
+        best=[_case(model, names, source, int(i)) for i in best],
+        worst=[_case(model, names, source, int(i)) for i in worst],
         skipped=loader.skipped,
     )
 
@@ -204,27 +202,26 @@ def _one_of_each(order: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return order[np.argsort(turns, kind="stable")]
 
 
-def _case(model: "Engine", preprocessing: Preprocessing, source: "Source", index: int) -> _Case:
+def _case(model: "OpenedModel", names: list[str], source: "Source", index: int) -> _Case:
     from xcite.data.decoding import decode
-    from xcite.data.transforms import evaluation_pixels, normalise
-    from xcite.evaluation.accuracy import probabilities
+    from xcite.data.transforms import normalise
+    from xcite.runtime.ranking import probabilities
 
     name = source.name(index)
-    picture = decode(source.read(index), channels=preprocessing.channels, origin=name)
-    shown = evaluation_pixels(picture, preprocessing)
-    images = normalise(shown[None], preprocessing)
-    shares = probabilities(model.predict(images))[0]
+    picture = decode(source.read(index), channels=model.preprocessing.channels, origin=name)
+    shown = model.pixels(picture)
+    images = normalise(shown[None], model.preprocessing)
+    shares = probabilities(model.classifier.logits(images))[0]
     attention = None
     if model.architecture.has_attention_maps:
-        explainable = ExplainableEngine(model, preprocessing, source.class_names)
-        classes, _ = explainable.maps(images)  # (1, layers, heads, 1 + N)
-        side = -(-preprocessing.size // explainable.patch_size)
+        classes, _ = attention_maps(model, images)  # (1, layers, heads, 1 + N)
+        side = -(-model.preprocessing.size // patch_size(model))
         attention = classes[0, -1, :, 1:].mean(axis=0).reshape(side, -1)
     label, best = int(source.labels[index]), int(shares.argmax())
     return _Case(
         name=name,
-        true=source.class_names[label],
-        said=source.class_names[best],
+        true=names[label],
+        said=names[best],
         probability=float(shares[best]),
         true_probability=float(shares[label]),
         picture=shown,
@@ -394,7 +391,8 @@ def _cost(
 ) -> str:
     facts: list[tuple[str, str]] = []
     if weights is not None:
-        size = (weights.metadata.preprocessing or recipe.preprocessing).size
+        assert weights.metadata.preprocessing is not None
+        size = weights.metadata.preprocessing.size
         macs = multiply_adds(weights.architecture, size, size)
         facts.append(("Parameters", f"{parameter_count(weights.architecture):,}"))
         facts.append((f"Multiply-adds of one picture, {size} x {size}", f"{macs / 1e9:.3f} G"))

@@ -9,10 +9,10 @@ from xcite.cost import activations
 from xcite.data.pipeline import TrainLoader
 from xcite.data.sources import Source, open_source, read_class_names
 from xcite.errors import XciteError
-from xcite.evaluation.evaluate import same_in_order
 from xcite.families import Architecture
 from xcite.preprocessing import Preprocessing
 from xcite.recipe import Recipe
+from xcite.runtime.classes import same_in_order
 from xcite.training import schedules
 from xcite.variants import find
 from xcite.weights import open_weights

@@ -2,8 +2,11 @@
 
 import re
 
+from xcite.errors import XciteError
+from xcite.variants import find
 from xcite.weights import catalog
 from xcite.weights.inspection import PartReport, Report
+from xcite.weights.metadata import Metadata
 
 
 def model_card(report: Report, part: PartReport) -> str:
@@ -58,14 +61,26 @@ def model_card(report: Report, part: PartReport) -> str:
         shown = [_cell(name) for name in metadata.class_names[:20]]
         more = len(metadata.class_names) - len(shown)
         lines += ["", "## Classes", "", ", ".join(shown) + (f" and {more} more" if more else "")]
-    build = f'xcite.create_model("{part.variant}", num_classes={part.classes}, weights=path)'
-    lines += ["", "## Use", "", "```python", "import xcite", "", f'path = "{_cell(report.file)}"']
-    if part.variant is not None:
-        lines.append(f"model = {build}  # engine='paddle' or 'torch'")
-    else:
-        lines.append("weights = xcite.weights.open_weights(path)")
-    lines += ["```", ""]
+    lines += ["", "## Use", "", "```python", "import xcite", "", f"path = {report.file!r}"]
+    lines += [_use(part), "```", ""]
     return "\n".join(lines)
+
+
+def _use(part: PartReport) -> str:
+    """A line of Python that opens the weights at ``path``: as a model, where they name a known one.
+
+    Names are quoted as Python does: they are a stranger's text.
+    """
+    fields = part.architecture or {}
+    try:
+        usual = Metadata(architecture=find(part.variant or "")).architecture or {}
+    except XciteError:
+        usual = {}
+    if usual.keys() != fields.keys() or not usual:
+        return "weights = xcite.weights.open_weights(path)"
+    changed = "".join(f", {k}={v!r}" for k, v in fields.items() if v != usual[k])
+    call = f"xcite.create_model({part.variant!r}, weights=path{changed})"
+    return f"model = {call}  # engine='paddle' or 'torch'"
 
 
 def _numbers(values: tuple[float, ...]) -> str:

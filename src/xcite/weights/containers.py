@@ -7,7 +7,7 @@ from typing import Any
 
 from xcite.errors import XciteError
 from xcite.weights import paddle_files, torch_files
-from xcite.weights.pickles import PickleError
+from xcite.weights.pickle_globals import PickleError
 from xcite.weights.safetensors_files import read_safetensors
 from xcite.weights.stored import StoredTensor
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from xcite.weights.pickles import ArrayRecord, PickleError, PickleWriter, read_pickle
+from xcite.weights.pickle_globals import ArrayRecord, PickleError
+from xcite.weights.pickle_writer import PickleWriter
+from xcite.weights.pickles import read_pickle
 from xcite.weights.stored import StoredTensor
 from xcite.whole_files import whole_file
 

@@ -12,14 +12,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from xcite.errors import XciteError
-from xcite.weights.pickles import (
-    NUMPY_GLOBALS,
-    Global,
-    PickleError,
-    PickleWriter,
-    checked_shape,
-    read_pickle,
-)
+from xcite.weights.pickle_globals import NUMPY_GLOBALS, Global, PickleError, checked_shape
+from xcite.weights.pickle_writer import PickleWriter
+from xcite.weights.pickles import read_pickle
 from xcite.weights.stored import ITEM_SIZES, StoredTensor, read_numbers
 from xcite.whole_files import whole_file
 

@@ -20,7 +20,7 @@ def loss(logits: Tensor, targets: Tensor, teacher: Tensor | None, distill: Disti
         teacher: float32 (B, K) logits, or for "hard" also int64 (B,) classes; None without teacher.
 
     Raises:
-        XciteError: a distillation loss without the teacher's answers.
+        XciteError: a distillation loss that is unknown, or without the teacher's answers.
     """
     logits = logits.float()
     base = soft_target_cross_entropy(logits, targets)
@@ -32,8 +32,10 @@ def loss(logits: Tensor, targets: Tensor, teacher: Tensor | None, distill: Disti
         part = hard(logits, teacher)
     elif distill.loss == "soft":
         part = soft(logits, teacher, distill.tau)
-    else:
+    elif distill.loss == "dml":
         part = mutual(logits, teacher)
+    else:
+        raise XciteError(f"distill.loss {distill.loss!r} is not computed by this engine")
     return (1 - distill.alpha) * base + distill.alpha * part
 
 

@@ -1,1 +1,0 @@
-"""From weights to a checked bundle, a predictor and a server."""

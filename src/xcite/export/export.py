@@ -1,0 +1,223 @@
+"""Weights in, checked bundle out.
+
+Written aside, compared with an engine on pictures, measured on validation data where given, and
+only then put in place: what exists under the name that was asked for has passed.
+"""
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xcite import __version__
+from xcite.data.transforms import normalise
+from xcite.engines import installed
+from xcite.engines.interface import Engine
+from xcite.errors import XciteError
+from xcite.export import agreement, graph
+from xcite.export.options import ExportOptions
+from xcite.preprocessing import Preprocessing
+from xcite.runtime.bundle import PROGRAMS, BundleInfo, describe, seal_folder, whole_folder
+from xcite.runtime.classifier import Classifier, EngineClassifier
+from xcite.runtime.opening import on_engine
+from xcite.runtime.predictor import Predictor
+from xcite.weights import WeightFile
+
+VALIDATION_BATCH = 16
+PACKAGES = ("numpy", "onnx", "openvino", "onnxruntime", "nncf", "paddlepaddle", "torch")
+
+
+def export(
+    weights: WeightFile,
+    out: str | os.PathLike[str],
+    options: ExportOptions | None = None,
+    *,
+    called: str = "the model",
+    say: Callable[[str], None] = lambda line: None,
+) -> BundleInfo:
+    """Make a bundle for serving on a CPU; the batch is always dynamic.
+
+    Args:
+        weights: what `xcite.weights.open_weights` gives; the metadata's preprocessing, class names
+            and provenance go into the bundle.
+        out: the bundle's folder; an earlier bundle there is replaced.
+        options: None for a float32 OpenVINO bundle of the size that the weights were trained for.
+        called: what messages call the weights.
+        say: called with one line per step.
+
+    Returns:
+        What was written to ``bundle.json``.
+
+    Raises:
+        XciteError: options that the model does not bear, disagreement, or too large a loss; nothing
+            of the new bundle is left then.
+    """
+    options = options or ExportOptions()
+    architecture, metadata = weights.architecture, weights.metadata
+    if options.precision == "int8" and not graph.bears_int8(architecture):
+        raise XciteError("int8 is made for XCiT; export a RegNetY in f32 or bf16")
+    names = metadata.class_names or []
+    if names and len(names) != architecture.num_classes:
+        raise XciteError(
+            f"{len(names)} class names for {architecture.num_classes} classes; check the weights"
+        )
+    if not installed():
+        raise XciteError(
+            "every export is compared with an engine and none is installed; "
+            "pip install 'xcite[torch]' or 'xcite[paddle]'"
+        )
+    name = options.engine or ("paddle" if options.format == "paddle" else None)
+    opened = on_engine(weights, name, called=called)
+    for note in opened.notes:
+        say(f"note: {note}")
+    assert isinstance(opened.classifier, EngineClassifier)
+    reference = opened.classifier.engine
+    preprocessing = opened.preprocessing
+    size = options.input_size(preprocessing.size)
+    if size is not None:
+        preprocessing = preprocessing.model_copy(update={"size": max(size)})
+    pixels, origin = agreement.pictures(options.pictures, preprocessing, size, agreement.PICTURES)
+    say(f"compares with the {reference.name} engine on {len(pixels)} pictures ({origin})")
+    info = BundleInfo(
+        format=options.format,
+        precision=options.precision,
+        model=metadata.variant,
+        architecture=describe(architecture),
+        size=size,
+        preprocessing=preprocessing,
+        class_names=names,
+        outputs=["logits"],
+        agreement={},
+        provenance={**metadata.provenance, "recipe_hash": metadata.recipe_hash},
+        versions=_versions(),
+    )
+    with whole_folder(out) as folder:
+        outputs = _write_program(folder, weights, reference, info, options, say)
+        info = info.model_copy(update={"outputs": outputs})
+        seal_folder(folder, info)
+        predictor = Predictor(folder)
+        report = _compare(predictor, reference, pixels, options.precision)
+        report["origin"] = origin
+        say(
+            f"logits differ by {report['largest_difference']:.2g} of "
+            f"{report['largest_logit']:.3g} at most, top-1 agrees on "
+            f"{report['top1_agreement']:.0%}"
+        )
+        accuracy = None
+        if options.validation is not None:
+            classifiers: dict[str, Classifier] = {"before": opened.classifier, "after": predictor}
+            accuracy = _measure(classifiers, info, options.validation, options.max_drop)
+            say(
+                f"top-1 {accuracy['before']:.2f} % before, {accuracy['after']:.2f} % after, on "
+                f"{accuracy['pictures']} pictures"
+            )
+        return seal_folder(
+            folder, info.model_copy(update={"agreement": report, "accuracy": accuracy})
+        )
+
+
+def _write_program(
+    folder: Path,
+    weights: WeightFile,
+    reference: Engine,
+    info: BundleInfo,
+    options: ExportOptions,
+    say: Callable[[str], None],
+) -> list[str]:
+    """Write the program's files; returns the names of its outputs."""
+    program = folder / PROGRAMS[info.format]
+    if info.format == "paddle":
+        reference.save_program(program.with_suffix(""), size=info.size)
+        return info.outputs
+    proto = graph.build(weights.tensors, weights.architecture, size=info.size)
+    if info.format == "onnx":
+        program.write_bytes(proto.SerializeToString())
+    else:
+        calibration = None
+        if info.precision == "int8":
+            calibration = _calibration(str(options.pictures), info.preprocessing, info.size)
+            say(f"calibrates on {len(calibration)} pictures")
+        _write_openvino(proto, program, calibration)
+    return [output.name for output in proto.graph.output]
+
+
+def _versions() -> dict[str, str]:
+    versions = {"xcite": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _calibration(
+    pictures: str, preprocessing: Preprocessing, size: tuple[int, int] | None
+) -> list[np.ndarray]:
+    from xcite.export.quantization import CALIBRATION_PICTURES
+
+    pixels, _ = agreement.pictures(pictures, preprocessing, size, CALIBRATION_PICTURES)
+    return [normalise(picture[None], preprocessing) for picture in pixels]
+
+
+def _write_openvino(proto: Any, program: Path, calibration: list[np.ndarray] | None) -> None:
+    try:
+        import openvino
+    except ImportError as error:
+        raise XciteError("--format openvino needs OpenVINO: pip install 'xcite[deploy]'") from error
+    converted = openvino.Core().read_model(proto.SerializeToString())
+    if calibration is not None:
+        from xcite.export.quantization import quantise
+
+        converted = quantise(converted, calibration)
+    openvino.save_model(converted, program, compress_to_fp16=False)
+
+
+def _compare(
+    predictor: Predictor, reference: Engine, pixels: np.ndarray, precision: str
+) -> dict[str, Any]:
+    images = predictor.images(pixels)
+    inputs = [images]
+    if predictor.info.size is None:  # another, oblong size must do as well
+        inputs.append(images[:2, :, : images.shape[2] * 3 // 4 + 1])
+    expected = [agreement.reference_logits(reference, part) for part in inputs]
+    found = []
+    for part in inputs:
+        predictor.logits(part)  # the second answer counts: a runtime may keep what it must not
+        found.append(predictor.logits(part))
+    return agreement.compare(expected, found, precision, reference.name)
+
+
+def _measure(
+    classifiers: dict[str, Classifier], info: BundleInfo, validation: str, max_drop: float
+) -> dict[str, Any]:
+    from xcite.data.pipeline import EvaluationLoader
+    from xcite.evaluation.evaluate import evaluate
+    from xcite.runtime.classes import open_labelled
+
+    source, names, _ = open_labelled(
+        validation,
+        info.class_names or None,
+        info.architecture["num_classes"],
+        channels=info.preprocessing.channels,
+    )
+    loader = EvaluationLoader(source, info.preprocessing, batch=VALIDATION_BATCH, workers=0)
+    result = evaluate(classifiers, loader, info.preprocessing, names)
+    before, after = result["before"].top1, result["after"].top1
+    if not before - after <= max_drop:
+        raise XciteError(
+            f"top-1 falls by {before - after:.2f} points on {validation} ({before:.2f} % before, "
+            f"{after:.2f} % after); --max-drop allows {max_drop:g}; nothing was written"
+        )
+    return {
+        "data": validation,
+        "pictures": result["after"].pictures,
+        "before": before,
+        "after": after,
+        "drop": before - after,
+        "max_drop": max_drop,
+    }

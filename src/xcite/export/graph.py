@@ -1,0 +1,69 @@
+"""The inference graph: canonical weights in, ONNX out, folded for running. No framework needed.
+
+Written straight from the paper's formulas, so that nothing has to be traced or optimised away:
+
+- BatchNorm goes into the stem's and RegNet's convolutions, LayerNorm's scale and shift into the
+  linear map behind it, LayerScale into the linear map before it; all in float64, exact.
+- LPI's BatchNorm stands between GELU and a zero-padded convolution: its scale goes into that
+  convolution, its shift stays an addition, because the padding must see it.
+- Cross-covariance attention never forms q, k and v where the covariance form is cheaper.
+- In class attention only CLS asks, so keys and values of the patches are never formed either; the
+  last layer computes CLS alone.
+- The positional encoding is a constant where the size is fixed.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from xcite.canonical import check
+from xcite.errors import XciteError
+from xcite.export.graph_builder import GraphBuilder
+from xcite.export.regnet_graph import regnet_graph
+from xcite.export.xcit_graph import XCiTGraph
+from xcite.variants import Architecture, RegNetArchitecture, XCiTArchitecture
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+
+def build(
+    weights: Mapping[str, np.ndarray],
+    architecture: Architecture,
+    *,
+    size: tuple[int, int] | None,
+    attention: str = "auto",
+) -> "ModelProto":
+    """The model in evaluation mode as an ONNX model, batch always dynamic.
+
+    Args:
+        weights: canonical arrays.
+        size: height and width in pixels; None leaves both dynamic.
+        attention: "usual", "covariance", or "auto" for the cheaper one, see
+            `xcite.export.xcit_graph.prefers_covariance`.
+
+    Returns:
+        Input "images" float32 (B, C, H, W); outputs "logits" (B, K) and, for an XCiT,
+        "class_attention" (B, layers, m, 1 + N).
+
+    Raises:
+        XciteError: weights that do not fit, a model without classifier, or a bad size.
+    """
+    check(weights, architecture)
+    if not architecture.num_classes:
+        raise XciteError("these weights have no classifier; an export needs one")
+    if size is not None and min(size) < 1:
+        raise XciteError(f"size is {size[0]} x {size[1]}; both must be at least 1")
+    exact = {name: np.asarray(value, np.float64) for name, value in weights.items()}
+    graph = GraphBuilder()
+    if isinstance(architecture, RegNetArchitecture):
+        outputs = regnet_graph(graph, exact, architecture)
+    else:
+        outputs = XCiTGraph(graph, exact, architecture, size, attention).outputs()
+    return graph.model(architecture.in_chans, size, outputs)
+
+
+def bears_int8(architecture: Architecture) -> bool:
+    """Whether the family has parts that `xcite.export.quantization` puts in 8 bits."""
+    return isinstance(architecture, XCiTArchitecture)

@@ -1,0 +1,66 @@
+"""What may be chosen about an export; contradictions are refused before any work."""
+
+from dataclasses import dataclass
+from typing import get_args
+
+from xcite.errors import XciteError
+from xcite.runtime.bundle import Format, Precision
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a bundle is made and what it must pass.
+
+    Attributes:
+        format: "onnx", "openvino" or "paddle" (an inference program; needs PaddlePaddle).
+        precision: "f32", "bf16", or "int8" (MLPs and stem in 8 bits, the rest in bfloat16; needs
+            ``pictures`` to calibrate and ``validation`` to prove; OpenVINO only).
+        size: height and width the graph is made for; None for the preprocessing's.
+        dynamic: any height and width instead.
+        pictures: source of pictures for agreement and calibration; None for the built-in ones.
+        validation: source of labelled pictures; top-1 is measured before and after.
+        max_drop: points of top-1 that may be lost on ``validation``.
+        engine: what to compare with; None for paddle where the format is, else the first installed.
+
+    Raises:
+        XciteError: unknown words, or options that contradict each other.
+    """
+
+    format: Format = "openvino"
+    precision: Precision = "f32"
+    size: tuple[int, int] | None = None
+    dynamic: bool = False
+    pictures: str | None = None
+    validation: str | None = None
+    max_drop: float = 1.0
+    engine: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.format not in get_args(Format):
+            raise XciteError(f"format is {self.format!r}; choose onnx, openvino or paddle")
+        if self.precision not in get_args(Precision):
+            raise XciteError(f"precision is {self.precision!r}; choose f32, bf16 or int8")
+        if self.precision != "f32" and self.format != "openvino":
+            raise XciteError(
+                f"{self.precision} is for --format openvino: neither ONNX Runtime nor Paddle "
+                "Inference runs this graph faster in it on a CPU; export f32"
+            )
+        if self.precision == "int8" and (self.pictures is None or self.validation is None):
+            raise XciteError(
+                "int8 needs --pictures to calibrate on and --validation to measure what it costs"
+            )
+        if self.format == "paddle" and self.engine == "torch":
+            raise XciteError("PaddlePaddle itself writes its programs; leave --engine out")
+        height, width = self.size or (1, 1)
+        if height != width and not self.dynamic and self.validation is not None:
+            raise XciteError(
+                "accuracy is measured on squares; export an oblong without --validation"
+            )
+
+    def input_size(self, usual: int) -> tuple[int, int] | None:
+        """Height and width of the graph's input; None for any.
+
+        Args:
+            usual: side of the square that the weights were trained for.
+        """
+        return None if self.dynamic else self.size or (usual, usual)

@@ -1,0 +1,1 @@
+"""A model that can be asked: bundles and programs, opened models, their classes and answers."""

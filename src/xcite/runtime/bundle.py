@@ -1,0 +1,205 @@
+"""The bundle: one folder with everything that serving a model takes, and proof that it is whole.
+
+``bundle.json`` describes the files beside it. Every file is listed with its SHA-256, and the
+description carries a seal over itself, so that an altered, missing, added or exchanged file is
+refused instead of being run. The seal tells accidents and mix-ups, not an attacker who recomputes
+it: for that, compare `BundleInfo.seal` with a value kept elsewhere.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from xcite.errors import XciteError
+from xcite.families import FAMILIES, Architecture
+from xcite.preprocessing import Preprocessing
+
+DESCRIPTION = "bundle.json"
+DESCRIPTION_LIMIT = 16 * 2**20  # bytes; 22,000 long class names stay far below
+FORMAT_VERSION = 1
+PROGRAMS = {"onnx": "model.onnx", "openvino": "model.xml", "paddle": "model.json"}
+
+Format = Literal["onnx", "openvino", "paddle"]
+Precision = Literal["f32", "bf16", "int8"]
+
+
+class BundleInfo(BaseModel):
+    """What ``bundle.json`` holds.
+
+    Attributes:
+        size: height and width in pixels the graph was made for; None when both are dynamic.
+        class_names: one name per logit; empty when the weights named none.
+        outputs: "logits" (B, K), and where the format allows "class_attention"
+            (B, layers, heads, 1 + N): CLS over CLS and the N patches of the row-major grid.
+        agreement: how far the graph is from the reference, see `xcite.export.agreement`.
+        accuracy: top-1 in percent before and after export, where validation data were given.
+        files: graph files and their SHA-256.
+        seal: SHA-256 over the other fields.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int = FORMAT_VERSION
+    format: Format
+    precision: Precision
+    model: str | None = None
+    architecture: dict[str, Any]
+    size: tuple[int, int] | None
+    preprocessing: Preprocessing
+    class_names: list[str] = Field(default_factory=list)
+    outputs: list[str]
+    agreement: dict[str, Any]
+    accuracy: dict[str, Any] | None = None
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    files: dict[str, str] = Field(default_factory=dict)
+    seal: str = ""
+
+    def built(self) -> Architecture:
+        """The architecture, as the engines take it.
+
+        Raises:
+            XciteError: unknown kind or fields.
+        """
+        fields = dict(self.architecture)
+        kind = fields.pop("kind", None)
+        try:
+            built: Architecture = FAMILIES[str(kind)](**fields)
+        except (KeyError, TypeError) as error:
+            raise XciteError(f"the bundle's architecture cannot be read: {error}") from error
+        return built
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches of an input of that many pixels."""
+        return self.built().grid(height, width)
+
+    def sealed(self, files: dict[str, str]) -> "BundleInfo":
+        """A copy that lists ``files`` and carries the matching seal."""
+        unsealed = self.model_copy(update={"files": dict(sorted(files.items())), "seal": ""})
+        return unsealed.model_copy(update={"seal": unsealed.digest()})
+
+    def digest(self) -> str:
+        """SHA-256 over all fields but the seal, as compact JSON with sorted keys."""
+        fields = self.model_dump(mode="json", exclude={"seal"})
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def describe(architecture: Architecture) -> dict[str, Any]:
+    """The architecture as plain data; `BundleInfo.built` reads it back."""
+    return {"kind": architecture.kind, **asdict(architecture)}
+
+
+def is_bundle(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder says that it is a bundle; `read_info` finds out."""
+    return (Path(path) / DESCRIPTION).is_file()
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield an empty folder that becomes ``path`` on success and vanishes on failure.
+
+    An earlier bundle at ``path`` is replaced; anything else there is refused.
+
+    Raises:
+        XciteError: ``path`` is not ours to replace, or cannot be written.
+    """
+    target = Path(path)
+    ours = is_bundle(target) or (target.is_dir() and not any(target.iterdir()))
+    if target.exists() and not ours:
+        raise XciteError(f"{target} exists and is not a bundle; choose another place")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    except OSError as error:
+        raise XciteError(f"cannot write {target}: {error.strerror or error}") from error
+    try:
+        yield aside
+        mask = os.umask(0)
+        os.umask(mask)
+        aside.chmod(0o777 & ~mask)
+        old = aside.with_suffix(".old")
+        if target.exists():
+            target.rename(old)
+        aside.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise XciteError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def seal_folder(folder: Path, info: BundleInfo) -> BundleInfo:
+    """Write ``bundle.json`` for the files that are in ``folder``; returns what was written."""
+    files = {path.name: checksum(path) for path in folder.iterdir() if path.name != DESCRIPTION}
+    sealed = info.sealed(files)
+    text = json.dumps(sealed.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    with (folder / DESCRIPTION).open("w", encoding="utf-8") as stream:
+        stream.write(text + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    return sealed
+
+
+def read_info(folder: str | os.PathLike[str], *, verify: bool = True) -> BundleInfo:
+    """The description of a bundle, after checking every file against it.
+
+    Raises:
+        XciteError: not a bundle, or altered, missing, added or mixed-up files.
+    """
+    root = Path(folder)
+    path = root / DESCRIPTION
+    if not is_bundle(root):
+        raise XciteError(f"{root} is not a bundle (no {DESCRIPTION}); make one with `xcite export`")
+    if path.stat().st_size > DESCRIPTION_LIMIT:
+        raise XciteError(f"{path} is larger than {DESCRIPTION_LIMIT // 2**20} MiB; it is not ours")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        found = data.get("version") if isinstance(data, dict) else None
+        if found != FORMAT_VERSION:
+            raise XciteError(
+                f"{path} has version {found!r}; this xcite reads {FORMAT_VERSION}: export again"
+            )
+        info = BundleInfo.model_validate(data)
+    except (ValueError, RecursionError) as error:  # ValidationError and JSON errors are ValueErrors
+        line = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise XciteError(f"{path} cannot be read: {line}; export again") from error
+    if info.digest() != info.seal:
+        raise XciteError(f"{path} was altered after the export (wrong seal); export again")
+    if verify:
+        _verify(root, info)
+    return info
+
+
+def _verify(root: Path, info: BundleInfo) -> None:
+    for name in info.files:
+        if Path(name).name != name or name in (".", "..", DESCRIPTION) or "\\" in name:
+            raise XciteError(f"{root / DESCRIPTION} names a file outside the bundle: {name!r}")
+    present = {path.name for path in root.iterdir()} - {DESCRIPTION}
+    for wrong, what in (
+        (sorted(set(info.files) - present), "lacks"),
+        (sorted(present - set(info.files)), "holds besides its own files"),
+    ):
+        if wrong:
+            raise XciteError(f"bundle {root} {what} {', '.join(wrong[:5])}; export again")
+    for name, expected in info.files.items():
+        path = root / name
+        if path.is_symlink() or not path.is_file():
+            raise XciteError(f"{path} is not a regular file; export again")
+        if checksum(path) != expected:
+            raise XciteError(f"{path} was altered or belongs to another bundle; export again")

@@ -1,0 +1,113 @@
+"""What a user may name as a model: a run folder, a weights file, a published name or a bundle."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from xcite.data.transforms import normalise
+from xcite.engines import create_engine, installed
+from xcite.errors import XciteError
+from xcite.preprocessing import Preprocessing
+from xcite.runtime.bundle import is_bundle
+from xcite.runtime.classifier import Classifier, EngineClassifier
+from xcite.runtime.predictor import Predictor, input_pixels
+from xcite.variants import Architecture
+from xcite.weights import WeightFile, open_weights
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model ready to be asked.
+
+    Attributes:
+        class_names: None when the weights do not say.
+        size: height and width of the only input it takes; None for any.
+        on: what runs it, in words.
+        notes: what a person should know, one line each.
+    """
+
+    classifier: Classifier
+    architecture: Architecture
+    preprocessing: Preprocessing
+    class_names: list[str] | None
+    size: tuple[int, int] | None
+    on: str
+    notes: list[str] = field(default_factory=list)
+
+    def pixels(self, picture: np.ndarray) -> np.ndarray:
+        """Resize and crop one decoded picture: uint8 (H, W, C), as the model will see it."""
+        return input_pixels(picture, self.preprocessing, self.size)
+
+    def logits(self, pixels: np.ndarray) -> np.ndarray:
+        """float32 (B, K) of such pixels (B, H, W, C)."""
+        return self.classifier.logits(normalise(pixels, self.preprocessing))
+
+
+def open_model(source: str | Path, engine: str | None = None) -> OpenedModel:
+    """Open ``source`` on an engine (default: paddle, or the one that is installed) or as a bundle.
+
+    Raises:
+        XciteError: nothing there, unreadable, or ``engine`` given for a bundle.
+    """
+    if not is_bundle(source):
+        return on_engine(open_weights(source), engine, called=str(source))
+    if engine:
+        raise XciteError(f"{source} is a bundle and runs without an engine; leave --engine out")
+    predictor = Predictor(source, mode="throughput")
+    return OpenedModel(
+        predictor,
+        predictor.info.built(),
+        predictor.preprocessing,
+        predictor.class_names or None,
+        predictor.info.size,
+        f"{predictor.runtime}, {predictor.precision}",
+    )
+
+
+def on_engine(file: WeightFile, engine: str | None = None, *, called: str) -> OpenedModel:
+    """The model of a weights file on an engine; None takes paddle, or what is installed.
+
+    Args:
+        called: what messages call the file.
+
+    Raises:
+        XciteError: no engine is installed, no classifier, or input channels of unknown meaning.
+    """
+    if engine is None:
+        if not installed():
+            raise XciteError("no engine is installed: pip install 'xcite[paddle]'")
+        engine = installed()[0]
+    if not file.architecture.num_classes:
+        raise XciteError(f"{called} has no classifier: it gives features, not classes")
+    preprocessing, notes = preprocessing_of(file, called)
+    made = create_engine(engine, file.architecture)
+    made.load_weights(file.tensors)
+    return OpenedModel(
+        EngineClassifier(made),
+        file.architecture,
+        preprocessing,
+        file.metadata.class_names,
+        None,
+        engine,
+        notes,
+    )
+
+
+def preprocessing_of(file: WeightFile, called: str) -> tuple[Preprocessing, list[str]]:
+    """How the file's pictures are prepared, and a note where that had to be assumed.
+
+    Raises:
+        XciteError: the file does not say, and has neither one nor three input channels.
+    """
+    if file.metadata.preprocessing is not None:
+        return file.metadata.preprocessing, []
+    channels = file.architecture.in_chans
+    if channels not in (1, 3):
+        raise XciteError(f"{called} takes {channels} channels and does not say what they are")
+    assumed = Preprocessing() if channels == 3 else Preprocessing(mean=(0.5,), std=(0.5,))
+    note = (
+        f"{called} does not say how its pictures were prepared; "
+        f"{assumed.size} px and the usual mean and deviation are assumed"
+    )
+    return assumed, [note]

@@ -1,0 +1,282 @@
+"""Exported programs and what runs them on a CPU: OpenVINO, ONNX Runtime, Paddle Inference.
+
+A program is one file: ``.onnx``, OpenVINO's ``.xml`` (its ``.bin`` beside it) or Paddle's ``.json``
+(its ``.pdiparams`` beside it). It may belong to a bundle, whose seal `xcite.runtime.bundle` checks,
+or stand alone, as a teacher's may.
+"""
+
+import threading
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from xcite.engines.vector_instructions import use_vector_instructions
+from xcite.errors import XciteError
+
+BATCHES = (16, 4, 1)  # compiled batch sizes: large enough not to waste, few enough to hold
+OUTPUTS = ("logits", "class_attention")  # our names: OpenVINO gives an output several
+
+
+class Program(ABC):
+    """A program, loaded and ready; `run` may be called from several threads at once.
+
+    Attributes:
+        called: what messages call it.
+        precision: "f32", "bf16" or "int8", as it runs.
+        name: the runtime's: "openvino", "onnxruntime" or "paddle".
+        title: the runtime's name in messages.
+        suffixes: of the files that the runtime reads.
+        extra: what ``pip install 'xcite[...]'`` needs for it.
+        streams: parts of a batch that run at the same time.
+        outputs: names of what `run` returns.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]]
+    extra: ClassVar[str] = "deploy"
+    streams: int = 1
+    outputs: list[str]
+
+    def __init__(self, asked: "_Asked") -> None:
+        self.called = asked.called
+        self.precision = asked.precision
+
+    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """All outputs by name, of normalised float32 images (B, C, H, W).
+
+        Raises:
+            XciteError: the runtime takes no such images; names the program and says why.
+        """
+        try:
+            return self._run(np.ascontiguousarray(images))
+        except Exception as error:  # the runtimes' errors share no base class of their own
+            raise XciteError(
+                f"{self.called} refuses images {images.shape}: {_first_line(error)}"
+            ) from error
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Logits float32 (B, K) of such images: the output "logits", or else the first."""
+        return self.run(images)["logits" if "logits" in self.outputs else self.outputs[0]]
+
+    @abstractmethod
+    def _run(self, images: np.ndarray) -> dict[str, np.ndarray]: ...
+
+
+def open_program(
+    path: str | Path,
+    *,
+    runtime: str | None = None,
+    threads: int | None = None,
+    streams: int = 1,
+    precision: str = "f32",
+    usual: tuple[int, int] | None = None,
+    called: str | None = None,
+) -> Program:
+    """Load a program on the fastest installed runtime that reads its format.
+
+    Args:
+        path: an ``.onnx``, ``.xml`` or ``.json`` file.
+        runtime: take this one.
+        threads: compute threads; None leaves the number to the runtime.
+        streams: parts of a batch that run at the same time; OpenVINO only.
+        precision: "f32", "bf16" or "int8".
+        usual: height and width of most images; OpenVINO compiles for them in particular.
+        called: what messages call the program; its path if None.
+
+    Raises:
+        XciteError: unreadable program, or a missing or unfit runtime.
+    """
+    path = Path(path)
+    called = called or str(path)
+    able = [name for name, kind in _KINDS.items() if path.suffix.lower() in kind.suffixes]
+    if not able:
+        raise XciteError(f"{called} is not a program; give an .onnx or .xml file")
+    if runtime is not None and runtime not in able:
+        raise XciteError(f"runtime {runtime!r} does not read {called}; choose {' or '.join(able)}")
+    if not path.is_file():
+        raise XciteError(f"cannot read {called}: there is no such file")
+    names = [runtime] if runtime else able
+    for kind in (_KINDS[name] for name in names):
+        try:
+            return kind(_Asked(path, called, precision, threads, streams, usual))
+        except ImportError:
+            continue
+        except XciteError:
+            raise
+        except Exception as error:
+            raise XciteError(f"{kind.title} cannot read {called}: {_first_line(error)}") from error
+    extra = _KINDS[names[0]].extra
+    raise XciteError(f"{' or '.join(names)} is not installed: pip install 'xcite[{extra}]'")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The arguments of `open_program`, as every runtime takes them."""
+
+    path: Path
+    called: str
+    precision: str
+    threads: int | None
+    streams: int
+    usual: tuple[int, int] | None
+
+
+class _OpenVINO(Program):
+    """Compiled for a few batch sizes; calls may overlap.
+
+    OpenVINO leaves out layout copies around convolutions and merges more only where all shapes are
+    known. So a batch of the usual size is cut into parts of the sizes in `BATCHES`, each compiled
+    when first needed; any other batch runs as it comes.
+    """
+
+    name, title, suffixes = "openvino", "OpenVINO", (".onnx", ".xml")
+
+    def __init__(self, asked: _Asked) -> None:
+        import openvino
+
+        super().__init__(asked)
+        self.streams = asked.streams
+        self._threads = asked.threads
+        self._usual = asked.usual
+        self._core = openvino.Core()
+        # Read, not mapped: replacing the file must not change the answers of what already runs.
+        self._core.set_property({"ENABLE_MMAP": False})
+        self._model = self._core.read_model(asked.path)
+        self.outputs = []
+        for output in self._model.outputs:
+            names = sorted(output.get_names()) or [f"output {output.get_index()}"]
+            self.outputs.append(next((name for name in OUTPUTS if name in names), names[0]))
+        self._compiled: dict[tuple[int, ...], Any] = {}
+        self._idle: dict[tuple[int, ...], list[Any]] = {}
+        self._lock = threading.Lock()
+
+    def _run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        import openvino
+
+        usual = images.shape[2:] == self._usual
+        jobs = []
+        for part in self._parts(images) if usual else [images]:
+            key = part.shape if usual else ()
+            request = self._borrow(key)
+            request.set_input_tensor(openvino.Tensor(part, True))
+            request.start_async()
+            jobs.append((key, request))
+        for _, request in jobs:
+            request.wait()
+        result = {
+            name: np.concatenate([request.get_output_tensor(i).data for _, request in jobs])
+            for i, name in enumerate(self.outputs)
+        }  # concatenate copies: the next call writes into the requests' own memory
+        with self._lock:
+            for key, request in jobs:
+                self._idle.setdefault(key, []).append(request)
+        return result
+
+    def _parts(self, images: np.ndarray) -> list[np.ndarray]:
+        """Cut into parts of known sizes, at least one per stream where there are enough images."""
+        share = -(-len(images) // self.streams)
+        parts, start = [], 0
+        while start < len(images):
+            left = min(share, len(images) - start)
+            size = next(size for size in BATCHES if size <= left)
+            parts.append(images[start : start + size])
+            start += size
+        return parts
+
+    def _borrow(self, shape: tuple[int, ...]) -> Any:
+        """An infer request for images of this shape; () for any."""
+        with self._lock:
+            if self._idle.get(shape):
+                return self._idle[shape].pop()
+            if shape not in self._compiled:
+                model = self._model.clone()
+                if shape:
+                    model.reshape(list(shape))
+                self._compiled[shape] = compile_openvino(
+                    self._core, model, self.precision, self._threads, self.streams
+                )
+            return self._compiled[shape].create_infer_request()
+
+
+def compile_openvino(
+    core: Any, model: Any, precision: str, threads: int | None, streams: int
+) -> Any:
+    """Compile for the CPU; float32 is asked for by name, since OpenVINO may choose bfloat16.
+
+    An int8 model's unquantised rest runs in bfloat16.
+    """
+    options = {
+        "INFERENCE_PRECISION_HINT": "f32" if precision == "f32" else "bf16",
+        "NUM_STREAMS": streams,
+        "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
+    }
+    if threads is not None:
+        options["INFERENCE_NUM_THREADS"] = threads
+    return core.compile_model(model, "CPU", options)
+
+
+class _OnnxRuntime(Program):
+    name, title, suffixes = "onnxruntime", "ONNX Runtime", (".onnx",)
+
+    def __init__(self, asked: _Asked) -> None:
+        import onnxruntime
+
+        if asked.precision == "bf16":
+            raise XciteError("ONNX Runtime has no bfloat16 on the CPU; use runtime openvino")
+        super().__init__(asked)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = asked.threads or 0
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            str(asked.path), options, providers=["CPUExecutionProvider"]
+        )
+        self._input = self._session.get_inputs()[0].name
+        self.outputs = [output.name for output in self._session.get_outputs()]
+
+    def _run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        values = self._session.run(self.outputs, {self._input: images})
+        return dict(zip(self.outputs, values, strict=True))
+
+
+class _Paddle(Program):
+    """Paddle Inference on oneDNN; one predictor, one call at a time."""
+
+    name, title, suffixes, extra = "paddle", "Paddle Inference", (".json",), "paddle"
+
+    def __init__(self, asked: _Asked) -> None:
+        from paddle import inference
+
+        super().__init__(asked)
+        use_vector_instructions()
+        config = inference.Config(str(asked.path), str(asked.path.with_suffix(".pdiparams")))
+        config.disable_gpu()
+        if asked.threads is not None:
+            config.set_cpu_math_library_num_threads(asked.threads)
+        config.enable_mkldnn()
+        config.disable_glog_info()
+        self._predictor = inference.create_predictor(config)
+        self._input = self._predictor.get_input_handle(self._predictor.get_input_names()[0])
+        self._output = self._predictor.get_output_handle(self._predictor.get_output_names()[0])
+        self._lock = threading.Lock()
+        self.outputs = ["logits"]
+
+    def _run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        with self._lock:
+            self._input.reshape(list(images.shape))
+            self._input.copy_from_cpu(images)
+            self._predictor.run()
+            return {"logits": self._output.copy_to_cpu()}
+
+
+_KINDS: dict[str, type[Any]] = {kind.name: kind for kind in (_OpenVINO, _OnnxRuntime, _Paddle)}
+
+
+def _first_line(error: Exception) -> str:
+    """What went wrong; OpenVINO says first where in its own code."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = [line for line in lines if not line.startswith("Exception from ")] or lines
+    return said[0][:200] if said else type(error).__name__

@@ -1,0 +1,222 @@
+"""What each address answers, and how a refusal is worded. Needs the extra 'serve'.
+
+A request's way: `Guard` -> limits -> `Service` -> JSON.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+import xcite
+from xcite.runtime.predictor import Predictor
+from xcite.server.answers import Answers, Problem
+from xcite.server.batching import QueueFullError
+from xcite.server.limits import Limits
+from xcite.server.metrics import Metrics
+from xcite.server.pages import FILES, docs_page, page_file
+from xcite.server.service import Service
+from xcite.server.uploads import UploadError, declared_bytes, read_uploads
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": text}
+    for status, text in {
+        400: "The form is malformed.",
+        401: "The token is missing or wrong.",
+        408: "The request did not arrive in time.",
+        413: "Too many bytes or files.",
+        415: "Neither a form with files nor a picture.",
+        422: "No picture could be read; each entry says why.",
+        429: "The queue is full; Retry-After says when to come back.",
+        503: "No answer in time.",
+    }.items()
+}
+BODY = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file"],
+                "properties": {
+                    "file": {"type": "array", "items": {"type": "string", "format": "binary"}}
+                },
+            }
+        },
+        "image/*": {"schema": {"type": "string", "format": "binary"}},
+    },
+}
+
+
+class Routes:
+    """The addresses of one server; `app` is the FastAPI application that has them all."""
+
+    def __init__(self, predictor: Predictor, limits: Limits) -> None:
+        self.predictor = predictor
+        self.limits = limits
+        self.metrics = Metrics()
+        self.service = Service(predictor, limits, self.metrics)
+        self.app = FastAPI(
+            title="Xcite",
+            version=xcite.__version__,
+            description="Names what is on a picture and shows where the model looked.",
+            docs_url=None,  # FastAPI's pages load scripts from outside addresses
+            redoc_url=None,
+            lifespan=self._lifespan,
+        )
+        add = self.app.add_api_route
+        add(
+            "/predict",
+            self.predict,
+            methods=["POST"],
+            summary="Name what is on one or several pictures",
+            response_model=Answers,
+            response_description="One entry per file.",
+            responses=REFUSALS,
+            openapi_extra={"requestBody": BODY},
+        )
+        stopped: dict[int | str, dict[str, Any]] = {503: {"model": Problem}}
+        add("/health", self.health, summary="Sign of life", responses=stopped)
+        add("/info", self.info, summary="The model and this server's limits")
+        add(
+            "/metrics",
+            self.prometheus,
+            summary="Prometheus metrics",
+            response_class=PlainTextResponse,
+        )
+        add("/docs", self.docs, include_in_schema=False)
+        for path, (name, media) in FILES.items():
+            add(path, _page(name, media), include_in_schema=False)
+        for kind, handler in _HANDLERS.items():
+            self.app.add_exception_handler(kind, handler)
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(self.service.warm_up)
+        yield
+        await asyncio.to_thread(self.service.close)
+
+    async def predict(
+        self,
+        request: Request,
+        top: int = Query(5, ge=1, le=100_000, description="classes per picture"),
+        attention: bool = Query(False, description="add where the classifier looked"),
+    ) -> Response:
+        """Files of a multipart form (any field name), or one picture as the body.
+
+        200 when at least one picture was answered; a picture that was not carries an error.
+        """
+        limits, service = self.limits, self.service
+        reading = True
+        try:
+            async with asyncio.timeout(limits.timeout):
+                size = declared_bytes(request, limits.max_bytes)
+                with contextlib.ExitStack() as held:
+                    held.enter_context(service.batcher.admit(1))
+                    held.enter_context(service.hold(size))
+                    uploads = await read_uploads(
+                        request, max_bytes=limits.max_bytes, max_files=limits.max_files
+                    )
+                    reading = False
+                    if len(uploads) > 1:
+                        held.enter_context(service.batcher.admit(len(uploads) - 1))
+                    answers = await asyncio.gather(
+                        *(service.answer(u, top=top, attention=attention) for u in uploads)
+                    )
+        except ClientDisconnect:
+            return _problem(400, "the connection was closed before the request was complete")
+        except TimeoutError:
+            if reading:
+                return _problem(408, f"the request did not arrive within {limits.timeout:g} s")
+            message = f"no answer within {limits.timeout:g} s"
+            return _problem(503, message, **{"Retry-After": "1"})
+        good = any(answer.error is None for answer in answers)
+        content: dict[str, Any] = {"pictures": [a.model_dump(exclude_none=True) for a in answers]}
+        if not good:
+            content["error"] = answers[0].error
+        return JSONResponse(content, status_code=200 if good else 422)
+
+    async def health(self) -> Response:
+        if not self.service.batcher.alive:
+            return _problem(503, "the prediction worker has stopped")
+        return JSONResponse({"status": "ok"})
+
+    async def info(self) -> dict[str, Any]:
+        predictor, limits = self.predictor, self.limits
+        classes = int(predictor.info.architecture["num_classes"])
+        return {
+            "version": xcite.__version__,
+            "model": predictor.info.model_dump(
+                mode="json", exclude={"class_names", "preprocessing", "provenance", "files"}
+            ),
+            "runtime": predictor.runtime,
+            "preprocessing": predictor.preprocessing.model_dump(),
+            "classes": [predictor.name(k) for k in range(classes)],
+            "limits": {
+                "max_bytes": limits.max_bytes,
+                "max_pixels": limits.max_pixels,
+                "max_files": limits.max_files,
+            },
+        }
+
+    async def prometheus(self) -> Response:
+        media = "text/plain; version=0.0.4; charset=utf-8"
+        return Response(self.metrics.text(), media_type=media)
+
+    async def docs(self) -> HTMLResponse:
+        return HTMLResponse(docs_page(self.app.openapi()))
+
+
+def _page(name: str, media: str) -> Callable[[], Awaitable[Response]]:
+    text = page_file(name)
+
+    async def send() -> Response:
+        return Response(text, media_type=media)
+
+    return send
+
+
+def _problem(status: int, message: str, **headers: str) -> JSONResponse:
+    return JSONResponse({"error": message}, status_code=status, headers=headers)
+
+
+async def _http(request: Request, error: HTTPException) -> JSONResponse:
+    words = {404: "there is nothing at this address; see /docs"}
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        words[405] = f"{request.url.path} does not take {request.method[:20]}; use {allowed}"
+    message = words.get(error.status_code, str(error.detail))
+    return _problem(error.status_code, message, **(error.headers or {}))
+
+
+async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    parts = [f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()[:5]]
+    return _problem(422, "; ".join(parts))
+
+
+async def _upload(request: Request, error: UploadError) -> JSONResponse:
+    return _problem(error.status, error.message)
+
+
+async def _full(request: Request, error: QueueFullError) -> JSONResponse:
+    message = f"the server is busy; try again in {error.retry_after} s"
+    return _problem(429, message, **{"Retry-After": str(error.retry_after)})
+
+
+async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
+    return _problem(500, "the server failed on this request; its log says why")
+
+
+_HANDLERS: dict[type[Exception], Any] = {
+    HTTPException: _http,
+    RequestValidationError: _invalid,
+    UploadError: _upload,
+    QueueFullError: _full,
+    Exception: _unforeseen,
+}

@@ -1,0 +1,122 @@
+"""The files of a teacher cache.
+
+    manifest.json             what the answers depend on, field by field, and its hash
+    view-00000.safetensors    the answers for the pictures of epoch 0; one file a view
+    view-00001.part-00003.safetensors    a part of a view that is still being computed
+
+"present" is a bit per (picture, repetition), in the order index * repeats + repetition; the answers
+follow in that order. Hard: "classes" uint16 or uint32 (n,). Soft and DML: "top_classes" (n, top),
+"top_probabilities" float16 (n, top) at temperature tau (DML: 1) and "rest" float16 (n,), the
+probability of all other classes together, which is spread over them evenly when it is read.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from xcite.errors import XciteError
+from xcite.whole_files import whole_file
+
+FORMAT = "xcite teacher cache 1"
+_MANIFEST_LIMIT = 16 * 2**20  # bytes
+
+Columns = dict[str, np.ndarray]
+
+
+def digest(depends: dict[str, Any]) -> str:
+    """SHA-256 of the fields as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+
+
+def join(parts: Sequence[Columns]) -> Columns:
+    """The columns of all parts, one after the other."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def view_path(folder: Path, view: int) -> Path:
+    """The file of a complete view."""
+    return folder / f"view-{view:05d}.safetensors"
+
+
+def part_path(folder: Path, view: int, part: int) -> Path:
+    """The file of a part of a view that is still being computed."""
+    return folder / f"view-{view:05d}.part-{part:05d}.safetensors"
+
+
+def save(path: Path, columns: Columns, hashed: str, view: int) -> None:
+    """Write a view or a part of it; ``hashed`` says which cache it belongs to."""
+    with whole_file(path) as aside:
+        try:
+            save_file(columns, aside, {"format": FORMAT, "hash": hashed, "view": str(view)})
+        except SafetensorError as error:
+            raise XciteError(f"cannot write {path}: {error}") from error
+
+
+def read(path: Path, hashed: str, view: int) -> Columns:
+    """What `save` wrote.
+
+    Raises:
+        XciteError: damaged, or of another cache or view.
+    """
+    try:
+        with safe_open(path, "numpy") as file:
+            said = file.metadata() or {}
+            if (said.get("hash"), said.get("view")) != (hashed, str(view)):
+                raise XciteError(f"{path} belongs to another teacher cache; delete it")
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise XciteError(f"{path} is damaged: {error}; delete it and run `xcite teach`") from error
+
+
+def read_view(folder: Path, view: int, hashed: str, classes: int) -> Columns:
+    """A complete view, its columns checked.
+
+    Raises:
+        XciteError: damaged, or of another cache or view.
+    """
+    path = view_path(folder, view)
+    columns = read(path, hashed, view)
+    wrong = XciteError(f"{path} is damaged; delete it and run `xcite teach`")
+    names = set(columns)
+    if names == {"present", "classes"}:
+        ids, others = columns["classes"], []
+    elif names == {"present", "top_classes", "top_probabilities", "rest"}:
+        ids, others = columns["top_classes"], [columns["top_probabilities"], columns["rest"]]
+    else:
+        raise wrong
+    rows = int(np.bitwise_count(columns["present"]).sum(dtype=np.int64))
+    if ids.dtype.kind != "u" or any(len(column) != rows for column in (ids, *others)):
+        raise wrong
+    if ids.size and ids.max() >= classes:
+        raise wrong
+    return columns
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a cache.
+
+    Raises:
+        XciteError: missing, damaged, or its hash is not that of its fields.
+    """
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise XciteError(f"{folder} is not a teacher cache (no manifest.json); run `xcite teach`")
+    try:
+        if path.stat().st_size > _MANIFEST_LIMIT:
+            raise ValueError("it is too long")
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest.get("format") != FORMAT:
+            raise ValueError(f"it is not of the format {FORMAT!r}")
+        if manifest["hash"] != digest(manifest["depends"]):
+            raise ValueError("its hash is not that of its fields")
+        dict(manifest["teacher"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise XciteError(f"{path} cannot be used: {error}") from error
+    result: dict[str, Any] = manifest
+    return result

@@ -1,0 +1,197 @@
+"""A teacher's answers, computed once and reused by any number of students and runs.
+
+Epoch e of a run uses view e % V, pixels, mixing and answers alike.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xcite.data.batch import Batch
+from xcite.data.sources import Source
+from xcite.errors import XciteError
+from xcite.recipe import Recipe
+from xcite.training.teachers.cache_files import Columns, read_manifest, read_view, view_path
+from xcite.training.teachers.facts import facts
+
+_LEAST = 1e-7  # stands for a probability that float16 rounded to zero
+
+
+def dependencies(
+    recipe: Recipe,
+    source: Source,
+    class_names: Sequence[str],
+    teacher: dict[str, Any] | None,
+    processes: int = 1,
+) -> dict[str, Any]:
+    """Everything the answers depend on, by the name of the recipe's key where there is one.
+
+    Not in it: what only the student feels (its model, learning rate, label smoothing, alpha), and
+    on what the teacher ran (engine, precision), so that a cache serves both engines.
+
+    Args:
+        teacher: its `Teacher.identity`; None leaves its fields out.
+        processes: that train; each mixes its own share of a batch, so they matter if it is mixed.
+    """
+    mixed = recipe.augment.mix_probability and (recipe.augment.mixup or recipe.augment.cutmix)
+    augment = recipe.augment.model_dump(mode="json", exclude={"smoothing"})
+    pixels = recipe.preprocessing.model_dump(mode="json")
+    names = json.dumps(list(class_names), ensure_ascii=False)
+    depends: dict[str, Any] = {
+        "data.train": source.fingerprint(),
+        "data.classes": hashlib.sha256(names.encode()).hexdigest(),
+        "data.repeats": recipe.data.repeats,
+        "data.on_error": recipe.data.on_error,
+        "data.fast": recipe.data.fast,
+        **{f"preprocessing.{key}": value for key, value in pixels.items()},
+        **{f"augment.{key}": value for key, value in augment.items()},
+        "optim.batch": recipe.optim.batch,
+        "processes": processes if mixed else 1,
+        "run.seed": recipe.run.seed,
+        "distill.loss": recipe.distill.loss,
+    }
+    question = recipe.distill.question
+    if question is not None and question.tempered:
+        depends["distill.tau"] = recipe.distill.tau
+    if question is not None and question.answers == "logits":
+        depends["distill.top"] = min(recipe.distill.top, len(class_names))
+    if teacher is not None:
+        depends["distill.teacher (sha256 of its weights)"] = teacher["sha256"]
+        depends["distill.teacher_size"] = teacher["size"]
+        depends["teacher's mean"], depends["teacher's std"] = teacher["mean"], teacher["std"]
+    return depends
+
+
+def refuse_differences(folder: Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:
+    """Raise XciteError where a cache's `dependencies` are not those of this run, naming each."""
+    differing = [
+        f"{name} (cache: {_short(found.get(name))}, this run: {_short(wanted.get(name))})"
+        for name in sorted(set(wanted) | set(found))
+        if wanted.get(name) != found.get(name)
+    ]
+    if differing:
+        raise XciteError(
+            f"the teacher cache {folder} does not fit this recipe: {'; '.join(differing)}; "
+            "make another one with `xcite teach --out`"
+        )
+
+
+def open_cache(
+    recipe: Recipe, source: Source, class_names: Sequence[str], *, processes: int = 1
+) -> "CachedTeacher":
+    """The cache in ``recipe.distill.cache``, checked against the recipe.
+
+    When the recipe names a teacher too, its weights are read and compared; otherwise the cache
+    says who the teacher was.
+
+    Raises:
+        XciteError: no cache, an unfinished one, or one that does not fit, naming the fields.
+    """
+    assert recipe.distill.cache is not None
+    folder = Path(recipe.distill.cache)
+    manifest = read_manifest(folder)
+    named = recipe.distill.teacher
+    teacher = facts(recipe, class_names).identity() if named else None
+    depends = dependencies(recipe, source, class_names, teacher, processes)
+    found = dict(manifest["depends"])
+    if teacher is None:
+        found = {name: value for name, value in found.items() if "teacher" not in name}
+    refuse_differences(folder, depends, found)
+    views = recipe.distill.views or recipe.optim.epochs
+    done = sum(view_path(folder, view).is_file() for view in range(views))
+    if done < views:
+        raise XciteError(
+            f"the teacher cache {folder} holds {done} of {views} views; finish it with "
+            f"`xcite teach`, or set distill.views to {max(done, 1)}"
+        )
+    return CachedTeacher(folder, manifest, views, recipe, len(class_names))
+
+
+class CachedTeacher:
+    """Answers out of a cache: no network runs, the cost is a table look-up."""
+
+    def __init__(
+        self, folder: Path, manifest: dict[str, Any], views: int, recipe: Recipe, classes: int
+    ) -> None:
+        self.folder = folder
+        self.views = views
+        self.notes = [f"the teacher's answers come from {folder}, {views} views"]
+        self._manifest = manifest
+        self._classes = classes
+        self._repeats = recipe.data.repeats
+        self._temperature = recipe.distill.temperature
+        self._view = -1
+        self._keys = np.empty(0, np.int64)  # of the answers of that view, rising
+        self._columns: Columns = {}
+
+    def answers(self, batch: Batch) -> np.ndarray:
+        if batch.epoch != self._view:
+            self._columns = read_view(
+                self.folder, batch.epoch, self._manifest["hash"], self._classes
+            )
+            self._keys = np.flatnonzero(np.unpackbits(self._columns.pop("present")))
+            self._view = batch.epoch
+        keys = batch.views[:, 0] * self._repeats + batch.views[:, 1]  # (B,)
+        rows = np.searchsorted(self._keys, keys)
+        known = rows < len(self._keys)
+        known[known] = self._keys[rows[known]] == keys[known]
+        if not known.all():
+            index, repetition = batch.views[~known][0]
+            raise XciteError(
+                f"the teacher cache {self.folder} has no answer for picture {index}, repetition "
+                f"{repetition} in view {batch.epoch}; compute it anew with `xcite teach`"
+            )
+        if "classes" in self._columns:
+            return self._columns["classes"][rows].astype(np.int64)
+        return self._temperature * log_probabilities(
+            self._columns["top_classes"][rows],
+            self._columns["top_probabilities"][rows],
+            self._columns["rest"][rows],
+            self._classes,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        return {**self._manifest["teacher"], "cache": self._manifest["hash"]}
+
+    def data_epoch(self, epoch: int) -> int:
+        return epoch % self.views
+
+
+def log_probabilities(
+    top_classes: np.ndarray, top_probabilities: np.ndarray, rest: np.ndarray, classes: int
+) -> np.ndarray:
+    """float32 (B, K) of the stored (B, top), the rest spread evenly; each row sums to 1 as exp."""
+    others = classes - top_classes.shape[1]
+    share = rest.astype(np.float32)[:, None] / max(others, 1)
+    p = np.broadcast_to(share, (len(rest), classes)).copy()  # (B, K)
+    np.put_along_axis(p, top_classes.astype(np.int64), top_probabilities.astype(np.float32), 1)
+    p = np.maximum(p, _LEAST)
+    result: np.ndarray = np.log(p / p.sum(1, keepdims=True))
+    return result
+
+
+def compress(answers: np.ndarray, recipe: Recipe, classes: int) -> Columns:
+    """What is stored of answers: classes (B,) as they are, of logits (B, K) the most probable."""
+    whole = np.uint16 if classes <= 2**16 else np.uint32
+    if answers.ndim == 1:
+        return {"classes": answers.astype(whole)}
+    scaled = answers.astype(np.float64) / recipe.distill.temperature
+    p = np.exp(scaled - scaled.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)  # (B, K)
+    top = min(recipe.distill.top, p.shape[1])
+    best = np.argsort(-p, axis=1, kind="stable")[:, :top]  # (B, top)
+    kept = np.take_along_axis(p, best, 1)
+    return {
+        "top_classes": best.astype(whole),
+        "top_probabilities": kept.astype(np.float16),
+        "rest": np.maximum(1 - kept.sum(1), 0).astype(np.float16),
+    }
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}..." if len(text) > 40 else text

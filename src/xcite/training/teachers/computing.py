@@ -1,0 +1,157 @@
+"""`xcite teach`: a teacher is asked once for every picture that training will see."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xcite.data.batch import Batch, split
+from xcite.data.pipeline import TrainLoader
+from xcite.data.sources import Source
+from xcite.errors import XciteError
+from xcite.recipe import Recipe
+from xcite.training.teachers.cache_files import (
+    FORMAT,
+    Columns,
+    digest,
+    join,
+    part_path,
+    read,
+    read_manifest,
+    save,
+    view_path,
+)
+from xcite.training.teachers.cached import compress, dependencies, refuse_differences
+from xcite.training.teachers.live import LiveTeacher
+from xcite.whole_files import write_text
+
+PART_PICTURES = 1024  # an interruption costs at most so many answers
+
+
+def compute(
+    recipe: Recipe,
+    source: Source,
+    class_names: Sequence[str],
+    teacher: LiveTeacher,
+    folder: Path,
+    *,
+    views: int | None = None,
+    processes: int = 1,
+    after_batch: Callable[[int, int], None] = lambda pictures, total: None,
+) -> int:
+    """Ask the teacher for every picture of epochs 0 to views - 1 and keep the answers.
+
+    A cache that is there already goes on where it was left.
+
+    Args:
+        processes: that the students will train on, each with its share of a batch.
+        views: epochs to compute; by default ``distill.views``, else all of the recipe's.
+        after_batch: called with the number of pictures done so far, and of all.
+
+    Returns:
+        How many views the cache holds now.
+
+    Raises:
+        XciteError: the folder holds a cache of another recipe, or cannot be written.
+    """
+    views = views or recipe.distill.views or recipe.optim.epochs
+    depends = dependencies(recipe, source, class_names, teacher.identity(), processes)
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "hash": digest(depends),
+        "depends": depends,
+        "teacher": teacher.identity(),
+        "classes": len(class_names),
+    }
+    if (folder / "manifest.json").is_file():
+        refuse_differences(folder, depends, read_manifest(folder)["depends"])
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise XciteError(f"{folder} is not empty and holds no teacher cache; give another --out")
+    else:
+        write_text(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    loaders = [
+        TrainLoader(source, recipe, rank=rank, world_size=processes) for rank in range(processes)
+    ]
+    work = _Work(recipe, loaders, teacher, folder, manifest["hash"], len(class_names), len(source))
+    each = work.steps * recipe.optim.batch
+    try:
+        for view in range(views):
+            if not view_path(folder, view).is_file():
+                for steps in work.compute(view):
+                    after_batch(view * each + steps * recipe.optim.batch, views * each)
+            after_batch((view + 1) * each, views * each)
+    finally:
+        for loader in loaders:
+            loader.close()
+    return views
+
+
+class _Work:
+    """Computes views part by part, so that an interruption loses little."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        loaders: Sequence[TrainLoader],
+        teacher: LiveTeacher,
+        folder: Path,
+        hashed: str,
+        classes: int,
+        pictures: int,
+    ) -> None:
+        self.recipe = recipe
+        self.loaders = loaders
+        self.teacher = teacher
+        self.folder = folder
+        self.hashed = hashed
+        self.classes = classes
+        self.keys = pictures * recipe.data.repeats
+        self.steps = loaders[0].steps_per_epoch
+        self.part = min(self.steps, max(1, PART_PICTURES // recipe.optim.batch))  # steps in a part
+
+    def compute(self, view: int) -> Iterator[int]:
+        """Write the file of a view; yields the number of its steps done, after each."""
+        count = -(-self.steps // self.part)
+        paths = [part_path(self.folder, view, part) for part in range(count)]
+        done = next((i for i, path in enumerate(paths) if not path.is_file()), count)
+        gathered: list[Columns] = []
+        step = done * self.part
+        if step < self.steps:
+            readers = [loader.epoch(view, start_step=step) for loader in self.loaders]
+            for shares in zip(*readers, strict=True):
+                gathered += [self._answers(batch) for batch in shares]
+                step += 1
+                if step % self.part == 0 or step == self.steps:
+                    path = paths[(step - 1) // self.part]
+                    save(path, join(gathered), self.hashed, view)
+                    gathered = []
+                yield step
+        self._finish(view, join([read(path, self.hashed, view) for path in paths]))
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+    def _answers(self, batch: Batch) -> Columns:
+        """Keys and stored answers of a process's share of a batch."""
+        # The teacher sees the parts that a training step sees: the same sums, the same bits.
+        parts = split(batch, self.recipe.optim.accumulate)
+        answers = np.concatenate([self.teacher.answers(part) for part in parts])
+        views = np.concatenate([part.views for part in parts])
+        keys = views[:, 0] * self.recipe.data.repeats + views[:, 1]
+        return {"keys": keys.astype(np.int64), **compress(answers, self.recipe, self.classes)}
+
+    def _finish(self, view: int, whole: Columns) -> None:
+        """Sort the answers of a view by key, with a bit for every key that has one."""
+        keys = whole.pop("keys")
+        order = np.argsort(keys, kind="stable")
+        if (np.diff(keys[order]) == 0).any():
+            raise XciteError(
+                "a picture occurs twice in an epoch, once in place of a damaged one, and the cache "
+                "cannot hold two answers; remove the damaged pictures from data.train"
+            )
+        present = np.zeros(self.keys, bool)
+        present[keys] = True
+        columns = {name: np.ascontiguousarray(column[order]) for name, column in whole.items()}
+        columns["present"] = np.packbits(present)
+        save(view_path(self.folder, view), columns, self.hashed, view)

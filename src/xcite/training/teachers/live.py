@@ -1,0 +1,162 @@
+"""A frozen network that is asked for every batch."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from xcite.data.batch import Batch
+from xcite.engines import create_engine
+from xcite.engines.pixels import model_input
+from xcite.errors import XciteError
+from xcite.preprocessing import Preprocessing
+from xcite.recipe import Recipe
+from xcite.runtime.classes import match_classes
+from xcite.runtime.programs import open_program
+from xcite.training.teachers.facts import is_program, network_facts, program_facts
+
+Predict = Callable[[np.ndarray], np.ndarray]
+
+
+class LiveTeacher:
+    """A frozen network that is asked for every batch.
+
+    Attributes:
+        predict: logits float32 (B, K') of images in the teacher's normalisation and size.
+    """
+
+    def __init__(
+        self,
+        predict: Predict,
+        *,
+        student: Preprocessing,
+        own: Preprocessing,
+        classes: int,
+        columns: np.ndarray | None,
+        hard: bool,
+        identity: Mapping[str, Any],
+        notes: Sequence[str] = (),
+    ) -> None:
+        """Args:
+        student: the preprocessing the student is trained with.
+        own: mean, std and input side that the teacher expects.
+        classes: number of the teacher's logits.
+        columns: the teacher's class for each of the student's; None when they are the same.
+        hard: answer with classes instead of logits.
+        """
+        self.predict = predict
+        self.notes = list(notes)
+        self._student = student
+        self._own = own
+        self._classes = classes
+        self._columns = columns
+        self._hard = hard
+        self._identity = dict(identity)
+
+    def answers(self, batch: Batch) -> np.ndarray:
+        seen = model_input(batch, self._student)  # (B, C, H, W)
+        images = resize(renormalise(seen, self._student, self._own), self._own.size)
+        logits = np.asarray(self.predict(images), np.float32)  # (B, K')
+        if logits.shape != (len(batch), self._classes):
+            raise XciteError(
+                f"teacher {self._identity['name']} gives {logits.shape} for {len(batch)} pictures; "
+                f"expected {self._classes} logits each"
+            )
+        if self._columns is not None:
+            logits = logits[:, self._columns]  # (B, K)
+        return logits.argmax(1) if self._hard else logits
+
+    def identity(self) -> dict[str, Any]:
+        return dict(self._identity)
+
+    def data_epoch(self, epoch: int) -> int:
+        return epoch
+
+
+def live_teacher(recipe: Recipe, class_names: Sequence[str]) -> LiveTeacher:
+    """The network that ``recipe.distill.teacher`` names, ready to be asked.
+
+    Args:
+        class_names: the student's classes, in the order of its logits.
+
+    Raises:
+        XciteError: unreadable teacher, or classes or channels that do not match.
+    """
+    path, question = recipe.distill.teacher, recipe.distill.question
+    assert question is not None
+    if not path:
+        raise XciteError("distill.teacher is empty; give a weights file, a run folder or a program")
+    if is_program(path):
+        known = program_facts(path, recipe)
+        program = open_program(path, called=f"teacher {path}")
+        runs_on, predict = program.name, _with_hint(program.logits)
+    else:
+        known, architecture, tensors = network_facts(path, recipe, class_names)
+        runs_on = recipe.distill.teacher_engine or recipe.run.engine
+        engine = create_engine(runs_on, architecture, precision=recipe.run.precision)
+        engine.load_weights(tensors)
+        predict = engine.predict
+    columns, note = match_classes(
+        known.class_names,
+        class_names,
+        count=known.classes,
+        model=f"teacher {path}",
+        data="the student",
+    )
+    return LiveTeacher(
+        predict,
+        student=recipe.preprocessing,
+        own=known.preprocessing,
+        classes=known.classes or len(known.class_names or class_names),
+        columns=columns,
+        hard=question.answers == "classes",
+        identity=known.identity() | {"engine": runs_on},
+        notes=[*known.notes, *([note] if note else [])],
+    )
+
+
+def _with_hint(predict: Predict) -> Predict:
+    """A program may take images of one size only."""
+
+    def run(images: np.ndarray) -> np.ndarray:
+        try:
+            return predict(images)
+        except XciteError as error:
+            raise XciteError(f"{error}; see distill.teacher_size") from error
+
+    return run
+
+
+def renormalise(images: np.ndarray, given: Preprocessing, wanted: Preprocessing) -> np.ndarray:
+    """Images (B, C, H, W) from one mean and std to another; the same array where they agree."""
+    if given.mean == wanted.mean and given.std == wanted.std:
+        return images
+    mean, std = np.array(given.mean), np.array(given.std)
+    other_mean, other_std = np.array(wanted.mean), np.array(wanted.std)
+    scale = (std / other_std).astype(np.float32)[:, None, None]
+    shift = ((mean - other_mean) / other_std).astype(np.float32)[:, None, None]
+    return images * scale + shift
+
+
+def resize(images: np.ndarray, size: int) -> np.ndarray:
+    """Square images (B, C, S, S) as (B, C, size, size), bilinear and antialiased.
+
+    The filter is Pillow's BILINEAR (and PyTorch's with antialias=True): a triangle as wide as the
+    reduction, or of one pixel when enlarging, with borders renormalised.
+    """
+    height, width = images.shape[2:]
+    if (height, width) == (size, size):
+        return images
+    rows, columns = _triangle(height, size), _triangle(width, size)
+    resized: np.ndarray = rows @ images @ columns.T
+    return resized
+
+
+def _triangle(given: int, wanted: int) -> np.ndarray:
+    """float32 (wanted, given): the share of each input pixel in each output pixel."""
+    scale = given / wanted
+    support = max(scale, 1.0)
+    centres = (np.arange(wanted) + 0.5) * scale
+    distance = np.abs(np.arange(given) + 0.5 - centres[:, None]) / support
+    share = np.maximum(1.0 - distance, 0.0)
+    return (share / share.sum(1, keepdims=True)).astype(np.float32)

@@ -1,0 +1,26 @@
+"""What the training loop needs of a teacher."""
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from xcite.data.batch import Batch
+
+
+class Teacher(Protocol):
+    """Who answers for the pictures of a batch during distillation.
+
+    Attributes:
+        notes: what a person should know, one line each.
+    """
+
+    notes: list[str]
+
+    def answers(self, batch: Batch) -> np.ndarray:
+        """Logits float32 (B, K) in the student's order of classes; classes int64 (B,) if hard."""
+
+    def identity(self) -> dict[str, Any]:
+        """What the teacher is, with the SHA-256 of its weights; goes with the student's weights."""
+
+    def data_epoch(self, epoch: int) -> int:
+        """Which epoch's pixels and mixing the student must see in its epoch ``epoch``."""

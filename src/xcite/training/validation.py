@@ -1,0 +1,61 @@
+"""The evaluation at the end of an epoch."""
+
+from rich.progress import Progress
+
+from xcite.data.pipeline import EvaluationLoader
+from xcite.engines.interface import Engine
+from xcite.evaluation.accuracy import Accuracy
+from xcite.evaluation.evaluate import evaluate
+from xcite.runtime.classifier import EngineClassifier
+from xcite.training.interruption import Stopped, StopRequest
+from xcite.training.plan import Plan
+
+# Starting a loader process takes as long as decoding about so many pictures.
+PICTURES_PER_WORKER = 500
+
+
+def validate(
+    prepared: Plan, engine: Engine, epoch: int, progress: Progress, stop: StopRequest
+) -> dict[str, Accuracy]:
+    """Accuracy after ``epoch`` (counted from 1) on the plan's validation pictures.
+
+    Returns:
+        Of "model" and, if there is a moving average, of "ema"; nothing where no evaluation is due.
+
+    Raises:
+        Stopped: a stop was asked for before the evaluation was done.
+    """
+    recipe, source = prepared.recipe, prepared.validation
+    due = epoch % recipe.run.evaluate_every == 0 or epoch == recipe.optim.epochs
+    if source is None or not due:
+        return {}
+    loader = EvaluationLoader(
+        source,
+        recipe.preprocessing,
+        batch=max(1, recipe.optim.batch // recipe.optim.accumulate // engine.world_size),
+        workers=min(recipe.data.workers, len(source) // PICTURES_PER_WORKER),
+        on_error=recipe.data.on_error,
+        max_pixels=recipe.data.max_pixels,
+        rank=engine.rank,
+        world_size=engine.world_size,
+    )
+    bar = progress.add_task("validate", total=len(source), note="")
+
+    def after_batch(pictures: int) -> None:
+        progress.advance(bar, pictures * engine.world_size)
+        # Several processes reduce together at the end, so none of them may leave before.
+        if engine.world_size == 1 and stop.signal is not None:
+            raise Stopped
+
+    classifiers = {"model": EngineClassifier(engine)}
+    if recipe.optim.ema is not None:
+        classifiers["ema"] = EngineClassifier(engine, ema=True)
+    return evaluate(
+        classifiers,
+        loader,
+        recipe.preprocessing,
+        prepared.class_names,
+        average=engine.average,
+        processes=engine.world_size,
+        after_batch=after_batch,
+    )

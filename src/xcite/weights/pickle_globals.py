@@ -1,0 +1,218 @@
+"""What the globals of a pickle stand for: functions of this package, records, NumPy arrays.
+
+Nothing of another program is imported or made. A pickle may name what stands in a table like
+`NUMPY_GLOBALS`, and nothing else.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from xcite.errors import XciteError
+from xcite.weights.stored import ITEM_SIZES, StoredTensor
+
+MAX_DIMENSIONS = 16
+
+Global = Callable[..., Any]
+Globals = Mapping[tuple[str, str], Global]
+
+
+class PickleError(XciteError):
+    """The file is damaged, hostile or of an unknown kind; says why, without the file's name."""
+
+
+@dataclass(frozen=True)
+class LongText:
+    """A long text whose characters are bytes: how protocol 2 writes an array's numbers.
+
+    Kept as bytes, and the same object goes to the array: the numbers lie in memory once.
+    """
+
+    raw: bytearray
+
+
+@dataclass
+class ArrayRecord:
+    """An array in the making: NumPy's pickles create an empty one, then set its state."""
+
+    tensor: StoredTensor | None = None
+
+    def set_state(self, state: Any) -> None:
+        """State of `numpy.ndarray.__setstate__`: (version, shape, dtype, fortran, numbers)."""
+        if not isinstance(state, tuple) or len(state) != 5:
+            raise PickleError("an array's state is not what NumPy writes")
+        _, shape, dtype, fortran, raw = state
+        self.tensor = array_tensor(raw, dtype, shape, bool(fortran))
+
+
+@dataclass
+class DtypeRecord:
+    """A NumPy number type; its state says the byte order."""
+
+    name: str
+    big_endian: bool = False
+
+    def set_state(self, state: Any) -> None:
+        """State of `numpy.dtype.__setstate__`: (version, byte order, ...)."""
+        plain = isinstance(state, tuple) and 2 <= len(state) <= 9
+        if not plain or state[1] not in ("<", ">", "|", "="):
+            raise PickleError("a number type's state is not what NumPy writes")
+        self.big_endian = state[1] == ">"
+
+
+@dataclass
+class NamespaceRecord:
+    """An argparse.Namespace: the settings a training script keeps in its checkpoint."""
+
+    settings: dict[Any, Any] = field(default_factory=dict)
+
+    def set_state(self, state: Any) -> None:
+        """Take the attributes."""
+        if not isinstance(state, dict):
+            raise PickleError("a namespace's state is not a dictionary")
+        self.settings = state
+
+
+def array_tensor(raw: Any, dtype: Any, shape: Any, fortran: bool) -> StoredTensor:
+    """A tensor over bytes that are present, after checking that they are exactly enough."""
+    if not isinstance(dtype, DtypeRecord):
+        raise PickleError("an array's number type is no NumPy type")
+    if isinstance(raw, LongText):
+        raw = raw.raw
+    if not isinstance(raw, bytes | bytearray):
+        raise PickleError("an array holds objects instead of numbers")
+    dimensions = checked_shape(shape)
+    count = 1
+    for size in dimensions:
+        count *= size
+    if count * ITEM_SIZES[dtype.name] != len(raw):
+        raise PickleError(f"an array of shape {dimensions} brings {len(raw)} bytes")
+    # Paddle has no NumPy type for bfloat16 and writes its 16 bits as uint16.
+    kind = "bfloat16" if dtype.name == "uint16" else dtype.name
+    numpy_type = np.dtype(dtype.name).newbyteorder(">" if dtype.big_endian else "<")
+
+    def load() -> np.ndarray:
+        flat = np.frombuffer(raw, numpy_type)
+        # A view of the bytes as read, unless they are a constant or of the other byte order.
+        native = flat.astype(numpy_type.newbyteorder("="), copy=not flat.flags.writeable)
+        return native.reshape(dimensions, order="F" if fortran else "C")
+
+    return StoredTensor(dimensions, kind, load)
+
+
+def checked_shape(shape: Any) -> tuple[int, ...]:
+    """The shape if it is a tuple of a few sizes."""
+    if not isinstance(shape, tuple | list) or len(shape) > MAX_DIMENSIONS:
+        raise PickleError("a tensor's shape is not a short tuple")
+    if not all(type(size) is int and 0 <= size < 2**48 for size in shape):
+        raise PickleError("a tensor's shape holds something that is no size")
+    return tuple(shape)
+
+
+def shown(value: Any) -> str:
+    """A stranger's value for a message: short, on one line, without control characters."""
+    if isinstance(value, str | int | float | bool | None):
+        return ascii(value)[:80]
+    return type(value).__name__
+
+
+def checked_key(key: Any) -> Any:
+    """A dictionary's key if it is of a kind that cannot be made to collide."""
+    if isinstance(key, str) or (isinstance(key, int) and -(2**63) <= key < 2**63) or key is None:
+        return key
+    if isinstance(key, float):
+        return key
+    raise PickleError(f"a dictionary's key is {shown(key)}")
+
+
+# --- the globals of NumPy's pickles -----------------------------------------------------------
+
+
+def ordered_dict(items: Any = ()) -> dict[Any, Any]:
+    """`collections.OrderedDict`, as a dictionary."""
+    result: dict[Any, Any] = {}
+    if not isinstance(items, list | tuple):
+        raise PickleError("an OrderedDict is made of something that is no list")
+    for item in items:
+        if not isinstance(item, list | tuple) or len(item) != 2:
+            raise PickleError("an OrderedDict's item is no pair")
+        result[checked_key(item[0])] = item[1]
+    return result
+
+
+def _reconstruct(kind: Any, shape: Any, typecode: Any) -> ArrayRecord:
+    if kind is not _ndarray:
+        raise PickleError("an array of an unknown class")
+    return ArrayRecord()
+
+
+def _ndarray(*_: Any) -> Any:
+    raise PickleError("numpy.ndarray is called directly")
+
+
+def _dtype(code: Any, *_: Any) -> DtypeRecord:
+    codes = {
+        "f8": "float64", "f4": "float32", "f2": "float16", "i8": "int64", "i4": "int32",
+        "i2": "int16", "i1": "int8", "u1": "uint8", "u2": "uint16", "b1": "bool",
+    }  # fmt: skip
+    if not isinstance(code, str) or code.lstrip("<|=") not in codes:
+        raise PickleError(f"number type {shown(code)} is no weight type")
+    return DtypeRecord(codes[code.lstrip("<|=")])
+
+
+def _encode(text: Any, encoding: Any = "latin1") -> bytes | bytearray:
+    if encoding not in ("latin1", "latin-1"):
+        raise PickleError(f"text encoding {shown(encoding)} is not NumPy's")
+    if isinstance(text, LongText):
+        return text.raw
+    if not isinstance(text, str):
+        raise PickleError("something that is no text is encoded")
+    try:
+        return text.encode("latin1")
+    except UnicodeEncodeError as error:
+        raise PickleError("an array's text holds characters that are no bytes") from error
+
+
+def _scalar(dtype: Any, raw: Any) -> Any:
+    return array_tensor(raw, dtype, (), False).load().item()
+
+
+def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> ArrayRecord:
+    return ArrayRecord(array_tensor(raw, dtype, shape, order == "F"))
+
+
+def _tuple(items: Any = ()) -> tuple[Any, ...]:
+    if not isinstance(items, list | tuple):
+        raise PickleError("a tuple is made of something that is no sequence")
+    return tuple(items)
+
+
+def _empty_bytes(*arguments: Any) -> bytes:
+    if arguments:
+        raise PickleError("bytes are made of something")
+    return b""
+
+
+NUMPY_GLOBALS: dict[tuple[str, str], Global] = {
+    ("collections", "OrderedDict"): ordered_dict,
+    ("numpy", "ndarray"): _ndarray,
+    ("numpy", "dtype"): _dtype,
+    ("_codecs", "encode"): _encode,
+    ("builtins", "tuple"): _tuple,
+    ("__builtin__", "tuple"): _tuple,
+    ("builtins", "bytes"): _empty_bytes,
+    ("__builtin__", "bytes"): _empty_bytes,
+    ("argparse", "Namespace"): lambda: NamespaceRecord(),
+    # numpy.core became numpy._core in NumPy 2; files of both are about.
+    **{
+        (f"numpy.{core}.{module}", name): function
+        for core in ("core", "_core")
+        for module, name, function in (
+            ("multiarray", "_reconstruct", _reconstruct),
+            ("multiarray", "scalar", _scalar),
+            ("numeric", "_frombuffer", _from_buffer),
+        )
+    },
+}
