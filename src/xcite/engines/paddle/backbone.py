@@ -80,14 +80,9 @@ class Backbone(nn.Layer):
         return self.pooled(self.walk(images, paths))
 
     def named_outputs(self, images: Tensor, paths: Tensor | None = None) -> dict[str, Tensor]:
-        """Outputs of the parts in forward order, named as in `walk`; "head" (B, K) is the last.
-
-        "pos_embeder" and "cls_token" are left out: they add no more than a parameter.
-        """
+        """Outputs of the parts in forward order, named as in `walk`; "head" (B, K) is the last."""
         outputs: dict[str, Tensor] = {}
         x = self.walk(images, paths, outputs.__setitem__)
-        for name in ("pos_embeder", "cls_token"):
-            outputs.pop(name, None)
         outputs["head"] = self.head(self.pooled(x))
         return outputs
 
