@@ -28,16 +28,17 @@ def torch_step(form: str, width: int, tokens: int, batch: int, bf16: bool) -> Ca
     """A function that does one forward and backward pass on PyTorch."""
     import torch
 
+    from xcite.engines.torch.fast import accelerate
     from xcite.engines.torch.xcit import XCA
 
     torch.set_num_threads(THREADS)
-    layer = XCA(XCiTArchitecture(16, width, 1, WIDTHS[width]), form).train()
+    layer = accelerate(XCA(XCiTArchitecture(16, width, 1, WIDTHS[width])), form).train()
     x = torch.randn(batch, tokens, width, requires_grad=True)
     gamma, cotangent = torch.ones(width), torch.randn(batch, tokens, width)
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            y = layer(x, gamma)
+            y = layer.branch(x, gamma)
         y.backward(cotangent.to(y.dtype))
         layer.zero_grad()
         x.grad = None
@@ -49,17 +50,18 @@ def paddle_step(form: str, width: int, tokens: int, batch: int, bf16: bool) -> C
     """A function that does one forward and backward pass on Paddle, which has no bf16 on a CPU."""
     import paddle
 
+    from xcite.engines.paddle.fast import accelerate
     from xcite.engines.paddle.xcit import XCA
 
     paddle.base.core.set_num_threads(THREADS)
-    layer = XCA(XCiTArchitecture(16, width, 1, WIDTHS[width]), form)
+    layer = accelerate(XCA(XCiTArchitecture(16, width, 1, WIDTHS[width])), form)
     layer.train()
     x = paddle.randn([batch, tokens, width])
     x.stop_gradient = False
     gamma, cotangent = paddle.ones([width]), paddle.randn([batch, tokens, width])
 
     def step() -> None:
-        layer(x, gamma).backward(cotangent)
+        layer.branch(x, gamma).backward(cotangent)
         layer.clear_gradients()
         x.clear_gradient()
 

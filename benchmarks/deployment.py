@@ -2,10 +2,11 @@
 
     python benchmarks/deployment.py [--rounds 15] [--models xcit_nano_12_p8 ...] [--threads 2]
 
-The yardstick is reference_xcit_torch.py, exported by torch.onnx with the same weights. Both graphs
-run on the same runtime with the same options, compiled for the batch size as `xcite.Predictor` does
-it, by turns in one process; a ratio is that of the medians. int8 is compared with the yardstick in
-bfloat16. Prints a Markdown table, with the least ratio asked for where there is one.
+The yardstick is the model of plain operators on PyTorch, exported by torch.onnx with the same
+weights. Both graphs run on the same runtime with the same options, compiled for the batch size as
+`xcite.Predictor` does it, by turns in one process; a ratio is that of the medians. int8 is compared
+with the yardstick in bfloat16. Prints a Markdown table, with the least ratio asked for where there
+is one.
 """
 
 import argparse
@@ -51,12 +52,12 @@ def official(
     architecture: variants.XCiTArchitecture, weights: canonical.Weights, batch: int
 ) -> bytes:
     """The yardstick as an ONNX file of that batch size."""
-    import reference_xcit_torch
     import torch
 
-    model = reference_xcit_torch.XCiT(architecture)
-    reference_xcit_torch.load_weights(model, weights)
-    model.eval()
+    from xcite.engines.torch import build, load_weights
+
+    model = build(architecture, operators="plain", seed=None).eval()
+    load_weights(model, weights)
     file = io.BytesIO()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():

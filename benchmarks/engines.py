@@ -33,8 +33,12 @@ def main() -> None:
     for name, batch in CASES:
         for engine, precision in (("torch", "float32"), ("torch", "bf16"), ("paddle", "float32")):
             call = json.dumps([name, batch, engine, precision, options.repeats])
-            command = [sys.executable, "-c", POINT, call]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [sys.executable, "-c", POINT, call],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
             if done.returncode:
                 sys.exit(done.stderr[-3000:])
             result = json.loads(done.stdout.splitlines()[-1])

@@ -2,7 +2,7 @@
 
     python benchmarks/run_all.py [NAME ... [-- OPTIONS of their scripts]]
 
-The table is what lies between `<!-- begin NAME -->` and `<!-- end NAME -->`; people write the rest.
+A table stands between `<!-- begin NAME -->` and `<!-- end NAME -->`; around it people write.
 """
 
 import platform
@@ -46,10 +46,7 @@ def main(arguments: list[str]) -> None:
         shown = f"`python benchmarks/{' '.join([script, *options])}` on {machine()}".replace(
             str(HERE.parent) + "/", ""
         )
-        output = done.stdout.strip()
-        if not output.startswith("|"):  # Markdown would fill it into one paragraph
-            output = f"```\n{output}\n```"
-        replace(name, f"{shown}\n\n{output}")
+        replace(name, f"{shown}\n\n{done.stdout.strip()}")
         print(done.stdout, flush=True)
 
 

@@ -13,10 +13,11 @@ cross entropy with soft targets, backward and AdamW, on pictures already in memo
 the reference's median time over ours. Peak memory is that of one training step over what is
 resident before it (weights, moments, libraries), each side in a process of its own.
 
-The reference is `reference_xcit_{torch,paddle}.py` beside this file, or with --reference any Python
-file, which runs as a program of yours would. It defines either `build(architecture)` or a class
-`XCiT` that takes the architecture (`xcite.variants.XCiTArchitecture`: patch_size, embed_dim, depth,
-num_heads, num_classes, ...), and gives a module with `model(images) -> logits`. For timm:
+The reference is Xcite's own model of plain operators, which computes what the official code does,
+operation by operation, or with --reference any Python file, which runs as a program of yours would.
+The file defines either `build(architecture)` or a class `XCiT` that takes the architecture
+(`xcite.variants.XCiTArchitecture`: patch_size, embed_dim, depth, num_heads, num_classes, ...), and
+gives a module with `model(images) -> logits`. For timm:
 
     import timm
     def build(architecture):
@@ -37,22 +38,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+import numpy as np
+
+from xcite.engines.allocation import keep_freed_memory
+from xcite.evaluation.throughput import reset_resident_peak, resident_peak
+from xcite.recipe import OptimRecipe
+from xcite.variants import Architecture, find
+
 THREADS = len(os.sched_getaffinity(0))
-# Paddle's matrix products use one thread unless this is set before the import.
-os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
-
-import numpy as np  # noqa: E402
-
-from xcite.engines.allocation import keep_freed_memory  # noqa: E402
-from xcite.evaluation.throughput import reset_resident_peak, resident_peak  # noqa: E402
-from xcite.recipe import OptimRecipe  # noqa: E402
-from xcite.variants import Architecture, find  # noqa: E402
-
 LEARNING_RATE = 1e-4
+PLAIN = "plain"
 
 
 @dataclass(frozen=True)
@@ -96,8 +93,10 @@ CASES = {
 MEMORY = Case("xcit_nano_12_p8", 1, 448)
 
 
-def load_reference(path: Path, architecture: Architecture) -> Any:
-    """The module that the file's ``build`` or ``XCiT`` makes."""
+def load_reference(path: str, engine: str, architecture: Architecture) -> Any:
+    """The module that the file's ``build`` or ``XCiT`` makes, or that of plain operators."""
+    if path == PLAIN:
+        return ours(engine, architecture, PLAIN)
     spec = importlib.util.spec_from_file_location("reference_model", path)
     if spec is None or spec.loader is None:
         sys.exit(f"{path} is not a Python file")
@@ -109,13 +108,13 @@ def load_reference(path: Path, architecture: Architecture) -> Any:
     return make(architecture)
 
 
-def ours(engine: str, architecture: Architecture) -> Any:
+def ours(engine: str, architecture: Architecture, operators: str = "fast") -> Any:
     """The product's model, with PyTorch's or Paddle's own initial values."""
     if engine == "torch":
         from xcite.engines.torch import build
     else:
         from xcite.engines.paddle import build
-    return build(architecture, seed=None)
+    return build(architecture, operators=operators, seed=None)
 
 
 def torch_side(model: Any, case: Case, product: bool) -> dict[str, Callable[[], None]]:
@@ -207,12 +206,12 @@ def data(model: Any, case: Case) -> tuple[np.ndarray, np.ndarray]:
     return images, targets / targets.sum(1, keepdims=True)
 
 
-def side(engine: str, case: Case, reference: Path | None) -> dict[str, Callable[[], None]]:
+def side(engine: str, case: Case, reference: str | None) -> dict[str, Callable[[], None]]:
     """What can be timed of the reference, or of the product where there is none."""
     architecture = find(case.model)
     if reference is None:
         return SIDES[engine](ours(engine, architecture), case, True)
-    return SIDES[engine](load_reference(reference, architecture), case, False)
+    return SIDES[engine](load_reference(reference, engine, architecture), case, False)
 
 
 def timer(work: dict[str, Callable[[], None]]) -> Callable[[str], float]:
@@ -227,9 +226,9 @@ def timer(work: dict[str, Callable[[], None]]) -> Callable[[str], float]:
 
 
 @contextmanager
-def child(engine: str, case: Case, reference: Path | None) -> Iterator[Callable[[str], float]]:
+def child(engine: str, case: Case, reference: str | None) -> Iterator[Callable[[str], float]]:
     """The same from a process of its own."""
-    call = json.dumps([engine, asdict(case), str(reference) if reference else None])
+    call = json.dumps([engine, asdict(case), reference])
     command = [sys.executable, __file__, "--side-of", call]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
@@ -250,12 +249,12 @@ def serve_side(call: str) -> None:
     engine, case, path = json.loads(call)
     if path is None:
         keep_freed_memory()
-    seconds = timer(side(engine, Case(**case), Path(path) if path else None))
+    seconds = timer(side(engine, Case(**case), path))
     for line in sys.stdin:
         print(seconds(line.strip()), flush=True)
 
 
-def compare(engine: str, case: Case, reference: Path, own_processes: bool) -> None:
+def compare(engine: str, case: Case, reference: str, own_processes: bool) -> None:
     """Print one row for each kind of work."""
     if own_processes:
         with child(engine, case, None) as product, child(engine, case, reference) as plain:
@@ -290,11 +289,13 @@ def shown(seconds: list[float]) -> str:
     return f"{median:.3f} s ({low:.3f} to {high:.3f})"
 
 
-def step_memory(engine: str, case: Case, reference: Path | None) -> float:
+def step_memory(engine: str, case: Case, reference: str | None) -> float:
     """MiB of one training step over what was resident before it; runs in a child process."""
     architecture = find(case.model)
     product = reference is None
-    model = load_reference(reference, architecture) if reference else ours(engine, architecture)
+    model = (
+        load_reference(reference, engine, architecture) if reference else ours(engine, architecture)
+    )
     # A small step first: libraries are loaded, moments exist.
     SIDES[engine](model, replace(case, batch=2, size=64), product)["train"]()
     train = SIDES[engine](model, case, product)["train"]
@@ -308,11 +309,11 @@ def step_memory(engine: str, case: Case, reference: Path | None) -> float:
     return after - before
 
 
-def compare_memory(engine: str, case: Case, reference: Path) -> None:
+def compare_memory(engine: str, case: Case, reference: str) -> None:
     """Print one row; every side in a child, where freed memory goes back to the system at once."""
     sides = []
     for path in (reference, None):
-        call = [engine, case.model, case.batch, case.size, str(path) if path else None]
+        call = [engine, case.model, case.batch, case.size, path]
         done = subprocess.run(
             [sys.executable, __file__, "--memory-of", json.dumps(call)],
             env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
@@ -339,14 +340,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--size", type=int)
     parser.add_argument("--repeats", type=int)
-    parser.add_argument("--reference", type=Path, help="a Python file, see above")
+    parser.add_argument("--reference", default=PLAIN, help="a Python file, see above")
     parser.add_argument("--own-processes", action="store_true", help="see above")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     parser.add_argument("--side-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
         engine, model, batch, size, path = json.loads(options.memory_of)
-        print(step_memory(engine, Case(model, batch, size), Path(path) if path else None))
+        print(step_memory(engine, Case(model, batch, size), path))
         return
     if options.side_of:
         serve_side(options.side_of)
@@ -364,14 +365,13 @@ def main() -> None:
         cases = [case for case in cases if case.precision in options.precision]
     chosen = {name: getattr(options, name) for name in ("batch", "size", "repeats")}
     chosen = {name: value for name, value in chosen.items() if value}
-    reference = options.reference or HERE / f"reference_xcit_{options.engine}.py"
     print("| model | px | batch | precision | work | reference | Xcite | ratio |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for case in cases:
-        compare(options.engine, replace(case, **chosen), reference, options.own_processes)
+        compare(options.engine, replace(case, **chosen), options.reference, options.own_processes)
         gc.collect()
     memory = replace(MEMORY, model=options.models[0]) if options.models else MEMORY
-    compare_memory(options.engine, memory, reference)
+    compare_memory(options.engine, memory, options.reference)
 
 
 if __name__ == "__main__":

@@ -132,9 +132,8 @@ def main() -> None:
                 effort = busy["xcite"] / busy[name]
                 print(
                     f"{suffix:<13} {size / 1e6:6.0f} MB  {name:<7} extra memory "
-                    f"{extra:.2f} x file, {seconds[name]:.2f} s ({busy[name]:.2f} s of CPU)"
-                    + f", xcite / {name} {ratio:.2f} ({effort:.2f} of CPU)"
-                    * (name != "xcite")
+                    f"{extra:.2f} x file, {seconds[name]:.2f} s ({busy[name]:.2f} s of CPU), "
+                    f"xcite / {name} {ratio:.2f} ({effort:.2f} of CPU)"
                 )
 
 

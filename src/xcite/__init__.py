@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from xcite.runtime.predictor import Predictor
 
 __all__ = ["Predictor", "XciteError", "create_model", "list_models", "load_weights", "read_weights"]
-SUBMODULES = ("engines", "preprocessing", "randomness", "weights")  # imported when first used
+# imported when first used
+SUBMODULES = (
+    *("alignment", "engines", "export", "families", "preprocessing", "randomness", "runtime"),
+    *("server", "weights"),
+)
 __version__ = "0.1.0"
 
 

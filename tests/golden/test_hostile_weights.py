@@ -227,8 +227,9 @@ def test_expanded_views_are_refused(torch_file):
 
 def test_no_global_of_the_table_is_a_stranger():
     """Every function a pickle can reach is ours."""
-    modules = {function.__module__ for function in NUMPY_GLOBALS.values()}
-    assert modules == {"xcite.weights.pickle_globals"}
+    assert {function.__module__ for function in NUMPY_GLOBALS.values()} == {
+        "xcite.weights.pickle_globals"
+    }
 
 
 quick = settings(

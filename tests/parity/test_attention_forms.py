@@ -1,4 +1,4 @@
-"""The usual and the covariance form of attention give the same numbers, equally precise."""
+"""Plain operators and both forms of the fast ones give the same numbers, equally precise."""
 
 from dataclasses import replace
 
@@ -12,6 +12,7 @@ from xcite.errors import XciteError
 from xcite.variants import XCiTArchitecture
 
 FORMS = ("usual", "covariance")
+KINDS = {"plain": {"operators": "plain"}} | {form: {"attention": form} for form in FORMS}
 # 96 tokens: fewer than the covariance form would be chosen for, which makes no difference here.
 IMAGES = reference_images((4, 3, 64, 96), 0)
 ARCHITECTURES = {
@@ -20,14 +21,15 @@ ARCHITECTURES = {
 }
 
 
-def logits_and_gradients(engine, architecture, form, kind, train):
-    """kind: "float64", "float32" or "bf16" (autocast)."""
+def logits_and_gradients(engine, architecture, operators, kind, train):
+    """operators: a key of KINDS; kind: "float64", "float32" or "bf16" (autocast)."""
     cotangent = np.random.default_rng(1).standard_normal((len(IMAGES), 50))
     dtype = "float64" if kind == "float64" else "float32"
+    weights = reference_weights(architecture, 0)
     if engine == "torch":
         import torch
 
-        model = build(engine, architecture, reference_weights(architecture, 0), attention=form)
+        model = build(engine, architecture, weights, **KINDS[operators])
         model.to(getattr(torch, dtype)).train(train)
         with torch.autocast("cpu", torch.bfloat16, enabled=kind == "bf16"):
             logits = model(tensor(engine, IMAGES.astype(dtype)))
@@ -37,7 +39,7 @@ def logits_and_gradients(engine, architecture, form, kind, train):
 
         paddle.set_default_dtype(dtype)
         try:
-            model = build(engine, architecture, reference_weights(architecture, 0), attention=form)
+            model = build(engine, architecture, weights, **KINDS[operators])
         finally:
             paddle.set_default_dtype("float32")
         model.train() if train else model.eval()
@@ -58,17 +60,18 @@ def rms(values):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_equal_in_float64(engine, architecture):
     shape = ARCHITECTURES[architecture]
-    usual, covariance = (
-        logits_and_gradients(engine, shape, form, "float64", train=True) for form in FORMS
+    plain, *fast = (
+        logits_and_gradients(engine, shape, kind, "float64", train=True) for kind in KINDS
     )
-    np.testing.assert_allclose(usual[0], covariance[0], rtol=0, atol=1e-10 * abs(usual[0]).max())
-    largest = max(abs(g).max() for g in usual[1].values())
-    for name, gradient in usual[1].items():
-        # The key bias of class attention has no gradient: only rounding is left there.
-        scale = max(abs(gradient).max(), 1e-6 * largest)
-        np.testing.assert_allclose(
-            covariance[1][name], gradient, rtol=0, atol=1e-10 * scale, err_msg=name
-        )
+    largest = max(abs(g).max() for g in plain[1].values())
+    for logits, gradients in fast:
+        np.testing.assert_allclose(logits, plain[0], rtol=0, atol=1e-10 * abs(logits).max())
+        for name, gradient in plain[1].items():
+            # The key bias of class attention has no gradient: only rounding is left there.
+            scale = max(abs(gradient).max(), 1e-6 * largest)
+            np.testing.assert_allclose(
+                gradients[name], gradient, rtol=0, atol=1e-10 * scale, err_msg=name
+            )
 
 
 # Paddle's autocast has no effect on a CPU, so there is no bf16 to measure.
@@ -79,25 +82,26 @@ def test_equal_in_float64(engine, architecture):
 )
 def test_equally_precise(engine, kind):
     shape = ARCHITECTURES["biases"]
-    logits, gradients = logits_and_gradients(engine, shape, "usual", "float64", train=True)
+    logits, gradients = logits_and_gradients(engine, shape, "plain", "float64", train=True)
     errors = {}
-    for form in FORMS:
-        found = logits_and_gradients(engine, shape, form, kind, train=True)
+    for operators in KINDS:
+        found = logits_and_gradients(engine, shape, operators, kind, train=True)
         by_parameter = [
             rms(found[1][name] - gradient) / rms(gradient)
             for name, gradient in gradients.items()
             if not (name.startswith("cls_attn") and name.endswith("qkv.bias"))
         ]
-        errors[form] = (rms(found[0] - logits), rms(by_parameter))
+        errors[operators] = (rms(found[0] - logits), rms(by_parameter))
     print(engine, kind, errors)
-    assert errors["usual"][0] > 0
-    for usual, covariance in zip(errors["usual"], errors["covariance"], strict=True):
+    assert errors["plain"][0] > 0
+    for plain, usual, covariance in zip(*errors.values(), strict=True):
         assert covariance < 1.5 * usual
+        assert usual < 1.5 * plain
 
 
 def test_the_covariance_of_bfloat16_tokens_has_twice_their_precision():
     torch = pytest.importorskip("torch")
-    from xcite.engines.torch.xcit import gram
+    from xcite.engines.torch.fast.head_products import gram
 
     draws = np.random.default_rng(0)
     # channels of different size and mean, as trained layers have them

@@ -208,8 +208,10 @@ def test_attention_maps_and_activations(name):
     outputs = engine.activations(images(2, 40, 27), train=True)
     assert list(outputs) == [
         "patch_embed",
+        "pos_embeder",
         "blocks.0",
         "blocks.1",
+        "cls_token",
         "cls_attn_blocks.0",
         "cls_attn_blocks.1",
         "norm",

@@ -5,7 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from xcite.engines.torch import linear as maps  # noqa: E402
+from xcite.engines.torch.fast import matmul as maps  # noqa: E402
 
 # 160 rows are sixteen pictures, 161 one; 3 are too few for a convolution.
 ROWS = (160, 161, 3)

@@ -16,6 +16,8 @@ from reference_rule import (
 
 from xcite import canonical
 from xcite.engines import installed
+from xcite.engines.intermediates import pyramid_blocks
+from xcite.engines.operators import OPERATORS
 from xcite.errors import XciteError
 from xcite.variants import RegNetArchitecture, XCiTArchitecture
 
@@ -23,6 +25,7 @@ XCIT = XCiTArchitecture(8, 32, 3, 2, num_classes=10)
 REGNET = RegNetArchitecture(16, 16.0, 1.6, 8, 5, num_classes=10)
 IMAGES = reference_images((4, 3, 48, 80), 0)
 each_engine = pytest.mark.parametrize("engine", installed())
+each_operators = pytest.mark.parametrize("operators", OPERATORS)
 
 
 def train_step(model, images, paths=None):
@@ -69,49 +72,111 @@ def test_any_size_channels_and_features(engine, patch):
     model = build(engine, architecture, reference_weights(architecture, 0))
     images = np.random.default_rng(0).standard_normal((2, 5, 37, 18)).astype(np.float32)
     assert call(model, engine, images).shape == (2, 16)
-    (tokens,) = call(lambda x: model.intermediate_layers(x, [-1]), engine, images)
+    (tokens,) = intermediates(model, images, [-1])
     assert tokens.shape == (2, 16, -(-37 // patch), -(-18 // patch))
 
 
+def intermediates(model, images, indices, **options):
+    """Only the chosen blocks' outputs."""
+    options = {"intermediates_only": True, **options}
+    return call(lambda x: model.forward_intermediates(x, indices, **options), model.engine, images)
+
+
 @each_engine
-def test_intermediate_layers_are_the_blocks_tokens(engine):
-    model = build(engine, XCIT, reference_weights(XCIT, 0))
+@each_operators
+def test_intermediates_are_the_blocks_tokens(engine, operators):
+    model = build(engine, XCIT, reference_weights(XCIT, 0), operators=operators)
     named = call(model.named_outputs, engine, IMAGES)
-    layers = call(lambda x: model.intermediate_layers(x, [2, 0]), engine, IMAGES)
+    layers = intermediates(model, IMAGES, [2, 0])
     for block, layer in zip((2, 0), layers, strict=True):
         tokens = layer.reshape(4, 32, -1).swapaxes(1, 2)
         np.testing.assert_array_equal(tokens, named[f"blocks.{block}"])
+    final, last = intermediates(
+        model, IMAGES, 1, norm=True, output_fmt="NLC", intermediates_only=False
+    )
+    np.testing.assert_array_equal(final, named["norm"])
+    assert last[0].shape == (4, 60, 32)
+    assert len(intermediates(model, IMAGES, None)) == 3
     with pytest.raises(XciteError, match="no block 3; the model has blocks 0 to 2"):
-        call(lambda x: model.intermediate_layers(x, [3]), engine, IMAGES)
+        intermediates(model, IMAGES, [3])
+    with pytest.raises(XciteError, match="the last 4 blocks are asked for; the model has 3"):
+        intermediates(model, IMAGES, 4)
+    with pytest.raises(XciteError, match="unknown output_fmt 'NHWC'; choose NCHW or NLC"):
+        intermediates(model, IMAGES, 1, output_fmt="NHWC")
+
+
+@each_engine
+@pytest.mark.parametrize("architecture", [XCIT, REGNET], ids=["xcit", "regnet"])
+def test_feature_info_describes_what_blocks_give(engine, architecture):
+    model = build(engine, architecture, reference_weights(architecture, 0))
+    layers = intermediates(model, IMAGES, None)
+    assert len(layers) == len(model.feature_info)
+    for info, layer in zip(model.feature_info, layers, strict=True):
+        stride = info["reduction"]
+        assert layer.shape == (4, info["num_chs"], -(-48 // stride), -(-80 // stride))
+    named = call(model.named_outputs, engine, IMAGES)
+    assert {info["module"] for info in model.feature_info} <= set(named)
+
+
+@each_engine
+@each_operators
+@pytest.mark.parametrize("architecture", [XCIT, REGNET], ids=["xcit", "regnet"])
+def test_reset_classifier(engine, operators, architecture):
+    model = build(engine, architecture, reference_weights(architecture, 0), operators=operators)
+    model.reset_classifier(7)
+    assert call(model, engine, IMAGES).shape == (4, 7)
+    assert model.architecture.num_classes == 7
+    assert set(weights_of(model)) == set(canonical.shapes(model.architecture))
+    model.reset_classifier(0)
+    features = call(model.forward_features, engine, IMAGES)
+    assert features.shape == (4, model.num_features)
+    np.testing.assert_array_equal(call(model, engine, IMAGES), features)
+
+
+@each_engine
+@each_operators
+@pytest.mark.parametrize("architecture", [XCIT, REGNET], ids=["xcit", "regnet"])
+def test_other_images_are_refused(engine, operators, architecture):
+    model = build(engine, architecture, reference_weights(architecture, 0), operators=operators)
+    wanted = r"the model takes a floating tensor \(batch, 3, height, width\); this is an? "
+    wrong = [IMAGES, tensor(engine, IMAGES.astype(np.uint8))]
+    wrong += [tensor(engine, np.ascontiguousarray(IMAGES[:, :2])), tensor(engine, IMAGES[0])]
+    for images in wrong:
+        for function in (model, model.forward_features, model.named_outputs):
+            with pytest.raises(XciteError, match=wanted):
+                function(images)
 
 
 @each_engine
 @pytest.mark.parametrize("patch", [4, 8, 16])
 def test_feature_pyramid(engine, patch):
-    """The maps have strides 4 to 32, and the pyramid's own weights stay outside the model."""
+    """The maps have strides 4 to 32; the pyramid's own weights are trained and stored with it."""
     architecture = replace(XCIT, patch_size=patch)
     model = build(engine, architecture, reference_weights(architecture, 0))
     images = reference_images((1, 3, 64, 96), 0)
-    maps = call(model.feature_pyramid, engine, images)
+    module = importlib.import_module(f"xcite.engines.{engine}.pyramid")
+    pyramid = module.FeaturePyramid(model)
+    pyramid.eval()
+    maps = call(pyramid, engine, images)
     assert [m.shape for m in maps] == [(1, 32, 64 // s, 96 // s) for s in (4, 8, 16, 32)]
-    layers = call(lambda x: model.intermediate_layers(x, [0, 0, 1, 2]), engine, images)
+    layers = intermediates(model, images, [0, 0, 1, 2])
     same = {4: 0, 8: 1, 16: 2}[patch]
     np.testing.assert_array_equal(maps[same], layers[same])
     if patch == 8:  # the last level is pooled by 4
         pooled = layers[3].reshape(1, 32, 2, 4, 3, 4).max((3, 5))
         np.testing.assert_array_equal(maps[3], pooled)
-    np.testing.assert_array_equal(maps[0], call(model.feature_pyramid, engine, images)[0])
     assert set(weights_of(model)) == set(canonical.shapes(architecture))
-    fresh = build(engine, architecture, None)
-    assert len(list(model.named_parameters())) == len(list(fresh.named_parameters()))
+    names = {name for name, _ in pyramid.named_parameters()}
+    own = {name for name in names if name.startswith("levels.")}
+    assert names - own == {f"model.{name}" for name, _ in model.named_parameters()}
+    assert bool(own) == (patch > 4)
+    assert {n for n in pyramid.state_dict() if n.startswith("levels.")} >= own
 
 
-@each_engine
-def test_blocks_of_the_pyramid(engine):
-    module = importlib.import_module(f"xcite.engines.{engine}.xcit")
+def test_blocks_of_the_pyramid():
     # The official detection backbone's out_indices.
-    assert module.pyramid_blocks(12) == [3, 5, 7, 11]
-    assert module.pyramid_blocks(24) == [7, 11, 15, 23]
+    assert pyramid_blocks(12) == [3, 5, 7, 11]
+    assert pyramid_blocks(24) == [7, 11, 15, 23]
 
 
 @each_engine

@@ -1,6 +1,7 @@
 """Both engines' models against numbers made by the official code (fixtures/goldens/SOURCE.md)."""
 
 import gzip
+import importlib
 import json
 
 import numpy as np
@@ -18,6 +19,7 @@ from reference_rule import (
 
 from xcite import canonical, variants
 from xcite.engines import installed
+from xcite.engines.operators import OPERATORS
 
 # float32 noise of the official code itself is 2e-6; a wrong epsilon moves logits by 2e-5.
 TOLERANCE = 1e-5
@@ -25,7 +27,12 @@ TOLERANCE = 1e-5
 QUICK = ("xcit_nano_12_p8", "xcit_nano_12_p16", "xcit_tiny_12_p16")
 XCIT = [name for name in variants.ARCHITECTURES if name.startswith("xcit")]
 SHRUNK = json.loads(gzip.decompress((GOLDENS / "shrunk_variants.json.gz").read_bytes()))
-FORMS = ("usual", "covariance")
+# Plain operators, and the fast ones in both forms of attention.
+KINDS = {
+    "plain": {"operators": "plain"},
+    "usual": {"attention": "usual"},
+    "covariance": {"attention": "covariance"},
+}
 
 
 @pytest.mark.parametrize("engine", installed())
@@ -45,17 +52,17 @@ def test_logits_of_all_architectures(engine, architecture):
 
 def _largest_error(engine, architecture, seeds):
     shape = variants.find(architecture)
-    models = {form: build(engine, shape, None, attention=form) for form in FORMS}
+    models = [build(engine, shape, None, **kind) for kind in KINDS.values()]
     errors = []
     with np.load(GOLDENS / f"eval_{architecture}.npz") as goldens:
         for seed in seeds:
             weights = reference_weights(shape, seed)
             for probe in (False, True):
                 keys = [key for key in goldens if _parse(key)[:2] == (probe, seed)]
-                for form in FORMS if keys else ():
-                    load(models[form], epsilon_probe(weights) if probe else weights)
+                for model in models if keys else ():
+                    load(model, epsilon_probe(weights) if probe else weights)
                     for key in keys:
-                        found = call(models[form], engine, _parse(key)[2])
+                        found = call(model, engine, _parse(key)[2])
                         errors.append(relative_error(found, goldens[key]))
     return max(errors)
 
@@ -100,18 +107,18 @@ def test_constructor_options(engine, variant):
     assert canonical.shapes(shape) == manifest
     images = reference_images(tuple(SHRUNK["input"]), SHRUNK["seed"])
     with np.load(GOLDENS / "shrunk_variants.npz") as goldens:
-        for form in FORMS:
-            model = build(engine, shape, reference_weights(shape, 0), attention=form)
+        for kind in KINDS.values():
+            model = build(engine, shape, reference_weights(shape, 0), **kind)
             error = relative_error(call(model, engine, images), goldens[variant])
             assert error < TOLERANCE
 
 
 @pytest.mark.parametrize("engine", installed())
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("architecture", ["xcit_nano_12_p8", "xcit_tiny_12_p16"])
-def test_tokens_and_attention_inside(engine, form, architecture):
+def test_tokens_and_attention_inside(engine, kind, architecture):
     shape = variants.find(architecture)
-    model = build(engine, shape, reference_weights(shape, 0), attention=form)
+    model = build(engine, shape, reference_weights(shape, 0), **KINDS[kind])
     images = reference_images((2, 3, 64, 64), 0)
     outputs = call(model.named_outputs, engine, images)
     classes, channels = call(model.attention_maps, engine, images)
@@ -135,14 +142,18 @@ def test_tokens_and_attention_inside(engine, form, architecture):
 
 
 @pytest.mark.parametrize("engine", installed())
-def test_positional_encoding(engine):
+@pytest.mark.parametrize("operators", OPERATORS)
+def test_positional_encoding(engine, operators):
     shape = variants.find("xcit_nano_12_p8")
-    encoding = build(engine, shape, reference_weights(shape, 0)).pos_embeder
+    encoding = build(engine, shape, reference_weights(shape, 0), operators=operators).pos_embeder
+    plain = importlib.import_module(f"xcite.engines.{engine}.fourier").features
     with np.load(GOLDENS / "positional.npz") as goldens:
         for height, width in ((7, 7), (4, 12)):
-            for kind, found in (
-                ("features", encoding.features(height, width)),
-                ("projected", encoding(height, width)),
-            ):
-                grid = found.detach().numpy().T.reshape(-1, height, width)
-                assert relative_error(grid, goldens[f"{kind}_{height}x{width}"]) < TOLERANCE
+            if operators == "plain":
+                features = plain(encoding.token_projection.weight, 2, height, width)[1]
+            else:
+                features = encoding.features(height, width).T.reshape((-1, height, width))
+            projected = encoding(2, height, width)[-1]
+            for kind, grid in (("features", features), ("projected", projected)):
+                golden = goldens[f"{kind}_{height}x{width}"]
+                assert relative_error(grid.detach().numpy(), golden) < TOLERANCE

@@ -100,8 +100,9 @@ class Engine(Protocol):
     def activations(self, images: np.ndarray, *, train: bool = False) -> dict[str, np.ndarray]:
         """Outputs of the named parts in forward order, for alignment.
 
-        Keys: "patch_embed", "blocks.{i}", "cls_attn_blocks.{i}", "norm", "head" (tokens as
-        (B, N, C), CLS first where there is one); RegNet: "stem", "s{a}.b{b}", "head".
+        Keys: "patch_embed", "pos_embeder", "blocks.{i}", "cls_token", "cls_attn_blocks.{i}",
+        "norm", "head" (tokens as (B, N, C), CLS first where there is one); RegNet: "stem",
+        "s{a}.b{b}", "head".
         With ``train`` the batch's own statistics are used and running ones are left untouched.
         """
 

@@ -1,8 +1,7 @@
-"""What the globals of a pickle stand for here: arrays, number types, dictionaries, settings.
+"""What the globals of a pickle stand for: functions of this package, records, NumPy arrays.
 
-A pickle names its functions and classes by module and name. The names that weight files need are in
-a table, each with a function of this module; none of them imports, or makes an object of another
-program. Each checks its arguments, which come from a stranger.
+Nothing of another program is imported or made. A pickle may name what stands in a table like
+`NUMPY_GLOBALS`, and nothing else.
 """
 
 from collections.abc import Callable, Mapping
@@ -126,6 +125,9 @@ def checked_key(key: Any) -> Any:
     if isinstance(key, float):
         return key
     raise PickleError(f"a dictionary's key is {shown(key)}")
+
+
+# --- the globals of NumPy's pickles -----------------------------------------------------------
 
 
 def ordered_dict(items: Any = ()) -> dict[Any, Any]:

@@ -1,4 +1,4 @@
-"""Pickles of weights, written without the framework they are for."""
+"""Pickles as PyTorch and Paddle read them, written without either."""
 
 import struct
 from typing import BinaryIO

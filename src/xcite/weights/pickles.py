@@ -2,9 +2,9 @@
 
 A pickle is a program for a small stack machine, and Python's own machine may call anything. This
 one knows only the instructions that weight files need, and of the globals only a table handed to
-it (`xcite.weights.pickle_globals`); a name outside the table ends the reading. Work and memory are
-bounded by the bytes that are present: every length is compared with the rest of the file before
-anything is allocated.
+it, whose entries are functions of this package; a name outside the table ends the reading. Nothing
+is imported, no object of another program is ever made. Work and memory are bounded by the bytes
+that are present: every length is compared with the rest of the file before anything is allocated.
 """
 
 import struct

@@ -6,6 +6,7 @@ from xcite.canonical import initial_weights
 from xcite.engines.attention_form import check_form
 from xcite.engines.operators import check_operators
 from xcite.engines.paddle.canonical_state import load_weights
+from xcite.engines.paddle.fast import accelerate
 from xcite.engines.paddle.regnet import RegNet
 from xcite.engines.paddle.xcit import XCiT
 from xcite.engines.vector_instructions import use_vector_instructions
@@ -21,6 +22,9 @@ def build(
     seed: int | None = 0,
 ) -> Any:
     """Build a model as a `paddle.nn.Layer`.
+
+    Paddle computes on one thread unless OMP_NUM_THREADS, set before it is imported, or
+    `paddle.base.core.set_num_threads` says otherwise; an `Engine` takes all cores by itself.
 
     Args:
         operators: "fast" or "plain", see `xcite.engines.operators`.
@@ -39,11 +43,9 @@ def build(
     if isinstance(architecture, RegNetArchitecture):
         model = RegNet(architecture, activation_checkpointing=activation_checkpointing)
     else:
-        model = XCiT(
-            architecture,
-            attention=attention,
-            activation_checkpointing=activation_checkpointing,
-        )
+        model = XCiT(architecture, activation_checkpointing=activation_checkpointing)
+        if operators == "fast":
+            accelerate(model, attention)
     if seed is not None:
         load_weights(model, initial_weights(architecture, seed))
     return model

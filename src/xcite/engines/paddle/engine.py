@@ -12,8 +12,8 @@ import paddle
 from paddle import Tensor
 
 from xcite.engines.paddle import canonical_state, losses, optimizer, processes
+from xcite.engines.paddle.batch_norm import untouched_statistics
 from xcite.engines.paddle.build import build
-from xcite.engines.paddle.xcit import untouched_statistics
 from xcite.engines.steps import TrainingEngine
 from xcite.errors import XciteError
 from xcite.whole_files import whole_file

@@ -11,7 +11,7 @@ import paddle.distributed as dist
 from paddle import Tensor, nn
 from paddle.autograd import PyLayer
 
-from xcite.engines.paddle.xcit import BatchNorm2D
+from xcite.engines.paddle.batch_norm import BatchNorm2D
 
 
 def start() -> tuple[int, int]:

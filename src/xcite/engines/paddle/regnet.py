@@ -1,11 +1,11 @@
 """RegNetY on Paddle (Radosavovic et al. 2020, arXiv 2003.13678), named as in timm's regnet.py."""
 
-from typing import Any
-
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from xcite.engines.paddle.xcit import BatchNorm2D, checkpointed
+from xcite.engines.paddle.backbone import Backbone, See, check_images, ignore
+from xcite.engines.paddle.batch_norm import BatchNorm2D
+from xcite.engines.paddle.recomputation import recomputed
 from xcite.variants import RegNetArchitecture
 
 
@@ -79,22 +79,18 @@ class Head(nn.Layer):
         return logits
 
 
-class RegNet(nn.Layer):
-    """RegNetY.
-
-    Attributes:
-        engine: "paddle".
-        architecture: what it was built from.
-    """
-
-    engine = "paddle"
+class RegNet(Backbone):
+    """RegNetY."""
 
     def __init__(
         self, architecture: RegNetArchitecture, *, activation_checkpointing: bool = False
     ) -> None:
-        super().__init__()
-        self.architecture = architecture
-        self.activation_checkpointing = activation_checkpointing
+        """Build with Paddle's own initial values; `xcite.engines.paddle.build` sets the official.
+
+        Args:
+            activation_checkpointing: keep only each block's input for the backward pass.
+        """
+        super().__init__(architecture, activation_checkpointing)
         self.stem = ConvNorm(architecture.in_chans, architecture.stem_width, 3, 2)
         into = architecture.stem_width
         for s, (width, depth, groups) in enumerate(architecture.stages(), 1):
@@ -106,38 +102,28 @@ class RegNet(nn.Layer):
             self.add_sublayer(f"s{s}", stage)
         self.head = Head(into, architecture.num_classes)
 
-    def forward(self, images: Tensor, paths: Any = None) -> Tensor:
-        """Logits (B, K) of normalised images (B, in_chans, H, W).
+    def walk(self, images: Tensor, paths: Tensor | None = None, see: See | None = None) -> Tensor:
+        """The last block's map (B, C, H / 32, W / 32).
 
         Args:
-            paths: None, as RegNet drops no paths; there so that every model is called alike.
+            paths: taken so that every model is called alike; RegNet drops no paths.
+            see: is told "stem" and "s{stage}.b{block}" as (B, C, H, W).
         """
-        logits: Tensor = self.head(self.forward_features(images))
-        return logits
-
-    def forward_features(self, images: Tensor, paths: Any = None) -> Tensor:
-        """What the classifier sees: the mean over the grid (B, C)."""
+        see = see or ignore
+        check_images(images, self.architecture.in_chans)
         x = self.stem(images)
-        for _, block in self._named_blocks():
-            if self.activation_checkpointing and self.training:
-                x = checkpointed(block, x)
-            else:
-                x = block(x)
+        see("stem", x)
+        for s in range(1, len(self.architecture.stages()) + 1):
+            for b, block in getattr(self, f"s{s}").named_children():
+                again = self.activation_checkpointing and self.training
+                x = (recomputed(block) if again else block)(x)
+                see(f"s{s}.{b}", x)
+        return x
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """What the classifier sees: the mean over the grid (B, C)."""
         return x.mean((2, 3))
 
-    def named_outputs(self, images: Tensor, paths: Any = None) -> dict[str, Tensor]:
-        """Outputs of the parts in order: "stem", "s{a}.b{b}" (B, C, H, W), "head" (B, K)."""
-        outputs = {"stem": self.stem(images)}
-        x = outputs["stem"]
-        for name, block in self._named_blocks():
-            x = outputs[name] = block(x)
-        outputs["head"] = self.head(x.mean((2, 3)))
-        return outputs
-
-    def _named_blocks(self) -> list[tuple[str, nn.Layer]]:
-        stages = range(1, len(self.architecture.stages()) + 1)
-        return [
-            (f"s{s}.{name}", block)
-            for s in stages
-            for name, block in getattr(self, f"s{s}").named_children()
-        ]
+    def set_classifier(self, layer: nn.Layer) -> None:
+        """Put the classifier where the model has it."""
+        self.head.fc = layer

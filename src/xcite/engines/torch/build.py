@@ -6,6 +6,7 @@ from xcite.canonical import initial_weights
 from xcite.engines.attention_form import check_form
 from xcite.engines.operators import check_operators
 from xcite.engines.torch.canonical_state import load_weights
+from xcite.engines.torch.fast import accelerate
 from xcite.engines.torch.regnet import RegNet
 from xcite.engines.torch.xcit import XCiT
 from xcite.variants import Architecture, RegNetArchitecture
@@ -37,11 +38,9 @@ def build(
     if isinstance(architecture, RegNetArchitecture):
         model = RegNet(architecture, activation_checkpointing=activation_checkpointing)
     else:
-        model = XCiT(
-            architecture,
-            attention=attention,
-            activation_checkpointing=activation_checkpointing,
-        )
+        model = XCiT(architecture, activation_checkpointing=activation_checkpointing)
+        if operators == "fast":
+            accelerate(model, attention)
     if seed is not None:
         load_weights(model, initial_weights(architecture, seed))
     return model

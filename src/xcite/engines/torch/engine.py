@@ -14,8 +14,8 @@ from torch import Tensor
 
 from xcite.engines.steps import TrainingEngine
 from xcite.engines.torch import canonical_state, losses, optimizer, processes
+from xcite.engines.torch.batch_norm import untouched_statistics
 from xcite.engines.torch.build import build
-from xcite.engines.torch.xcit import untouched_statistics
 from xcite.errors import XciteError
 from xcite.whole_files import whole_file
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from xcite.engines.torch.linear import linear
+from xcite.engines.torch.fast.matmul import linear
 
 
 def linear_map(x: np.ndarray, weight: np.ndarray, *, precision: str, operators: str) -> np.ndarray:

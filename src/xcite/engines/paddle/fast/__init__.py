@@ -1,0 +1,52 @@
+"""What makes XCiT fast on a CPU: the plain layers' parameters and names, another computation.
+
+Each fast operator is a subclass of the plain one and gives its numbers but for rounding. It reads
+weights past a layer's call; `expected` says when it does not.
+"""
+
+from typing import Any
+
+from paddle import nn
+
+from xcite.engines.paddle.fast.attention import FastClassAttention, FastXCA
+from xcite.engines.paddle.fast.blocks import (
+    FastClassAttentionBlock,
+    FastConvPatchEmbed,
+    FastXCABlock,
+    FastXCiT,
+)
+from xcite.engines.paddle.fast.local import FastLPI
+from xcite.engines.paddle.fast.mlp import FastMlp
+from xcite.engines.paddle.fast.positions import FastPositionalEncodingFourier
+
+FAST = {
+    kind.__base__: kind
+    for kind in (
+        FastConvPatchEmbed,
+        FastPositionalEncodingFourier,
+        FastXCA,
+        FastLPI,
+        FastMlp,
+        FastXCABlock,
+        FastClassAttention,
+        FastClassAttentionBlock,
+        FastXCiT,
+    )
+}
+
+
+def accelerate(model: nn.Layer, attention: str = "auto") -> Any:
+    """Make a plain model, or a part of one, fast in place.
+
+    Only layers of exactly a plain type become fast ones.
+
+    Args:
+        attention: "auto", "usual" or "covariance": how XCA and class attention are computed.
+    """
+    for layer in model.sublayers(include_self=True):
+        layer.__class__ = FAST.get(type(layer), type(layer))
+        if isinstance(layer, (FastXCA, FastClassAttention)):
+            layer.form = attention
+        elif isinstance(layer, FastPositionalEncodingFourier):
+            layer.kept = {}
+    return model

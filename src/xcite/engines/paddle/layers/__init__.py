@@ -1,0 +1,1 @@
+"""Layers that Paddle lacks or has otherwise."""

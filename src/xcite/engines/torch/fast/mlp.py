@@ -1,0 +1,185 @@
+"""The MLP some hundred tokens at a time, with what surrounds it in a residual branch."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xcite.engines.torch.fast.expected import as_built
+from xcite.engines.torch.fast.gelu import FastGELU
+from xcite.engines.torch.fast.layer_scale import scaled
+from xcite.engines.torch.fast.matmul import linear, weight_gradient
+from xcite.engines.torch.fast.precision import autocast_dtype, full_precision
+from xcite.engines.torch.fast.second_order import differentiated
+from xcite.engines.torch.xcit import LAYER_NORM_EPS, Mlp
+
+# Bytes of one channel of the tokens that the MLP takes at a time on a CPU.
+SLICE = 6272
+
+
+class FastMlp(Mlp):
+    """With its norm, LayerScale, drop path and residual in slices, unless something drops."""
+
+    def is_as_built(self) -> bool:
+        """Whether `added_to` may read the modules' weights."""
+        return (
+            as_built(self.fc1, nn.Linear)
+            and as_built(self.act, FastGELU)
+            and self.act.approximate == "none"
+            and as_built(self.fc2, nn.Linear)
+            and as_built(self.drop, nn.Dropout)
+        )
+
+    def added_to(
+        self, x: Tensor, gamma: Tensor, norm: nn.LayerNorm | None, scale: Tensor | None
+    ) -> Tensor:
+        """Tokens (B, N, C) -> x + scale * gamma * Mlp(norm(x)); scale: (B, 1, 1)."""
+        affine = (None, None) if norm is None else (norm.weight, norm.bias)
+        layers = (*affine, self.fc1.weight, self.fc1.bias, *scaled(self.fc2, gamma))
+        drop = self.drop.p if self.drop.training else 0.0
+        learnt = scale is not None and scale.requires_grad
+        if torch.compiler.is_compiling() or drop > 0 or learnt:
+            return whole_mlp(x, scale, autocast_dtype(x), *layers, drop=drop)
+        y: Tensor = SlicedMlp.apply(x, scale, autocast_dtype(x), torch.is_grad_enabled(), *layers)
+        return y
+
+
+def whole_mlp(
+    x: Tensor,
+    scale: Tensor | None,
+    dtype: torch.dtype,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    *,
+    drop: float = 0.0,
+) -> Tensor:
+    """What `SlicedMlp` computes, as one piece; drop: probability after each linear layer."""
+    y = x
+    if norm_weight is not None:
+        y = F.layer_norm(y, norm_weight.shape, norm_weight, norm_bias, LAYER_NORM_EPS)
+    hidden = F.linear(y.to(dtype), weight1.to(dtype), bias1.to(dtype))
+    hidden = F.dropout(F.gelu(hidden), drop)
+    y = F.dropout(F.linear(hidden, weight2.to(dtype), bias2.to(dtype)), drop)
+    return add_branch(x, y, scale)
+
+
+class SlicedMlp(torch.autograd.Function):
+    """x + scale * (gelu(norm(x) W1^T + b1) W2^T + b2), some hundred tokens at a time.
+
+    The hidden layer is four times as wide as the tokens: a slice of it stays in the cache where the
+    whole would go to memory and back for every operation, and what surrounds the products is cheap
+    there. The backward pass needs W1 norm(x) + b1, which is kept, and its GELU, which is computed
+    again unless it is kept in half the size.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor | None,
+        dtype: torch.dtype,
+        keep: bool,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
+        weight1: Tensor,
+        bias1: Tensor,
+        weight2: Tensor,
+        bias2: Tensor,
+    ) -> Tensor:
+        """x: (B, N, C); scale: (B, 1, 1) or None; weights as in nn.Linear.
+
+        dtype: of matrix products. keep: there will be a backward pass. Without norm_weight x is
+        taken as it is.
+        """
+        rows, factors = x.flatten(0, 1), per_row(scale, x)
+        layers = (weight1, bias1, weight2, bias2)
+        w1, b1, w2, b2 = (t.to(dtype) for t in layers)
+        kept: list[Tensor | None] = []
+        small = dtype.itemsize < 4
+        y = torch.empty_like(rows)
+        with full_precision(x):
+            for part in slices(rows, dtype):
+                normed, mean, rstd = rows[part], None, None
+                if norm_weight is not None:
+                    normed, mean, rstd = torch.native_layer_norm(
+                        normed, norm_weight.shape, norm_weight, norm_bias, LAYER_NORM_EPS
+                    )
+                normed = normed.to(dtype)
+                hidden = linear(normed, w1, b1)
+                activated = F.gelu(hidden)
+                branch = linear(activated, w2, b2).to(x.dtype)
+                if factors is None:
+                    torch.add(rows[part], branch, out=y[part])
+                else:
+                    torch.addcmul(rows[part], branch, factors[part], out=y[part])
+                if keep:
+                    kept += (normed, mean, rstd, hidden, activated if small else None)
+        ctx.dtype = dtype
+        ctx.save_for_backward(x, scale, norm_weight, norm_bias, *layers, *kept)
+        return y.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, norm_weight, norm_bias, weight1, bias1, weight2, bias2, *kept = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient will be differentiated, too
+            affine, layers = (norm_weight, norm_bias), (weight1, bias1, weight2, bias2)
+            needed = ctx.needs_input_grad[:1] + ctx.needs_input_grad[4:]
+            grads = differentiated(
+                lambda x, *tensors: whole_mlp(x, scale, ctx.dtype, *tensors),
+                (x, *affine, *layers),
+                (grad,),
+                needed,
+            )
+            return grads[0], None, None, None, *grads[1:]
+        rows, factors, grads = x.flatten(0, 1), per_row(scale, x), grad.flatten(0, 1)
+        w1, w2 = weight1.to(ctx.dtype), weight2.to(ctx.dtype)
+        grad_x = torch.empty_like(rows)
+        # Sums over slices are at least float32, as sums within a matrix product are.
+        grad_w1, grad_w2 = torch.zeros_like(weight1), torch.zeros_like(weight2)
+        grad_b1, grad_b2 = weight1.new_zeros(len(weight1)), weight2.new_zeros(len(weight2))
+        grad_norm = weight1.new_zeros(2, x.shape[-1])
+        with full_precision(x):
+            for i, part in enumerate(slices(rows, ctx.dtype)):
+                normed, mean, rstd, hidden, activated = kept[5 * i : 5 * i + 5]
+                scaled = grads[part] if factors is None else grads[part] * factors[part]
+                grad_b2 += scaled.sum(0)
+                g = scaled.to(ctx.dtype)
+                if activated is None:
+                    activated = F.gelu(hidden)
+                grad_w2 += weight_gradient(g, activated).to(grad_w2.dtype)
+                g = torch.ops.aten.gelu_backward(linear(g, w2.t()), hidden)
+                grad_w1 += weight_gradient(g, normed).to(grad_w1.dtype)
+                grad_b1 += g.sum(0)
+                g = linear(g, w1.t()).to(x.dtype)
+                if norm_weight is not None:
+                    shape, affine = norm_weight.shape, (norm_weight, norm_bias)
+                    g, *sums = torch.ops.aten.native_layer_norm_backward(
+                        g, rows[part], shape, mean, rstd, *affine, [True] * 3
+                    )
+                    grad_norm += torch.stack(sums)
+                torch.add(grads[part], g, out=grad_x[part])
+        grad_affine = (None, None) if norm_weight is None else grad_norm
+        grad_x = grad_x.view_as(x)
+        return grad_x, None, None, None, *grad_affine, grad_w1, grad_b1, grad_w2, grad_b2
+
+
+def slices(rows: Tensor, dtype: torch.dtype) -> list[slice]:
+    """Parts of (T, C) that stay in a CPU's cache when worked on in ``dtype``; elsewhere all."""
+    step = SLICE // dtype.itemsize if rows.device.type == "cpu" else len(rows)
+    return [slice(start, start + step) for start in range(0, len(rows), step)]
+
+
+def add_branch(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
+    """x + scale * branch, the scale being one number per picture or row."""
+    branch = branch.to(x.dtype)
+    return x + branch if scale is None else torch.addcmul(x, branch, scale)
+
+
+def per_row(scale: Tensor | None, x: Tensor) -> Tensor | None:
+    """(B, 1, 1) for x (B, N, C) -> (B * N, 1)."""
+    return None if scale is None else scale.expand(-1, x.shape[1], 1).flatten(0, 1)
