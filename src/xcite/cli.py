@@ -63,7 +63,7 @@ def _options(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; errors of the user's end in one line and exit code 2."""
+    """Run the command line; the user's errors end in one line and exit code 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     command: Any = typer.main.get_command(app)
     try:

@@ -1,7 +1,7 @@
 """What a model costs, counted over its family's layers.
 
-Counted are the multiply-adds of convolutions, linear maps and attention products, one image. Norms,
-activations, softmax and sums are not: they move memory rather than multiply. The usual form agrees
+The multiply-adds of convolutions, linear maps and attention products count, for one image; norms,
+activations, softmax and sums do not: they move memory rather than multiply. The usual form agrees
 with timm's published counts to 1 % (class attention is where counters differ).
 """
 
@@ -31,7 +31,7 @@ def multiply_adds(
 def activations(
     architecture: Architecture, height: int, width: int, *, recompute: bool = False
 ) -> int:
-    """Values that the backward pass of one image reads again: one for each channel of such outputs.
+    """Values that the backward pass of one image reads again: one per channel of each such output.
 
     Args:
         height, width: input size in pixels.

@@ -41,7 +41,7 @@ def list_published_names() -> list[str]:
 
 
 def architecture_name(name: str) -> str:
-    """The architecture behind an architecture's or a published file's name.
+    """The architecture of this name, or of the published file of this name.
 
     Raises:
         XciteError: for an unknown name, with the nearest ones.

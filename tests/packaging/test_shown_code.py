@@ -1,4 +1,4 @@
-"""The Python that README, docs and a generated model card show runs as it stands there."""
+"""The Python that README, docs and a generated model card show runs as shown."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What both sides of an alignment are given: weights, batches and all that is drawn."""
+"""What both sides of an alignment are given: weights, batches and everything random."""
 
 import itertools
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Trial:
         paths: drop-path scales per batch.
         answers: of a made-up teacher per batch; None without distillation.
         run: its operators and form of attention, where a side does not name its own.
-        frozen: beginnings of the names of weights that are not trained.
+        frozen: prefixes of the names of weights that are not trained.
         learning_rate: the same for all steps.
     """
 

@@ -23,7 +23,7 @@ def inspect(
     out: Path = typer.Option(None, help="Write the card or JSON to this file."),
     weights_dir: Path = typer.Option(None, help="Folder of published files."),
 ) -> None:
-    """Say what a weights file holds; its numbers are not executed, unpacked or changed."""
+    """Say what a weights file holds, without executing anything or reading its numbers."""
     path = locate(source, weights_dir=weights_dir)
     report = inspect_file(path, dialect=dialect)
     if as_json:

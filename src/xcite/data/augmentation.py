@@ -11,7 +11,7 @@ from xcite.recipe import Recipe
 class Augmentation:
     """Crop, flip and colour, as a recipe says; erasing and mixing come after normalising.
 
-    What is cheap comes first: only the crop is converted and resized. With ``data.fast`` a JPEG is
+    Only the crop is converted and resized, which is cheaper. With ``data.fast`` a JPEG is
     decoded no larger than the crop needs, and `transforms.fast_resize` takes Pillow's place.
 
     Raises:

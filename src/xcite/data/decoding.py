@@ -99,7 +99,7 @@ class Opened:
     def jpeg_scale(self, side: int, target: int) -> int:
         """The largest of 8, 4, 2, 1 by which ``side`` pixels may shrink and keep ``target``.
 
-        1 for everything that is not an encoded JPEG which is stored upright.
+        1 for anything but an encoded JPEG that is stored upright.
         """
         if self._picture is self._image or not isinstance(
             self._image, JpegImagePlugin.JpegImageFile

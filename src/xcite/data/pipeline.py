@@ -62,7 +62,7 @@ class TrainLoader:
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The batches of one epoch (counted from 0), from a step on.
 
-        Workers live on from one epoch to the next and read ahead across the border. Leaving an
+        Workers stay alive between epochs and read ahead into the next one. Leaving an
         epoch early, or an exception, ends them; so does `close`.
         """
         first = epoch * self.steps_per_epoch + start_step
@@ -248,7 +248,7 @@ class _TrainBatch:
         """Fill in the pixels; returns the picture's index and its generator, to go on drawing.
 
         ``opened`` remembers the last picture: its repetitions follow and need no second decoding.
-        With on_error "skip" a damaged picture gives way to the next one that can be decoded.
+        With on_error "skip" a damaged picture is replaced by the next one that can be decoded.
         """
         data, number = self.recipe.data, len(self.source)
         for candidate in range(index, index + number):

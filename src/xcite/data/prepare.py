@@ -33,7 +33,7 @@ _PLAN = "prepared.json"
 _FORMAT = tarfile.USTAR_FORMAT
 
 Progress = Callable[[str, int, int], None]
-"""Told (what is going on, how many are done, how many there are; 0 where unknown)."""
+"""Called with (what is going on, how many are done, how many in all; 0 where unknown)."""
 
 
 @dataclass(frozen=True)

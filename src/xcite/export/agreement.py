@@ -1,4 +1,4 @@
-"""Proof that an exported graph still says what the engine says, on pictures.
+"""Proof on pictures that an exported graph gives the answers of the engine.
 
 The tolerance follows from the arithmetic: float32 graphs differ from the engine by rounding alone;
 bfloat16 keeps 8 bits and int8 fewer, so there the answers count, with the logits reported.

@@ -1,7 +1,7 @@
 """Weights in, checked bundle out.
 
 Written aside, compared with an engine on pictures, measured on validation data where given, and
-only then put in place: what exists under the name that was asked for has passed.
+only then put in place: whatever has the bundle's name has passed.
 """
 
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""What may be chosen about an export; contradictions are refused before any work."""
+"""The options of an export; contradictions are refused before any work."""
 
 from dataclasses import dataclass
 from typing import get_args

@@ -1,4 +1,4 @@
-"""Cross-covariance attention in the inference graph, in the two forms that give the same.
+"""Cross-covariance attention in the inference graph, in its two forms, which give the same.
 
 Letters: B batch, N tokens, d embed_dim, m heads, c = d / m.
 """

@@ -1,6 +1,6 @@
 """The families of models; each file describes its own once, for all that is derived from it.
 
-A new family is one more file here, named below in each line.
+A new family is one more file here, added to each line below.
 """
 
 from collections.abc import Iterable, Mapping
@@ -45,7 +45,7 @@ def family_of_tensors(names: Iterable[str]) -> type[Architecture]:
     """The family that canonical tensors of these names belong to.
 
     Raises:
-        XciteError: the first convolution of none of the families is there.
+        XciteError: the first convolution of no family is among them.
     """
     known = set(names)
     for family in FAMILIES.values():

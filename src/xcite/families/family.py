@@ -32,11 +32,11 @@ class Family(ABC):
 
     Attributes:
         kind: the family in stored descriptions.
-        title: the family for people; ``with_article`` is what one of its models is.
+        title: the family's name in messages; ``with_article`` is what one of its models is called.
         head: beginning of the classifier's names.
         first_convolution: the weight that sees the picture; its name tells the family.
         unreadable: fields that no tensor shows although published models differ in them.
-        answering: those of them that change what the same weights answer.
+        answering: those of them that change the outputs of the same weights.
         preprocessing: of the published weights' evaluation, where a file does not say.
         has_attention_maps: whether the engines can show where the model looks.
         forward_order: first pieces of the parts' names as data pass through them, where the
@@ -90,7 +90,7 @@ class Family(ABC):
         return 0, 0.0
 
     def without_dropout(self) -> Self:
-        """The same model, which drops nothing of its own accord."""
+        """The same model without any random dropping of its own."""
         return self
 
     def in_words(self, size: int) -> str:

@@ -98,7 +98,7 @@ def input_picture(
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a model says about one picture, and why as far as can be seen.
+    """What a model says about one picture, and where it looked.
 
     Attributes:
         picture: uint8 (H, W, C), what the model was shown.
@@ -137,7 +137,7 @@ class Explanation:
 
 
 def explain(model: OpenedModel, picture: np.ndarray, *, occlusion: bool = True) -> Explanation:
-    """Ask the model about pixels from `input_picture`."""
+    """Run the model on pixels from `input_picture`."""
     from xcite.data.transforms import normalise
 
     images = normalise(picture[None], model.preprocessing)  # (1, C, H, W)

@@ -85,7 +85,7 @@ def write_report(
     engine: str | None = None,
     pictures: int = 8,
 ) -> None:
-    """Write the page; nothing in it comes from elsewhere, so it can be sent as one file.
+    """Write the page; it loads nothing from elsewhere, so it can be sent as one file.
 
     Args:
         run: a run folder, finished or not.

@@ -1,1 +1,1 @@
-"""A model that can be asked: bundles and programs, opened models, their classes and answers."""
+"""Models that run: bundles and programs, opened models, their classes and answers."""

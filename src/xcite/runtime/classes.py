@@ -1,4 +1,4 @@
-"""Which of a model's classes are those of the data: decided by name, for everyone who asks."""
+"""Which of a model's classes are those of the data: decided by name, in one place."""
 
 import functools
 import os

@@ -18,7 +18,7 @@ from xcite.weights import WeightFile, open_weights
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A model ready to be asked.
+    """A model that is ready to predict.
 
     Attributes:
         class_names: None when the weights do not say.

@@ -32,7 +32,7 @@ class Batcher(Generic[Item, Answer]):
         batch: most items in one call of ``answer``.
         wait: seconds an item may wait for company.
         places: items admitted and not yet released; `admit` refuses more.
-        observe: told the size of every batch.
+        observe: called with the size of every batch.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ class Plan:
         validation: the pictures to evaluate on, with the same classes; None without them.
         architecture: the model to be built, its channels and classes settled.
         weights: canonical weights to start from; None draws them from the seed.
-        notes: what a person should know but what is no error.
+        notes: what a person should know though it is no error.
     """
 
     recipe: Recipe
@@ -43,7 +43,7 @@ class Plan:
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        """Beginnings of the names of weights that are not trained."""
+        """Prefixes of the names of weights that are not trained."""
         return ("patch_embed.",) if self.recipe.init.freeze_patch_embed else ()
 
     def lines(self) -> list[str]:

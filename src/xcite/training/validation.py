@@ -10,7 +10,7 @@ from xcite.runtime.classifier import EngineClassifier
 from xcite.training.interruption import Stopped, StopRequest
 from xcite.training.plan import Plan
 
-# Starting a loader process takes as long as decoding about so many pictures.
+# Starting a loader process takes as long as decoding about this many pictures.
 PICTURES_PER_WORKER = 500
 
 

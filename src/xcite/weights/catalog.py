@@ -1,4 +1,4 @@
-"""The published weights: where they are, what they reach, and a cache that works offline."""
+"""The published weights: where they are, their accuracy, and a cache that works offline."""
 
 import contextlib
 import difflib

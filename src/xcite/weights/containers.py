@@ -15,7 +15,7 @@ SIZE_LIMIT = 16 * 2**30  # bytes; a training checkpoint of the largest model has
 
 State = dict[str, StoredTensor]
 
-# Key of a checkpoint -> what it is to us.
+# Key of a checkpoint -> the part it holds.
 _LEVELS = {
     "model": "weights", "state_dict": "weights", "params": "weights",
     "model_ema": "ema", "state_dict_ema": "ema", "ema": "ema",
@@ -31,7 +31,7 @@ class Contents:
         container: kind of file, in words.
         parts: "weights", "ema", "student", "teacher": whichever are there.
         texts: safetensors metadata.
-        notes: what was set aside while reading.
+        notes: what was left out while reading.
     """
 
     container: str
@@ -131,7 +131,7 @@ def _state(level: Mapping[Any, Any], resolve: Callable[[Any], Any]) -> State:
 
 
 def _split(contents: Contents, part: str, state: State) -> None:
-    """Take off what wrappers put before the names, and part student and teacher."""
+    """Remove the prefixes that wrappers add, and separate student and teacher."""
     if all(name.startswith("module.") for name in state):  # DistributedDataParallel
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     student, teacher = (

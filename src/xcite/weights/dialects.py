@@ -40,12 +40,12 @@ class Table:
     """A dialect of one family of models.
 
     Attributes:
-        signs: expressions that each match a name of every file in the dialect, and that no file in
-            another one matches, unless that has more signs. Without any, the names do not tell.
+        signs: expressions. Each matches a name in every file of the dialect, and in no file of
+            another one, unless that has more signs. Without any, the names do not decide.
         transposed: Linear weights are (in, out), as Paddle keeps them.
         counters: BatchNorm's num_batches_tracked exists.
         folded: rows of convolution biases, foreign only, beside the running mean they belong to:
-            BatchNorm takes the mean off again, so a bias b equals a mean smaller by b.
+            BatchNorm subtracts the mean, so a bias b equals a mean smaller by b.
     """
 
     rows: tuple[Row, ...]
@@ -291,7 +291,7 @@ def _canonical_of(name: str, rows: Iterable[Row]) -> tuple[str, Row, int] | None
 
 
 def _with_bias(mean: StoredTensor, bias: StoredTensor) -> StoredTensor:
-    """The running mean after taking up a convolution's bias; a bias of zeros changes no bit."""
+    """The running mean with a convolution's bias folded in; a bias of zeros changes no bit."""
 
     def read() -> np.ndarray:
         offset = bias.read()

@@ -114,8 +114,8 @@ def open_weights(
         metadata.class_names = None  # the names belong to the head that was left out
     metadata.architecture = Metadata(architecture=wanted).architecture
 
-    # What was read is let go at once: numbers that are laid out anew lie in memory twice only
-    # tensor by tensor.
+    # Each array is released once it is laid out anew, so only one tensor at a time is in memory
+    # twice.
     dialect = model.dialect
     del contents, model
     tensors = {}
@@ -147,7 +147,7 @@ def locate(source: str | Path, *, weights_dir: str | Path | None = None) -> Path
 
 
 def _check_types(stored: State) -> None:
-    """Refuse weights stored as integers: no program writes a model so."""
+    """Refuse weights stored as integers: no program stores a model that way."""
     wrong = [
         name
         for name, tensor in stored.items()

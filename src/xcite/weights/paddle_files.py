@@ -80,7 +80,7 @@ def write_paddle(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Write a `.pdparams` that ``paddle.load`` accepts, whole or not at all.
 
     It is the state dict `paddle.save` writes: NumPy arrays and a table of parameter names, here
-    equal to the keys. NumPy's module is named as before NumPy 2, which every NumPy reads.
+    equal to the keys. NumPy's module has its name from before NumPy 2, which every NumPy reads.
     """
     with whole_file(path) as aside, aside.open("wb") as file:
         writer = PickleWriter(file, protocol=3)

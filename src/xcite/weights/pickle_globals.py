@@ -1,6 +1,6 @@
 """What the globals of a pickle stand for: functions of this package, records, NumPy arrays.
 
-Nothing of another program is imported or made. A pickle may name what stands in a table like
+Nothing of another program is imported or made. A pickle may name what is in a table like
 `NUMPY_GLOBALS`, and nothing else.
 """
 
@@ -78,7 +78,7 @@ class NamespaceRecord:
 def array_tensor(raw: Any, dtype: Any, shape: Any, fortran: bool) -> StoredTensor:
     """A tensor over bytes that are present, after checking that they are exactly enough."""
     if not isinstance(dtype, DtypeRecord):
-        raise PickleError("an array's number type is no NumPy type")
+        raise PickleError("an array's number type is not a NumPy type")
     if isinstance(raw, LongText):
         raw = raw.raw
     if not isinstance(raw, bytes | bytearray):
@@ -88,7 +88,7 @@ def array_tensor(raw: Any, dtype: Any, shape: Any, fortran: bool) -> StoredTenso
     for size in dimensions:
         count *= size
     if count * ITEM_SIZES[dtype.name] != len(raw):
-        raise PickleError(f"an array of shape {dimensions} brings {len(raw)} bytes")
+        raise PickleError(f"an array of shape {dimensions} comes with {len(raw)} bytes")
     # Paddle has no NumPy type for bfloat16 and writes its 16 bits as uint16.
     kind = "bfloat16" if dtype.name == "uint16" else dtype.name
     numpy_type = np.dtype(dtype.name).newbyteorder(">" if dtype.big_endian else "<")
@@ -107,7 +107,7 @@ def checked_shape(shape: Any) -> tuple[int, ...]:
     if not isinstance(shape, tuple | list) or len(shape) > MAX_DIMENSIONS:
         raise PickleError("a tensor's shape is not a short tuple")
     if not all(type(size) is int and 0 <= size < 2**48 for size in shape):
-        raise PickleError("a tensor's shape holds something that is no size")
+        raise PickleError("a tensor's shape holds something other than sizes")
     return tuple(shape)
 
 
@@ -134,10 +134,10 @@ def ordered_dict(items: Any = ()) -> dict[Any, Any]:
     """`collections.OrderedDict`, as a dictionary."""
     result: dict[Any, Any] = {}
     if not isinstance(items, list | tuple):
-        raise PickleError("an OrderedDict is made of something that is no list")
+        raise PickleError("an OrderedDict is built from something other than a list")
     for item in items:
         if not isinstance(item, list | tuple) or len(item) != 2:
-            raise PickleError("an OrderedDict's item is no pair")
+            raise PickleError("an OrderedDict's item is not a pair")
         result[checked_key(item[0])] = item[1]
     return result
 
@@ -158,7 +158,7 @@ def _dtype(code: Any, *_: Any) -> DtypeRecord:
         "i2": "int16", "i1": "int8", "u1": "uint8", "u2": "uint16", "b1": "bool",
     }  # fmt: skip
     if not isinstance(code, str) or code.lstrip("<|=") not in codes:
-        raise PickleError(f"number type {shown(code)} is no weight type")
+        raise PickleError(f"number type {shown(code)} is not a type of weights")
     return DtypeRecord(codes[code.lstrip("<|=")])
 
 
@@ -168,11 +168,11 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes | bytearray:
     if isinstance(text, LongText):
         return text.raw
     if not isinstance(text, str):
-        raise PickleError("something that is no text is encoded")
+        raise PickleError("something other than text is encoded")
     try:
         return text.encode("latin1")
     except UnicodeEncodeError as error:
-        raise PickleError("an array's text holds characters that are no bytes") from error
+        raise PickleError("an array's text holds characters that are not bytes") from error
 
 
 def _scalar(dtype: Any, raw: Any) -> Any:
@@ -185,13 +185,13 @@ def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> ArrayRecord:
 
 def _tuple(items: Any = ()) -> tuple[Any, ...]:
     if not isinstance(items, list | tuple):
-        raise PickleError("a tuple is made of something that is no sequence")
+        raise PickleError("a tuple is built from something other than a sequence")
     return tuple(items)
 
 
 def _empty_bytes(*arguments: Any) -> bytes:
     if arguments:
-        raise PickleError("bytes are made of something")
+        raise PickleError("bytes are built from arguments")
     return b""
 
 

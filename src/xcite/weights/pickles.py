@@ -89,7 +89,7 @@ class _Machine:
         try:
             return raw.decode("utf-8", "surrogatepass")
         except UnicodeDecodeError as error:
-            raise PickleError("a text is no UTF-8") from error
+            raise PickleError("a text is not UTF-8") from error
 
     def text(self, length: int) -> Any:
         raw = self.take(length)
@@ -122,18 +122,18 @@ class _Machine:
 
     def set_items(self, target: Any, items: list[Any]) -> None:
         if not isinstance(target, dict) or len(items) % 2:
-            raise PickleError("items are set on something that is no dictionary")
+            raise PickleError("items are set on something other than a dictionary")
         for i in range(0, len(items), 2):
             target[checked_key(items[i])] = items[i + 1]
 
     def append(self, target: Any, items: list[Any]) -> None:
         if not isinstance(target, list):
-            raise PickleError("items are appended to something that is no list")
+            raise PickleError("items are appended to something other than a list")
         target.extend(items)
 
     def found(self, module: Any, name: Any) -> Global:
         if not isinstance(module, str) or not isinstance(name, str):
-            raise PickleError("a global's name is no text")
+            raise PickleError("a global's name is not text")
         function = self.globals.get((module, name))
         if function is None:
             raise PickleError(
@@ -144,7 +144,7 @@ class _Machine:
 
     def call(self, function: Any, arguments: Any) -> Any:
         if id(function) not in self.callable:
-            raise PickleError("something that is no known global is called")
+            raise PickleError("something other than a known global is called")
         if not isinstance(arguments, tuple):
             raise PickleError("a global is called without a tuple of arguments")
         try:
@@ -323,7 +323,7 @@ def read_pickle(
     """Read one pickle as plain data.
 
     Args:
-        file: stands at the pickle's first byte; afterwards behind its last.
+        file: positioned at the pickle's first byte; afterwards just behind its last.
         end: position behind the last byte that may be read.
         globals_: (module, name), matched exactly, to the function of ours that stands for it.
         persistent: what a reference to outside data stands for (PyTorch's storages).
@@ -333,6 +333,6 @@ def read_pickle(
         of the functions in ``globals_``. Containers may share or contain one another.
 
     Raises:
-        PickleError: anything else than what weight files hold.
+        PickleError: anything but what weight files hold.
     """
     return _Machine(file, end, globals_, persistent).run()

@@ -49,7 +49,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str
     for name, entry in header.items():
         dtype = _DTYPES.get(entry["dtype"])
         if dtype is None:
-            raise XciteError(f"{path}: {name} is of type {entry['dtype']}, which is no weight type")
+            raise XciteError(f"{path}: {name} has type {entry['dtype']}, which weights never have")
         shape = tuple(entry["shape"])
         offset = 8 + length + entry["data_offsets"][0]
 

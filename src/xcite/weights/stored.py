@@ -1,6 +1,6 @@
 """Tensors that still lie in a file: shape and type are known, the numbers are read on demand.
 
-So a file's names and shapes are judged before anything large is allocated, and the numbers pass
+So a file's names and shapes are checked before anything large is allocated, and the numbers pass
 through memory one tensor at a time.
 """
 

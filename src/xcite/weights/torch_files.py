@@ -67,7 +67,7 @@ class _Contents:
         if word != "storage" or not isinstance(kind, _StorageType) or not isinstance(key, str):
             raise PickleError("a storage is referred to in an unknown way")
         if type(count) is not int or not 0 <= count < 2**48:
-            raise PickleError("a storage's size is no size")
+            raise PickleError("a storage's size is not a count")
         if len(reference) == 6 and reference[5] is not None:
             raise PickleError(
                 "a storage is a view of another, which PyTorch has not written since 0.4"
@@ -157,7 +157,7 @@ def _globals(contents: _Contents) -> dict[tuple[str, str], Global]:
 
 
 def is_zip(start: bytes) -> bool:
-    """Whether a file that begins so is a zip archive."""
+    """Whether a file with this beginning is a zip archive."""
     return start.startswith(b"PK\x03\x04")
 
 

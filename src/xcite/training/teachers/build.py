@@ -17,7 +17,7 @@ def build_teacher(
     Args:
         source: the training pictures; a cache must have been made of them.
         class_names: the student's classes, in the order of its logits.
-        processes: that train.
+        processes: how many train together.
 
     Raises:
         XciteError: unreadable teacher, classes that do not match, or a cache that does not fit.

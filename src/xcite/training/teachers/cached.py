@@ -30,12 +30,13 @@ def dependencies(
 ) -> dict[str, Any]:
     """Everything the answers depend on, by the name of the recipe's key where there is one.
 
-    Not in it: what only the student feels (its model, learning rate, label smoothing, alpha), and
-    on what the teacher ran (engine, precision), so that a cache serves both engines.
+    Left out: what affects the student alone (its model, learning rate, label smoothing, alpha), and
+    what the teacher ran on (engine, precision), so that a cache serves both engines.
 
     Args:
         teacher: its `Teacher.identity`; None leaves its fields out.
-        processes: that train; each mixes its own share of a batch, so they matter if it is mixed.
+        processes: how many train together; each mixes its own share of a batch, so their number
+            matters if it is mixed.
     """
     mixed = recipe.augment.mix_probability and (recipe.augment.mixup or recipe.augment.cutmix)
     augment = recipe.augment.model_dump(mode="json", exclude={"smoothing"})

@@ -1,4 +1,4 @@
-"""`xcite teach`: a teacher is asked once for every picture that training will see."""
+"""`xcite teach`: a teacher's answers for every picture that training will see, computed once."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,7 @@ from xcite.training.teachers.cached import compress, dependencies, refuse_differ
 from xcite.training.teachers.live import LiveTeacher
 from xcite.whole_files import write_text
 
-PART_PICTURES = 1024  # an interruption costs at most so many answers
+PART_PICTURES = 1024  # an interruption costs at most this many answers
 
 
 def compute(
@@ -41,12 +41,12 @@ def compute(
     processes: int = 1,
     after_batch: Callable[[int, int], None] = lambda pictures, total: None,
 ) -> int:
-    """Ask the teacher for every picture of epochs 0 to views - 1 and keep the answers.
+    """Compute and store the teacher's answers for every picture of epochs 0 to views - 1.
 
-    A cache that is there already goes on where it was left.
+    An unfinished cache is continued.
 
     Args:
-        processes: that the students will train on, each with its share of a batch.
+        processes: how many a student will train on, each with its share of a batch.
         views: epochs to compute; by default ``distill.views``, else all of the recipe's.
         after_batch: called with the number of pictures done so far, and of all.
 

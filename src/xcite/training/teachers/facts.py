@@ -111,7 +111,7 @@ def network_facts(
 
 
 def program_facts(path: str, recipe: Recipe) -> Facts:
-    """An .onnx or .xml file: its hash, and what the bundle says that it belongs to."""
+    """An .onnx or .xml file: its hash, and what its bundle says if it has one."""
     program, notes = Path(path), []
     own, names, fixed = recipe.preprocessing, None, None
     try:

@@ -74,7 +74,7 @@ class LiveTeacher:
 
 
 def live_teacher(recipe: Recipe, class_names: Sequence[str]) -> LiveTeacher:
-    """The network that ``recipe.distill.teacher`` names, ready to be asked.
+    """The network that ``recipe.distill.teacher`` names, ready to run.
 
     Args:
         class_names: the student's classes, in the order of its logits.

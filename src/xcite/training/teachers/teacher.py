@@ -8,7 +8,7 @@ from xcite.data.batch import Batch
 
 
 class Teacher(Protocol):
-    """Who answers for the pictures of a batch during distillation.
+    """What gives the answers for a batch of pictures during distillation.
 
     Attributes:
         notes: what a person should know, one line each.
