@@ -1,7 +1,7 @@
 """Items made in order by worker processes on grain.
 
 This file alone leans on what grain does not promise: its arrays in shared memory have ``shm`` and
-``_unlink_on_del``; `WithOptionsIterDataset` is experimental; a dead worker is known by the
+``_unlink_on_del``; `WithOptionsIterDataset` is experimental; a worker that died is told by the
 wording of a RuntimeError; worker processes are spawned within `next`, so that what such a process
 unpickles first runs before grain is imported there.
 """
@@ -126,13 +126,13 @@ def _start_worker(index: int, count: int) -> None:
 
 
 def _follow(sentinel: int) -> None:
-    """End this worker when the main process is gone, however it ended."""
+    """End this worker when the main process is gone, however it went."""
     connection.wait([sentinel])
     os._exit(1)
 
 
 def _before_grain() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
     _grain()
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from xcite.data.decoding import SUFFIXES
 from xcite.errors import XciteError
 
-_LARGEST_LABEL = 1_000_000  # a typing error in a list file must not allocate more names
+_LARGEST_LABEL = 1_000_000  # a list file's typing error must not allocate a million class names
 
 
 class Source(Protocol):

@@ -2,7 +2,7 @@
 
 ``bundle.json`` describes the files beside it. Every file is listed with its SHA-256, and the
 description carries a seal over itself, so that an altered, missing, added or exchanged file is
-refused instead of being run. The seal detects accidents and mix-ups, not an attacker who recomputes
+refused instead of being run. The seal tells accidents and mix-ups, not an attacker who recomputes
 it: for that, compare `BundleInfo.seal` with a value kept elsewhere.
 """
 
@@ -100,7 +100,7 @@ def describe(architecture: Architecture) -> dict[str, Any]:
 
 
 def is_bundle(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder has a bundle's description; `read_info` checks it."""
+    """Whether a folder says that it is a bundle; `read_info` finds out."""
     return (Path(path) / DESCRIPTION).is_file()
 
 
@@ -117,7 +117,7 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     An earlier bundle at ``path`` is replaced; anything else there is refused.
 
     Raises:
-        XciteError: ``path`` is something other than a bundle, or cannot be written.
+        XciteError: ``path`` is not ours to replace, or cannot be written.
     """
     target = Path(path)
     ours = is_bundle(target) or (target.is_dir() and not any(target.iterdir()))

@@ -1,4 +1,4 @@
-"""What every request passes first: the token, security headers, counting."""
+"""What stands before every request: the token, security headers, counting."""
 
 import hmac
 import json
@@ -38,7 +38,7 @@ class Guard:
 
     Args:
         token: when given, all but `OPEN_PATHS` need ``Authorization: Bearer TOKEN``.
-        observe: called with method, path, status and seconds of every request.
+        observe: told method, path, status and seconds of every request.
     """
 
     def __init__(

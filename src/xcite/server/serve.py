@@ -80,7 +80,7 @@ def serve(
             log_level="warning",
             access_log=False,
             server_header=False,
-            # twice the queue, so that a full queue answers 429 instead of refusing connections
+            # twice the queue, so that a full queue is told (429) and not just a shut door
             limit_concurrency=2 * limits.queue + 64,
             timeout_keep_alive=10,
             timeout_graceful_shutdown=int(limits.timeout) + 5,
