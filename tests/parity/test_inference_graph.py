@@ -146,3 +146,13 @@ def test_refuses_misfit_weights_and_sizes():
     weights.pop("norm.bias")
     with pytest.raises(XciteError, match=r"missing: norm\.bias"):
         build(weights, shape, size=(32, 32))
+
+
+def test_a_tensor_that_the_graph_does_not_read_is_refused(monkeypatch):
+    """As one of a new field would be, without which the file gives other answers."""
+    monkeypatch.setattr("xcite.export.graph.check", lambda weights, architecture: None)
+    shape = variants.find("xcit_nano_12_p16", depth=1, num_classes=3)
+    weights = reference_weights(shape, 0)
+    weights["blocks.0.bias1"] = weights["blocks.0.gamma1"]
+    with pytest.raises(XciteError, match=r"would leave out blocks\.0\.bias1"):
+        build(weights, shape, size=(32, 32))
