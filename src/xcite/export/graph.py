@@ -80,7 +80,8 @@ class _Read(dict[str, np.ndarray]):
         return super().__getitem__(name)
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self[name] if name in self else default
+        self.names.add(name)
+        return super().get(name, default)
 
 
 def bears_int8(architecture: Architecture) -> bool:
