@@ -6,8 +6,8 @@ import re
 
 import numpy as np
 import pytest
-from reference_rule import GOLDENS, epsilon_probe, reference_images, reference_weights
 
+from reference_rule import GOLDENS, epsilon_probe, reference_images, reference_weights
 from xcite import variants
 from xcite.errors import XciteError
 from xcite.export.graph import build
