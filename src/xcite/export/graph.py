@@ -7,8 +7,8 @@ Written straight from the paper's formulas, so that nothing has to be traced or 
 - LPI's BatchNorm stands between GELU and a zero-padded convolution: its scale goes into that
   convolution, its shift stays an addition, because the padding must see it.
 - Cross-covariance attention never forms q, k and v where the covariance form is cheaper.
-- In class attention only CLS asks, so keys and values of the patches are never formed either; the
-  last layer computes CLS alone.
+- In class attention CLS is the only query, so keys and values of the patches are never formed
+  either; the last layer computes CLS alone.
 - The positional encoding is a constant where the size is fixed.
 """
 
@@ -85,5 +85,5 @@ class _Read(dict[str, np.ndarray]):
 
 
 def bears_int8(architecture: Architecture) -> bool:
-    """Whether the family has parts that `xcite.export.quantization` puts in 8 bits."""
+    """Whether the family has parts that `xcite.export.quantization` can put in 8 bits."""
     return isinstance(architecture, XCiTArchitecture)
