@@ -14,6 +14,7 @@ PACKAGE = Path(xcite.__file__).parent
 LAYERS = [
     {
         "errors",
+        "control_characters",
         "whole_files",
         "randomness",
         "preprocessing",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from xcite.commands.printing import cell, say
 from xcite.errors import XciteError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def evaluate(
         model=model,
     )
     for line in (*opened.notes, *([note] if note else [])):
-        typer.echo(f"note: {line}")
+        say(f"note: {line}")
     loader = EvaluationLoader(
         source,
         opened.preprocessing,
@@ -73,7 +74,7 @@ def evaluate(
     if not accuracy.pictures:
         raise XciteError(f"no picture of {data} could be decoded")
     _print_classes(console, accuracy)
-    typer.echo(
+    say(
         f"{accuracy.pictures} pictures on {opened.on}"
         + (f", {left_out} left out" if left_out else "")
         + f": top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} %, loss {accuracy.loss:.4f}, "
@@ -98,7 +99,6 @@ def evaluate(
 
 def _print_classes(console: "Console", accuracy: "Accuracy") -> None:
     """The per-class table: all classes, or of very many the worst."""
-    from rich.markup import escape
     from rich.table import Table
 
     rows = accuracy.per_class()
@@ -111,5 +111,5 @@ def _print_classes(console: "Console", accuracy: "Accuracy") -> None:
         table.add_column(heading, justify="right")
     for row in rows:
         shares = ["-" if row[k] is None else f"{row[k]:.1f} %" for k in ("recall", "precision")]
-        table.add_row(escape(row["class"]), str(row["pictures"]), *shares)
+        table.add_row(cell(row["class"]), str(row["pictures"]), *shares)
     console.print(table)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from xcite import recipe as recipes
+from xcite.control_characters import visible
 from xcite.errors import XciteError
 from xcite.recipe import Recipe
 from xcite.whole_files import write_text
@@ -125,8 +126,8 @@ class RunFolder:
         write_text(self.environment, json.dumps({"sessions": sessions}, indent=2) + "\n")
 
     def write_skipped(self, names: Sequence[str]) -> None:
-        """List the pictures that were left out."""
-        write_text(self.skipped, "".join(f"{name}\n" for name in sorted(set(names))))
+        """List the pictures that were left out, one a line whatever their names hold."""
+        write_text(self.skipped, "".join(f"{visible(name)}\n" for name in sorted(set(names))))
 
     def numbered(self, epoch: int) -> Path:
         """The checkpoint written after ``epoch`` (counted from 1)."""
