@@ -62,9 +62,17 @@ class DataRecipe(Section):
     train: str = Field("digits", description="folder, tar shards (glob), list file or 'digits'")
     validation: str | None = Field("digits", description="the same; empty: no validation")
     root: str | None = Field(None, description="folder that a list file's paths start from")
+    outside_root: bool = Field(
+        False,
+        description="allow listed paths and tar members that lead out of their root by '..', and "
+        "absolute paths beside a root; an absolute path without a root is always allowed",
+    )
     classes: str | None = Field(None, description="file of class names, one a line")
     workers: int = Field(2, ge=0, le=64)
     prefetch: int = Field(2, ge=1, le=64, description="batches read ahead per worker")
+    worker_timeout: Positive = Field(
+        300.0, description="seconds to wait for a batch before a worker counts as stuck"
+    )
     repeats: int = Field(1, ge=1, le=16, description="repeated augmentation: copies per picture")
     on_error: Literal["stop", "skip"] = "stop"
     max_pixels: int = Field(178_956_970, ge=1, description="a larger picture is refused as a bomb")

@@ -95,6 +95,7 @@ def test_initial_weights_depend_on_the_seed_alone() -> None:
     assert (first["blocks.0.gamma1"] == architecture.eta).all()
     assert not is_parameter("patch_embed.proj.0.1.running_mean")
 
+
 @pytest.mark.parametrize(
     ("name", "field"),
     [(name, field) for name in ("xcit_nano_12_p8",) for field in ("depth", "cls_attn_layers")]

@@ -23,6 +23,9 @@ def evaluate(
     model: str = typer.Argument(help="Run folder, weights file, published name or bundle."),
     data: str = typer.Option(help="Folder, tar shards, list file or 'digits'."),
     root: str = typer.Option(None, help="Folder that a list file's paths start from."),
+    outside_root: bool = typer.Option(
+        False, "--outside-root", help="Allow listed paths and tar members that lead out of there."
+    ),
     engine: str = typer.Option(None, help="paddle or torch; default: paddle where installed."),
     batch: int = typer.Option(64, min=1, help="Pictures at a time."),
     workers: int = typer.Option(2, min=0, help="Loader processes."),
@@ -47,9 +50,10 @@ def evaluate(
         opened.architecture.num_classes,
         channels=opened.preprocessing.channels,
         root=root,
+        outside_root=outside_root,
         model=model,
     )
-    for line in (*opened.notes, *([note] if note else [])):
+    for line in (*opened.notes, *source.notes, *([note] if note else [])):
         say(f"note: {line}")
     loader = EvaluationLoader(
         source,

@@ -157,6 +157,7 @@ def _examine(
         model.architecture.num_classes,
         channels=model.preprocessing.channels,
         root=recipe.data.root if own else None,
+        outside_root=recipe.data.outside_root if own else False,
         model="this run",
     )
     loader = EvaluationLoader(
