@@ -76,22 +76,37 @@ def main(arguments: list[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")  # a Latin-1 terminal shows what it can
     try:
         command(arguments, prog_name="xcite")
-    except (XciteError, MemoryError) as error:
+    except Exception as error:
+        said = _in_words(error)
+        if said is None:
+            raise
         if "--debug" in arguments:
             print(visible_lines(traceback.format_exc()), file=sys.stderr)
-        print(f"xcite: {visible(_in_words(error))}", file=sys.stderr)
+        print(f"xcite: {visible(said)}", file=sys.stderr)
         sys.exit(2)
     finally:
         _flush()
 
 
-def _in_words(error: Exception) -> str:
+# What libraries say, in exceptions of many types, when they get no memory for data or a thread.
+_NO_MEMORY = (
+    "can't start new thread",
+    "Cannot allocate memory",
+    "std::bad_alloc",
+    "failed to map segment",
+)
+
+
+def _in_words(error: Exception) -> str | None:
+    """What the user can mend; None for an error of the program, which ends in a traceback."""
     if isinstance(error, XciteError):
         return str(error)
-    return (
-        "memory ran out; lower optim.batch, data.workers or the model's size, or raise the "
-        "limit (`ulimit -v` shows one)"
-    )
+    if isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY):
+        return (
+            "memory ran out; lower optim.batch, data.workers or the model's size, or raise the "
+            "limit (`ulimit -v` shows one)"
+        )
+    return None
 
 
 def _flush() -> None:

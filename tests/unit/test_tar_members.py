@@ -82,7 +82,7 @@ def test_archives_cut_short(tmp_path, lost):
     if lost <= 512:  # still in the padding
         assert len(list(tar_members(path))) == 2
     else:
-        with pytest.raises(XciteError, match="cut short|truncated"):
+        with pytest.raises(XciteError, match=r"cut short|truncated"):
             list(tar_members(path))
 
 

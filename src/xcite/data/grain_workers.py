@@ -25,6 +25,7 @@ import numpy as np
 from xcite.errors import XciteError
 
 _SHARED_MEMORY = "/dev/shm"
+_FILES_PER_WORKER = 24  # that this process holds open: 18 and those of its batches
 _JOINING = 5.0  # seconds for the thread that asks grain to notice that all is closed
 
 
@@ -52,6 +53,9 @@ class Reader:
         """
         self.position = steps.start
         self.stop = steps.stop
+        self._workers = workers
+        if workers:
+            self._require_files()
         grain = _grain()
         items = grain.MapDataset.range(steps.start, steps.stop).map(make)
         # no threads: a worker makes one batch after the other, and more workers make more
@@ -66,7 +70,6 @@ class Reader:
                 grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch),
                 worker_init_fn=_start_worker,
             )
-        self._workers = workers
         self._timeout = timeout
         self._others = set(multiprocessing.active_children())
         self._asking: threading.Thread | None = None
@@ -140,27 +143,40 @@ class Reader:
                 process.kill()
         close = getattr(self._iterator, "close", None)
         if close is not None:
-            close()
+            with contextlib.suppress(AssertionError):  # of a worker that never started
+                close()
         if self._asking is not None:
             self._asking.join(_JOINING)
             self._asking = None
+
+    def _require_files(self) -> None:
+        """Raise XciteError where the workers' pipes cannot be opened: grain would leave pieces."""
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        with contextlib.suppress(OSError):
+            used = len(os.listdir("/proc/self/fd"))
+            if resource.RLIM_INFINITY != limit < used + _FILES_PER_WORKER * self._workers:
+                raise XciteError(self._too_few_files())
+
+    def _too_few_files(self) -> str:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return (
+            f"{self._workers} data workers need more open files than the {limit} allowed; "
+            "raise the limit (`ulimit -n 4096`) or lower data.workers"
+        )
 
     def _in_words(self, error: Exception) -> Exception:
         """What the user can do about a lack of something; other errors stay as they are."""
         text, number = str(error), getattr(error, "errno", None)
         died = re.search(r"terminated unexpectedly with exit code (-?\d+)", text)
         if number in (errno.EMFILE, errno.ENFILE):
-            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-            return XciteError(
-                f"{self._workers} data workers need more open files than the {limit} allowed; "
-                "raise the limit (`ulimit -n 4096`) or lower data.workers"
-            )
+            return XciteError(self._too_few_files())
         if number == errno.ENOSPC or (died and int(died[1]) == -signal.SIGBUS):
             return XciteError(
                 f"{_SHARED_MEMORY} is full, which data workers need; enlarge it (with containers: "
                 "--shm-size=1g), remove what others left there, or set data.workers to 0"
             )
-        if died or number in (errno.ENOMEM, errno.EAGAIN) or isinstance(error, MemoryError):
+        scarce = number in (errno.ENOMEM, errno.EAGAIN) or "can't start new thread" in text
+        if died or scarce or isinstance(error, MemoryError):
             return XciteError(
                 "a data worker process ended unexpectedly, perhaps because memory ran out; "
                 "lower data.workers, data.prefetch or optim.batch"
