@@ -33,7 +33,7 @@ SUFFIXES = (
 
 # Only raster formats that Pillow reads itself: EPS, for one, would start another program. MPO is
 # opened by the JPEG reader.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 _MODES = {1: "L", 3: "RGB"}
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -220,7 +220,7 @@ def _upright(image: Image.Image, origin: str) -> Image.Image:
 def _opened(picture: bytes | str | os.PathLike[str], origin: str) -> Image.Image:
     data = picture if isinstance(picture, bytes) else read_regular(picture)
     refuse_excess(data, origin)
-    return Image.open(io.BytesIO(data), formats=_FORMATS)
+    return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 def _guarded(action: Callable[[], Result], origin: str) -> Result:

@@ -10,6 +10,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 
+from xcite.data.jpeg_scans import jpeg_scans
 from xcite.errors import XciteError
 
 MOST_SCANS = 100  # encoders write about ten
@@ -22,7 +23,6 @@ MOST_TAGS = 1 << 18
 MOST_TAG_BYTES = 16 << 20  # or the whole file: only tags that lie over each other have more
 
 _EXIF = b"Exif\0\0"
-_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # within pixels only real markers match
 _TAG_SIZES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8)  # bytes, by type of TIFF
 _NESTED = (0x8769, 0x8825, 0xA005)  # EXIF, GPS, interoperability: a reader follows these
 
@@ -80,21 +80,9 @@ def _jpeg(data: bytes) -> Iterator[str]:
             yield f"more than {MOST_SEGMENTS} segments before the pixels of a JPEG"
     yield from _tags(b"".join(exif))
     most = min(MOST_SCANS, MOST_SCANNED // max(1, pixels))
-    if data.count(b"\xff\xda", found) > most:  # quick, but what follows the picture may match, too
-        scans = _scans(data, found, most)
-        if scans > most:
-            yield f"more than {most} scans of {pixels} pixels"
-
-
-def _scans(data: bytes, position: int, most: int) -> int:
-    scans = 0
-    while scans <= most and (found := _MARKER.search(data, position)):
-        if found[0] == b"\xff\xd9":  # end of the picture
-            break
-        scans += found[0] == b"\xff\xda"
-        length = int.from_bytes(data[found.end() : found.end() + 2], "big")
-        position = found.end() + max(2, length)
-    return scans
+    # Counting bytes is quick, but what follows the picture may look like scans, too.
+    if data.count(b"\xff\xda", found) > most and jpeg_scans(data) > most:
+        yield f"more than {most} scans of {pixels} pixels"
 
 
 def _png(data: bytes) -> Iterator[str]:
