@@ -79,6 +79,19 @@ def test_scans_of_a_progressive_jpeg_are_counted():
     refused(progressive(7_000, 3_000), "more than 61 scans of 49000000 pixels")
 
 
+def test_scans_behind_the_only_one_of_a_sequential_jpeg_are_not_decoded():
+    data = encoded("JPEG", Image.new("RGB", (4_000, 4_000)))
+    last = data.rfind(b"\xff\xda")
+    started = time.monotonic()
+    with contextlib.suppress(XciteError):
+        decode(data[:-2] + data[last:-2] * 300 + b"\xff\xd9")
+    assert time.monotonic() - started < 3
+    lone = data.replace(b"\xff\xda\0\x0c\x03\1\0", b"\xff\xda\0\x08\1\1\0\0\x3f\0\0\0", 1)
+    assert lone != data
+    last = lone.rfind(b"\xff\xda")
+    refused(lone[:-2] + lone[last:-2] * 300 + b"\xff\xd9", "more than 100 scans of 16000000")
+
+
 def test_as_many_scans_as_are_allowed_take_seconds():
     side = 8_000
     data = progressive(side, 3_000_000_000 // side**2 - 11)

@@ -51,6 +51,7 @@ def refuse_tags(exif: bytes, origin: str) -> None:
 
 def _jpeg(data: bytes) -> Iterator[str]:
     position, segments, junk, pixels, exif = 2, 0, 0, 0, []
+    passes, components = True, 0
     while True:
         found = data.find(b"\xff", position)
         junk += (found if found >= 0 else len(data)) - position
@@ -70,6 +71,7 @@ def _jpeg(data: bytes) -> Iterator[str]:
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and len(body) > 4:
             height, width = struct.unpack(">HH", body[1:5])
             pixels = max(pixels, height * width)
+            passes, components = marker not in (0xC0, 0xC1), body[5] if len(body) > 5 else 0
         elif marker == 0xE1 and body.startswith(_EXIF):
             exif.append(body.removeprefix(_EXIF))
         elif marker == 0xE2 and body.startswith(b"MPF\0"):
@@ -79,6 +81,8 @@ def _jpeg(data: bytes) -> Iterator[str]:
         if segments > MOST_SEGMENTS:
             yield f"more than {MOST_SEGMENTS} segments before the pixels of a JPEG"
     yield from _tags(b"".join(exif))
+    if not passes and body[:1] == bytes([components]):
+        return  # all components are in one scan, behind which the decoder stops
     most = min(MOST_SCANS, MOST_SCANNED // max(1, pixels))
     # Counting bytes is quick, but what follows the picture may look like scans, too.
     if data.count(b"\xff\xda", found) > most and jpeg_scans(data) > most:
