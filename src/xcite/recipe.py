@@ -18,7 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from xcite.errors import XciteError
 from xcite.families import Settings
 from xcite.preprocessing import Preprocessing
+from xcite.regular_files import read_regular
 from xcite.variants import find, paper_drop_path
+
+_LONGEST = 1_000_000  # bytes of a recipe
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -308,7 +311,7 @@ def load(name: str, settings: Sequence[str] = ()) -> Recipe:
         path = path / "recipe.yaml"
     if path.suffix in (".yaml", ".yml"):
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_regular(path, size=_LONGEST + 1).decode()
         except (OSError, UnicodeDecodeError) as error:
             raise XciteError(f"cannot read the recipe {name}: {error}") from error
     elif name in shipped():
@@ -376,7 +379,7 @@ _Loader.add_implicit_resolver(
 
 
 def _yaml(text: str, origin: str) -> Any:
-    if len(text) > 1_000_000:
+    if len(text) > _LONGEST:
         raise XciteError(f"{origin}: longer than a recipe can be")
     try:
         return yaml.load(text, _Loader)
