@@ -110,8 +110,9 @@ class RunFolder:
         """Add this session to environment.json."""
         sessions: list[dict[str, Any]] = []
         if self.environment.is_file():
-            with contextlib.suppress(OSError, ValueError):
-                sessions = json.loads(self.environment.read_text(encoding="utf-8"))["sessions"]
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                known = json.loads(self.environment.read_text(encoding="utf-8"))["sessions"]
+                sessions = [session for session in known if isinstance(session, dict)]
         sessions.append(
             {
                 "started": time.strftime("%Y-%m-%d %H:%M:%S%z"),
