@@ -30,7 +30,7 @@ SUFFIXES = (
 
 # Only raster formats that Pillow reads itself: EPS, for one, would start another program. MPO is
 # opened by the JPEG reader.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 _MODES = {1: "L", 3: "RGB"}
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -143,7 +143,7 @@ class Opened:
             image = picture
         else:
             file = io.BytesIO(picture) if isinstance(picture, bytes) else picture
-            image = _guarded(lambda: Image.open(file, formats=_FORMATS), origin)
+            image = _guarded(lambda: Image.open(file, formats=FORMATS), origin)
         width, height = image.size
         if width * height > self._max_pixels:
             raise XciteError(
