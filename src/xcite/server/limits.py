@@ -21,7 +21,10 @@ class Limits:
         batch: most pictures predicted together.
         wait: seconds a picture waits for company.
         timeout: seconds for one request, the reading of its body included.
-        silence: seconds a body may pause while it arrives.
+        silence: seconds for a request's head, between requests on a connection, and for a pause
+            in a body.
+        connections: open at the same time; for a new one beyond that the one that has waited for
+            its client longest is closed.
     """
 
     max_bytes: int = 16 * 2**20
@@ -36,4 +39,5 @@ class Limits:
     batch: int = 16
     wait: float = 0.002
     timeout: float = 30.0
-    silence: float = 5.0
+    silence: float = 10.0
+    connections: int = 1024

@@ -5,6 +5,7 @@ A request's way: `Guard` -> limits -> `Service` -> JSON.
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -65,6 +66,8 @@ class Routes:
         self.limits = limits
         self.metrics = Metrics()
         self.service = Service(predictor, limits, self.metrics)
+        self._timers: set[asyncio.Timeout] = set()
+        self._end = math.inf  # when the last request must be answered, in the loop's time
         self.app = FastAPI(
             title="Xcite",
             version=xcite.__version__,
@@ -105,6 +108,22 @@ class Routes:
         yield
         await asyncio.to_thread(self.service.close)
 
+    def stop(self, seconds: float) -> None:
+        """Give requests that are under way so many seconds at most."""
+        self._end = asyncio.get_running_loop().time() + seconds
+        for timer in (timer for timer in self._timers if not timer.expired()):
+            timer.reschedule(min(timer.when() or self._end, self._end))
+
+    @contextlib.asynccontextmanager
+    async def _limited(self) -> AsyncIterator[contextlib.ExitStack]:
+        """Raise TimeoutError when a request has taken its time; yields what it holds till then."""
+        end = asyncio.get_running_loop().time() + self.limits.timeout
+        async with asyncio.timeout_at(min(end, self._end)) as timer:
+            with contextlib.ExitStack() as held:
+                self._timers.add(timer)
+                held.callback(self._timers.discard, timer)
+                yield held
+
     async def predict(
         self,
         request: Request,
@@ -118,28 +137,29 @@ class Routes:
         limits, service = self.limits, self.service
         reading = True
         try:
-            async with asyncio.timeout(limits.timeout):
-                with contextlib.ExitStack() as held:
-                    with service.batcher.admit(1):
-                        pass  # a full queue is told before the body is read
-                    uploads = await read_uploads(
-                        request,
-                        max_bytes=limits.max_bytes,
-                        max_files=limits.max_files,
-                        silence=limits.silence,
-                        count=held.enter_context(service.hold()),
-                    )
-                    reading = False
-                    held.enter_context(service.batcher.admit(len(uploads)))
-                    answers = await _while_wanted(
-                        request, service.answers(uploads, top=top, attention=attention)
-                    )
+            async with self._limited() as held:
+                with service.batcher.admit(1):
+                    pass  # a full queue is told before the body is read
+                uploads = await read_uploads(
+                    request,
+                    max_bytes=limits.max_bytes,
+                    max_files=limits.max_files,
+                    silence=limits.silence,
+                    count=held.enter_context(service.hold()),
+                )
+                reading = False
+                held.enter_context(service.batcher.admit(len(uploads)))
+                answers = await _while_wanted(
+                    request, service.answers(uploads, top=top, attention=attention)
+                )
         except ClientDisconnect:
             return _problem(400, "the connection was closed before the request was answered")
         except TimeoutError:
             if reading:
                 return _problem(408, f"the request did not arrive within {limits.timeout:g} s")
             message = f"no answer within {limits.timeout:g} s"
+            if self._end < math.inf:
+                message = "the server is stopping"
             return _problem(503, message, **{"Retry-After": "1"})
         good = any(answer.error is None for answer in answers)
         content: dict[str, Any] = {"pictures": [a.model_dump(exclude_none=True) for a in answers]}
