@@ -93,6 +93,7 @@ def serve(
         import uvicorn
 
         from xcite.server.connections import ANSWER_SECONDS, LimitedServer, stop_in_time
+        from xcite.server.decoders import DecodingStoppedError
     except ModuleNotFoundError as error:
         raise XciteError("serving needs uvicorn: pip install 'xcite[serve]'") from error
 
@@ -101,6 +102,12 @@ def serve(
     app = _guarded(routes, token, hosts)
     _allow_files(limits.connections + 200)
     listener = listen(host, port)
+    try:
+        routes.service.warm_up()
+    except (XciteError, DecodingStoppedError) as error:
+        routes.service.close()
+        listener.close()
+        raise XciteError(f"{bundle} cannot be served: {error}") from error
     shown = f"[{host}]" if ":" in host else host
     config = uvicorn.Config(
         app,

@@ -61,11 +61,14 @@ class Service:
         """Start the decoders; predict in batches of every size, as far as `WARM_UP` seconds go.
 
         A runtime prepares itself anew for each size, the extremes first; no request should pay for
-        that.
+        that. A second call does nothing.
 
         Raises:
+            XciteError: the bundle cannot predict.
             DecodingStoppedError: the decoders do not start.
         """
+        if self._answered:
+            return
         self.decoders.start()
         preprocessing = self.predictor.preprocessing
         height, width = self.predictor.info.size or (preprocessing.size, preprocessing.size)
