@@ -128,7 +128,7 @@ def test_a_checkpoint_of_before_has_no_run(tmp_path: Path) -> None:
 
 def test_a_damaged_newest_gives_way_to_the_one_before(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    assert checkpoint.newest(folder) == (None, [])
+    assert checkpoint.newest(folder) == (None, {})
     checkpoint.save(folder.numbered(1), STATE, Position(epoch=1))
     for step in (2, 3, 4):
         checkpoint.save(folder.coming, STATE, Position(epoch=1, step=step))
@@ -142,7 +142,7 @@ def test_a_damaged_newest_gives_way_to_the_one_before(tmp_path: Path) -> None:
         found, problems = checkpoint.newest(folder)
         assert found is not None
         assert (found.position.epoch, found.position.step) == (1, step)
-        assert damaged.name in problems[-1]
+        assert damaged.name in problems[damaged]
     folder.numbered(1).write_bytes(b"")
     with pytest.raises(XciteError, match=r"no checkpoint of .* can be used"):
         checkpoint.newest(folder)
@@ -157,7 +157,7 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
     folder.checkpoint.replace(folder.previous)
     found, problems = checkpoint.newest(folder)
     assert found is not None
-    assert (found.path, found.position.step, problems) == (folder.coming, 3, [])
+    assert (found.path, found.position.step, problems) == (folder.coming, 3, {})
 
 
 def test_the_last_ones_are_kept(tmp_path: Path) -> None:

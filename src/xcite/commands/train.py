@@ -93,8 +93,8 @@ def train(
             checkpoint_file=checkpoint_file,
             draw=draw_curves,
         )
-    except KeyboardInterrupt:
-        typer.echo("stopped at once; the run stays as its last checkpoint left it", err=True)
+    except KeyboardInterrupt as stopped:
+        typer.echo(str(stopped) or "stopped before the run began", err=True)
         raise typer.Exit(130) from None
     if not outcome.finished:
         raise typer.Exit(130)

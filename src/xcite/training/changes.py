@@ -7,7 +7,17 @@ from xcite.recipe import Recipe
 
 # These change where and how fast a run goes or what it does about trouble, not what it computes.
 FREE = {
-    "data": ("train", "validation", "root", "workers", "prefetch", "on_error", "max_pixels"),
+    "data": (
+        "train",
+        "validation",
+        "root",
+        "outside_root",
+        "workers",
+        "worker_timeout",
+        "prefetch",
+        "on_error",
+        "max_pixels",
+    ),
     "init": ("weights",),
     "distill": ("teacher", "cache", "teacher_engine"),
     "run": (

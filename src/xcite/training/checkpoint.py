@@ -210,25 +210,25 @@ def candidates(folder: RunFolder) -> list[Path]:
     return [folder.checkpoint, *others] if folder.checkpoint.is_file() else others
 
 
-def newest(folder: RunFolder) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, and what was wrong with newer ones; None without any.
+def newest(folder: RunFolder) -> tuple[Checkpoint | None, dict[Path, str]]:
+    """The newest checkpoint that is whole, and what is wrong with newer ones; None without any.
 
     Raises:
         XciteError: there are some, and none is whole.
     """
-    problems: list[str] = []
+    problems: dict[Path, str] = {}
     paths = candidates(folder)
     for path in paths:
         try:
             return load(path), problems
         except XciteError as error:
-            problems.append(str(error))
+            problems[path] = str(error)
     if paths:
         raise XciteError(
-            f"no checkpoint of {folder.path} can be used ({'; '.join(problems)}); start again with "
-            f"xcite train {folder.recipe} --out NEW_FOLDER"
+            f"no checkpoint of {folder.path} can be used ({'; '.join(problems.values())}); "
+            f"start again with xcite train {folder.recipe} --out NEW_FOLDER"
         )
-    return None, []
+    return None, {}
 
 
 def keep_numbered(folder: RunFolder, keep: int) -> None:

@@ -50,6 +50,7 @@ class Journal:
         self._draw = draw
         self._drawn_at = time.monotonic()
         self._board: Board | None = None
+        self._unwritten: list[dict[str, Any]] = []
         self._told: dict[str, Any] = {}
         self._told_at = -SECONDS_BETWEEN_STATUSES
 
@@ -76,9 +77,16 @@ class Journal:
     def record(self, row: dict[str, Any]) -> None:
         """Add a row to metrics.jsonl and TensorBoard."""
         if self.writes:
-            self.folder.record(row)
+            self._unwritten.append(row)
             if self._board is not None:
                 self._board.add(row)
+            self.write_rows()
+
+    def write_rows(self) -> None:
+        """Add to metrics.jsonl what a failure has kept out of it, too."""
+        while self._unwritten:
+            self.folder.record(self._unwritten[0])
+            del self._unwritten[0]
 
     def now_and_then(self, state: str, **values: Any) -> None:
         """Tell `xcite status` where the run stands, unless it was told a moment ago."""

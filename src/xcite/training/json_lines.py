@@ -11,19 +11,23 @@ from xcite.errors import XciteError
 
 
 def append(path: Path, text: str, *, flush: bool = False) -> None:
-    """Add text to the end of a file in one piece; with ``flush`` it is on disk afterwards.
+    """Add text to the end of a file, all or nothing; with ``flush`` it is on disk afterwards.
 
     Raises:
         XciteError: the file cannot be written.
     """
     try:
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        before = os.fstat(handle).st_size
         try:
             rest = text.encode(errors="replace")
             while rest:
                 rest = rest[os.write(handle, rest) :]
             if flush:
                 os.fsync(handle)
+        except OSError:
+            os.ftruncate(handle, before)  # a next line must not follow half of this one
+            raise
         finally:
             os.close(handle)
     except OSError as error:

@@ -178,6 +178,11 @@ class _Run:
         try:
             self._begin()
             return self._go()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                "stopped at once; the run stays as its last checkpoint left it; go on with: "
+                + self._command()
+            ) from None
         except Exception as error:
             raise self._failed(error) from error
         finally:
@@ -299,15 +304,12 @@ class _Run:
         recipe, epoch = self.recipe, self.position.epoch
         blocks, drop = self.plan.architecture.drop_paths()
         parts = split(batch, recipe.optim.accumulate)
+        paths = [
+            drop_path_scales(recipe.run.seed, epoch, part.views, blocks, drop) for part in parts
+        ]
+        answers = [self.teacher.answers(part) if self.teacher else None for part in parts]
         self.whole = False
-        result = self.engine.train_step(
-            parts,
-            learning_rate=rate,
-            paths=[
-                drop_path_scales(recipe.run.seed, epoch, part.views, blocks, drop) for part in parts
-            ],
-            teacher=[self.teacher.answers(part) if self.teacher else None for part in parts],
-        )
+        result = self.engine.train_step(parts, learning_rate=rate, paths=paths, teacher=answers)
         self.whole = True
         if not math.isfinite(result.loss + result.gradient_norm):
             raise XciteError(
@@ -396,6 +398,7 @@ class _Run:
         self.journal.folder = self.session.folder
         message = f"{what}; {kept}; go on with: {self._command(what)}"
         with contextlib.suppress(XciteError, OSError):
+            self.journal.write_rows()
             self.journal.skipped(self.loader.skipped)
             self._close("failed", error=what)
             self.session.folder.write_log(message)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from xcite.data.shared_memory import born
 from xcite.errors import XciteError
 
 FILE = "run.lock"
@@ -130,15 +131,6 @@ def _owned_error(folder: Path, owner: Owner | None) -> XciteError:
         f"{folder} is being trained by {owner.in_words() if owner else 'another process'}; "
         f"wait for it or stop it; `xcite status {folder}` says where it is"
     )
-
-
-def born(pid: int) -> int | None:
-    """When a process was started, in clock ticks since the machine was; None if it is not there."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    return int(stat.rpartition(")")[2].split()[19])
 
 
 def _locked(handle: int, kind: int) -> bool:

@@ -95,8 +95,12 @@ class RunFolder:
             if folder.used():  # whoever owned it before has begun a run in it
                 owned.release()
                 continue
-            folder.remove_leftovers()
-            write_text(folder.recipe, recipes.dump(recipe))
+            try:
+                folder.remove_leftovers()
+                write_text(folder.recipe, recipes.dump(recipe))
+            except BaseException:
+                owned.release()
+                raise
             return folder, owned
 
     @classmethod

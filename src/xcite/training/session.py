@@ -1,11 +1,14 @@
 """How a run begins and how it goes on: whose folder, from which checkpoint, with which changes."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from xcite import recipe as recipes
+from xcite.data.shared_memory import remove_segments_of_the_dead
 from xcite.errors import XciteError
 from xcite.training import changes, checkpoint
 from xcite.training.checkpoint import Checkpoint, Position
@@ -42,8 +45,10 @@ class Session:
         """A new run in a folder of its own; see `RunFolder.create`."""
         if not writes:
             return cls(RunFolder(path), None)
+        remove_segments_of_the_dead()
         session = cls(*RunFolder.create(path, prepared.recipe, numbered=numbered))
-        session.history.begin(prepared.recipe, facts_of(prepared.train))
+        with session._owned_on_success():
+            session.history.begin(prepared.recipe, facts_of(prepared.train))
         session.position = Position(fingerprint=prepared.train.fingerprint())
         return session
 
@@ -71,21 +76,26 @@ class Session:
         """
         folder = RunFolder.open(path)
         session = cls(folder, Ownership.take(folder.path) if writes else None)
-        try:
+        with session._owned_on_success():
             session._open(prepared, steps, checkpoint_file, allow_changes)
-        except BaseException:
-            session.close()
-            raise
         return session
+
+    @contextlib.contextmanager
+    def _owned_on_success(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     def _open(self, prepared: Plan, steps: int, file: Path | None, allow_changes: bool) -> None:
         self.resumed = True
         if self.owned:
             self.folder.remove_leftovers()
-        found, problems = (checkpoint.load(file), []) if file else checkpoint.newest(self.folder)
-        for problem in problems:
-            assert found is not None
-            self.notes.append(f"{problem}; {found.path.name} is used instead")
+            remove_segments_of_the_dead()
+        found, problems = (checkpoint.load(file), {}) if file else checkpoint.newest(self.folder)
+        if found is not None:
+            self.notes += [f"{p}; {found.path.name} is used instead" for p in problems.values()]
         known = self.history.recipe() or recipes.load(str(self.folder.recipe))
         changed = changes.changes(known, prepared.recipe)
         changes.check(changed, allowed=allow_changes)
@@ -97,6 +107,8 @@ class Session:
         facts = facts_of(prepared.train)
         self._check_data(prepared, facts, allow_changes)
         self.position = replace(self.position, fingerprint=facts["listing"])
+        for path in problems:  # or it would soon take the place of a good one
+            path.replace(path.with_name(f"{path.name}.damaged"))
         step = self.position.epoch * steps + self.position.step
         if changed:
             self.notes.append(f"changed from step {step} on: {changes.in_words(changed)}")
