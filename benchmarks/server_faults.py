@@ -123,7 +123,7 @@ async def paced(
 
 
 async def burden(port: int, idle: int, slow: int) -> None:
-    """Idle and slow connections, opened again as soon as the server closes them, until cancelled."""
+    """Idle and slow connections, opened again when the server closes them, until cancelled."""
     head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
     many = b"GET /docs HTTP/1.1\r\nHost: x\r\n\r\n" * 2000
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "models": ("models", "List architectures and published models."),
     "prepare": ("prepare", "Turn official archives into picture folders or shards."),
     "train": ("train", "Train a model as a recipe says."),
+    "status": ("status", "Say where a run stands and how to go on."),
     "evaluate": ("evaluate", "Measure top-1, top-5 and loss on pictures."),
     "predict": ("predict", "Name what is on pictures."),
     "align": ("align", "Prove that both engines compute the same."),

@@ -209,7 +209,7 @@ class RunRecipe(Section):
     evaluate_every: int = Field(1, ge=1, description="epochs")
     keep: int = Field(1, ge=0, description="numbered checkpoints kept beside last and best")
     checkpoint_every: int = Field(1, ge=1, description="epochs")
-    checkpoint_minutes: Positive | None = Field(30.0, description="within an epoch; empty: never")
+    checkpoint_minutes: Positive | None = Field(5.0, description="within an epoch; empty: never")
     log_every: int = Field(10, ge=1, description="steps")
     tensorboard: bool = False
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from xcite.data.shared_memory import name_segments_after, remove_segments_of_the_dead
 from xcite.errors import XciteError
 
 _SHARED_MEMORY = "/dev/shm"
@@ -228,18 +229,22 @@ def _shared_memory_free() -> int:
 def _start_worker(index: int, count: int) -> None:
     """Runs in each worker process before its first batch."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
+    if parent is not None and parent.pid is not None:
+        name_segments_after(parent.pid)
         threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
 
 
 def _follow(sentinel: int) -> None:
     """End this worker when the main process is gone, however it went."""
     connection.wait([sentinel])
+    remove_segments_of_the_dead()
     os._exit(1)
 
 
 def _before_grain() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    # What a terminal or a batch system sends to the whole group is the main process's to handle.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     _grain()
 
 

@@ -47,6 +47,9 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """Hash of the listing: names, labels, classes; not of the place or the pixels."""
 
+    def files(self) -> Iterable[str]:
+        """Paths of the files that hold the pictures, in their order."""
+
 
 def open_source(
     spec: str | os.PathLike[str],
@@ -159,6 +162,12 @@ class _Listed:
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def name(self, index: int) -> str:
+        raise NotImplementedError
+
+    def files(self) -> Iterable[str]:
+        return map(self.name, range(len(self)))
 
     def fingerprint(self) -> str:
         return _fingerprint(self._names, self.labels, self.class_names)
@@ -288,6 +297,9 @@ class TarShards(_Listed):
     def name(self, index: int) -> str:
         return f"{self._shards[int(self._places[index, 0])]}:{self._names[index]}"
 
+    def files(self) -> Iterable[str]:
+        return self._shards
+
 
 class Digits:
     """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels; one in five is held out.
@@ -330,6 +342,9 @@ class Digits:
 
     def name(self, index: int) -> str:
         return f"digits:{self._split}/{self._numbers[index]}"
+
+    def files(self) -> Iterable[str]:
+        return ()
 
     def fingerprint(self) -> str:
         names = Names(str(number) for number in self._numbers)
