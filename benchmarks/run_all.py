@@ -2,7 +2,7 @@
 
     python benchmarks/run_all.py [NAME ... [-- OPTIONS of their scripts]]
 
-A table stands between `<!-- begin NAME -->` and `<!-- end NAME -->`; around it people write.
+The table is what lies between `<!-- begin NAME -->` and `<!-- end NAME -->`; people write the rest.
 """
 
 import platform
@@ -46,7 +46,10 @@ def main(arguments: list[str]) -> None:
         shown = f"`python benchmarks/{' '.join([script, *options])}` on {machine()}".replace(
             str(HERE.parent) + "/", ""
         )
-        replace(name, f"{shown}\n\n{done.stdout.strip()}")
+        output = done.stdout.strip()
+        if not output.startswith("|"):  # Markdown would fill it into one paragraph
+            output = f"```\n{output}\n```"
+        replace(name, f"{shown}\n\n{output}")
         print(done.stdout, flush=True)
 
 

@@ -1,8 +1,11 @@
-"""The wheel is complete, and each engine works where the other is not installed."""
+"""Sdist and wheel are complete, and each engine works where the other is not installed."""
 
+import functools
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -49,35 +52,55 @@ assert {hidden!r} not in sys.modules
 
 
 @pytest.fixture(scope="module")
-def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from the sources and unpacked."""
+def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The sdist, built from a clean copy of the sources, and the wheel, built from that sdist.
+
+    A copy, because setuptools takes what it finds in an old `build` or `*.egg-info` folder too.
+    """
     folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
-    subprocess.run(
-        [*command, "--quiet", "--wheel-dir", str(folder), str(ROOT)],
-        check=True,
-        capture_output=True,
-    )
+    rubbish = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    shutil.copytree(ROOT / "src", folder / "copy/src", ignore=rubbish)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "copy")
+    build = "from setuptools import build_meta; build_meta.build_{0}({1!r})"
+    run = functools.partial(subprocess.run, check=True, capture_output=True)
+    python = [sys.executable, "-c"]
+    run([*python, build.format("sdist", str(folder))], cwd=folder / "copy")
+    (sdist,) = folder.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder / "sdist", filter="data")
+    (sources,) = (folder / "sdist").iterdir()
+    run([*python, build.format("wheel", str(folder))], cwd=sources)
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder / "unpacked")
-    return folder / "unpacked"
+    return sources / "src", folder / "unpacked"
 
 
-def test_wheel_holds_everything(unpacked: Path) -> None:
-    """Every file of the package that git knows is in the wheel."""
-    sources = ROOT / "src" / "xcite"
-    expected = {
-        str(path.relative_to(sources))
-        for path in sources.rglob("*")
+@pytest.fixture(scope="module")
+def unpacked(archives: tuple[Path, Path]) -> Path:
+    return archives[1]
+
+
+def files(package: Path) -> set[str]:
+    return {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    found = {
-        str(path.relative_to(unpacked / "xcite"))
-        for path in (unpacked / "xcite").rglob("*")
-        if path.is_file()
-    }
-    assert expected - found == set()
+
+
+def test_sdist_and_wheel_hold_every_file(archives: tuple[Path, Path]) -> None:
+    """No module and no data file is left out, and nothing else is in there."""
+    expected = files(ROOT / "src/xcite")
+    for archive in archives:
+        assert files(archive / "xcite") == expected
+
+
+def test_every_folder_with_modules_is_a_package() -> None:
+    """Without `__init__.py` setuptools leaves a folder out, though it imports from the sources."""
+    folders = {path.parent for path in (ROOT / "src/xcite").rglob("*.py")}
+    assert [folder for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
 
 
 @pytest.mark.parametrize(("engine", "hidden"), [("paddle", "torch"), ("torch", "paddle")])

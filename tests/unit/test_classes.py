@@ -54,6 +54,16 @@ def test_the_same_classes_under_other_names() -> None:
     assert not same_in_order(["cat", "dog"], ["dog", "cat"])
 
 
+def test_bare_numbers_are_places_only_where_that_is_asked_for() -> None:
+    columns, note = match_classes(["cat", "dog"], ["0", "1"], numbered=True, model="m", data="d")
+    assert columns is None
+    assert note == "0, 1 of d: taken to be the classes of m, in this order"
+    with pytest.raises(XciteError, match="m does not know 0, 1; its classes: cat, dog; d: 0, 1"):
+        match_classes(["cat", "dog"], ["0", "1"], model="m", data="d")
+    with pytest.raises(XciteError, match="does not know 0, 1, 2"):
+        match_classes(["cat", "dog"], ["0", "1", "2"], numbered=True)
+
+
 def test_numbers_that_are_names_are_matched_as_names() -> None:
     assert not same_in_order(["1", "0"], ["0", "1"])
     columns, _ = match_classes(["1", "0"], ["0", "1"])
@@ -78,6 +88,14 @@ def test_labels_are_places_among_the_model_s_classes(pets: Path) -> None:
     assert note is not None
     with pytest.raises(XciteError, match="does not know owl"):
         open_labelled(str(pets), ["cat", "dog"], 2, channels=3)
+
+
+def test_folders_with_numbers_for_names_are_places(pets: Path) -> None:
+    for number, name in enumerate(("cat", "owl")):
+        (pets / name).rename(pets / str(number))
+    source, names, note = open_labelled(str(pets), ["dog", "emu"], 2, channels=3, model="m")
+    assert (source.labels.tolist(), names) == ([0, 1], ["dog", "emu"])
+    assert note == f"0, 1 of {pets}: taken to be the classes of m, in this order"
 
 
 def test_the_numbers_of_a_list_file_are_places(pets: Path) -> None:

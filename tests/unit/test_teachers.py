@@ -135,6 +135,8 @@ def test_classes_in_another_order_are_matched_by_name(engine: str, tmp_path: Pat
     assert teacher.identity()["engine"] == engine
     with pytest.raises(XciteError, match="does not know owl; its classes: fox, cat, dog; the stud"):
         live_teacher(recipe, ["cat", "dog", "owl"])
+    with pytest.raises(XciteError, match="does not know 0, 1, 2; its classes: fox, cat, dog; the"):
+        live_teacher(recipe, ["0", "1", "2"])
 
 
 def test_class_matching_rules() -> None:

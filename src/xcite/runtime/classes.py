@@ -17,6 +17,7 @@ def match_classes(
     wanted: Sequence[str],
     *,
     count: int | None = None,
+    numbered: bool = False,
     model: str = "the model",
     data: str = "the data",
 ) -> tuple[np.ndarray | None, str | None]:
@@ -28,6 +29,9 @@ def match_classes(
         known: the model's class names, in the order of its logits; None when it names none.
         wanted: class names of the data.
         count: number of the model's logits, if it is known.
+        numbered: take the bare numbers 0, 1, ... of the data for the model's classes in order,
+            whatever their names. Right where a person reads the note beside the figures; a teacher
+            that is no match would teach wrong classes unseen.
         model, data: what messages call the two.
 
     Returns:
@@ -49,7 +53,7 @@ def match_classes(
     place = {name: index for index, name in enumerate(known)}
     unknown = [name for name in wanted if name not in place]
     if unknown:
-        if same_in_order(known, wanted):
+        if _imagenet_folders(known, wanted) or (numbered and _bare_numbers(known, wanted)):
             first = brief(wanted, 2)
             return None, f"{first} of {data}: taken to be the classes of {model}, in this order"
         raise XciteError(
@@ -65,17 +69,21 @@ def match_classes(
 def same_in_order(known: Sequence[str], wanted: Sequence[str]) -> bool:
     """Whether ``wanted`` are the model's classes in the same order, maybe under other names.
 
-    So are ImageNet's folders n01440764 to n15075141 beside the names of its classes, and the bare
-    numbers of a list file beside any names that are not such numbers themselves.
+    Other names are ImageNet's folders n01440764 to n15075141 beside the names of its classes, and
+    the bare numbers of a list file beside any names that are not such numbers themselves.
     """
-    if list(known) == list(wanted):
-        return True
-    if len(known) != len(wanted) or set(known) == set(wanted):
-        return False
-    if list(wanted) == [str(number) for number in range(len(wanted))]:
-        return True
+    same = list(known) == list(wanted)
+    return same or _imagenet_folders(known, wanted) or _bare_numbers(known, wanted)
+
+
+def _imagenet_folders(known: Sequence[str], wanted: Sequence[str]) -> bool:
     folders = list(wanted) == sorted(wanted) and all(re.fullmatch(r"n\d{8}", n) for n in wanted)
-    return folders and list(known) == imagenet_classes()
+    return folders and len(known) == len(wanted) and list(known) == imagenet_classes()
+
+
+def _bare_numbers(known: Sequence[str], wanted: Sequence[str]) -> bool:
+    numbers = [str(number) for number in range(len(known))]
+    return list(wanted) == numbers and set(known) != set(numbers)
 
 
 def open_labelled(
@@ -113,7 +121,9 @@ def open_labelled(
     if isinstance(source, ListFile):  # its numbers are places in the model's list
         names = list(known) if known else [str(number) for number in range(count)]
         return listed(classes=names), names, None
-    columns, note = match_classes(known, source.class_names, count=count, model=model, data=spec)
+    columns, note = match_classes(
+        known, source.class_names, count=count, numbered=True, model=model, data=spec
+    )
     names = list(known) if known else list(source.class_names)
     return (source if columns is None else listed(classes=names)), names, note
 
