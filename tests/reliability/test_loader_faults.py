@@ -40,7 +40,7 @@ def recipe(**data):
     )
 
 
-def consume(loader, before=None, until=20.0):
+def consume(loader, before=None, until=60.0, enough=lambda: False):
     """Take batches for some seconds, with one blow after the first."""
     started = time.monotonic()
     for epoch in range(1_000):
@@ -49,7 +49,7 @@ def consume(loader, before=None, until=20.0):
             if before is not None:
                 before()
                 before = None
-            if time.monotonic() - started > until:
+            if time.monotonic() - started > until or enough():
                 return
 
 
@@ -60,11 +60,11 @@ def blow(number):
 
 
 def test_a_stopped_worker_is_noticed_and_ended(folder):
-    loader = TrainLoader(open_source(folder), recipe(worker_timeout=3.0))
+    loader = TrainLoader(open_source(folder), recipe(worker_timeout=15.0))
     started = time.monotonic()
-    with pytest.raises(XciteError, match=r"nothing for 3 seconds \(process \d+ is stopped\)"):
+    with pytest.raises(XciteError, match=r"nothing for 15 seconds \(process \d+ is stopped\)"):
         consume(loader, lambda: blow(signal.SIGSTOP))
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
     assert multiprocessing.active_children() == []
 
 
@@ -73,10 +73,11 @@ def test_a_killed_worker_is_noticed(folder):
     started = time.monotonic()
     with pytest.raises(XciteError, match="a data worker process ended unexpectedly"):
         consume(loader, lambda: blow(signal.SIGKILL))
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_the_time_under_a_stop_of_the_whole_run_does_not_count(folder):
     script = f"""
         import time
@@ -88,7 +89,7 @@ def test_the_time_under_a_stop_of_the_whole_run_does_not_count(folder):
             recipe = Recipe.model_validate({{
                 "preprocessing": {{"size": 24}},
                 "optim": {{"epochs": 9, "batch": 8, "lr_per": None}},
-                "data": {{"workers": 1, "worker_timeout": 4.0}},
+                "data": {{"workers": 1, "worker_timeout": 20.0}},
             }})
             loader = TrainLoader(open_source({str(folder)!r}), recipe)
             for epoch in range(9):
@@ -104,7 +105,7 @@ def test_the_time_under_a_stop_of_the_whole_run_does_not_count(folder):
     )
     process.stdout.readline()
     os.killpg(process.pid, signal.SIGSTOP)
-    time.sleep(6)
+    time.sleep(25)
     os.killpg(process.pid, signal.SIGCONT)
     output, _ = process.communicate(timeout=60)
     assert output.endswith("done\n")
@@ -122,7 +123,7 @@ def test_data_deleted_under_way(folder, workers):
 def test_a_counted_loss_with_skip(folder):
     source = open_source(folder)
     loader = TrainLoader(source, recipe(on_error="skip"))
-    consume(loader, lambda: shutil.rmtree(folder / "b"), until=4)
+    consume(loader, lambda: shutil.rmtree(folder / "b"), enough=lambda: len(loader.skipped) > 20)
     loader.close()
     assert {os.path.basename(os.path.dirname(name)) for name in loader.skipped} == {"b"}
     assert len(loader.skipped) > 20

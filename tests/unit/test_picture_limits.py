@@ -29,16 +29,16 @@ def encoded(kind, image=None, **options):
 
 
 def refused(data, match):
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(XciteError, match=rf"bomb: .*{match}"):
         decode(data, origin="bomb")
-    assert time.monotonic() - started < 3
+    assert time.process_time() - started < 3
 
 
 def harmless(data, side=64):
-    started = time.monotonic()
+    started = time.process_time()
     assert decode(data).shape == (side, side, 3)
-    assert time.monotonic() - started < 3
+    assert time.process_time() - started < 3
 
 
 def segment(marker, body):
@@ -82,10 +82,10 @@ def test_scans_of_a_progressive_jpeg_are_counted():
 def test_scans_behind_the_only_one_of_a_sequential_jpeg_are_not_decoded():
     data = encoded("JPEG", Image.new("RGB", (4_000, 4_000)))
     last = data.rfind(b"\xff\xda")
-    started = time.monotonic()
+    started = time.process_time()
     with contextlib.suppress(XciteError):
         decode(data[:-2] + data[last:-2] * 300 + b"\xff\xd9")
-    assert time.monotonic() - started < 3
+    assert time.process_time() - started < 3
     lone = data.replace(b"\xff\xda\0\x0c\x03\1\0", b"\xff\xda\0\x08\1\1\0\0\x3f\0\0\0", 1)
     assert lone != data
     last = lone.rfind(b"\xff\xda")
@@ -95,9 +95,9 @@ def test_scans_behind_the_only_one_of_a_sequential_jpeg_are_not_decoded():
 def test_as_many_scans_as_are_allowed_take_seconds():
     side = 8_000
     data = progressive(side, 3_000_000_000 // side**2 - 11)
-    started = time.monotonic()
+    started = time.process_time()
     decode(data)
-    assert time.monotonic() - started < 60
+    assert time.process_time() - started < 60
 
 
 def test_what_looks_like_scans_behind_the_picture_is_none():
@@ -150,10 +150,10 @@ def test_chunks_of_a_png():
     bomb = zlib.compress(bytes(100_000_000), 9)
     for kind, head in ((b"zTXt", b"a\0\0"), (b"iCCP", b"a\0\0")):
         data = png[:33] + chunk(kind, head + bomb) + png[33:]
-        started = time.monotonic()
+        started = time.process_time()
         with contextlib.suppress(XciteError):
             decode(data)
-        assert time.monotonic() - started < 3
+        assert time.process_time() - started < 3
 
 
 def test_comments_of_a_gif():
@@ -161,8 +161,10 @@ def test_comments_of_a_gif():
     at = gif.index(b",", 13 + 3 * 16)
     comment = b"!\xfe" + (b"\xff" + b"c" * 255) * 1000 + b"\0"
     harmless(gif[:at] + comment + gif[at:])
-    refused(gif[:at] + comment * 100 + gif[at:], "comments of more than 4 MiB")
-    refused(gif[:at] + b"\x11" * 10_000_000 + gif[at:], "comments of more than 4 MiB")
+    refused(gif[:at] + comment * 100 + gif[at:], "before the pixels")
+    refused(gif[:at] + b"!\xfe\0" * 1_000_000 + gif[at:], "before the pixels")
+    refused(gif[:at] + b"\0" * 10_000_000 + gif[at:], "before the pixels")
+    refused(gif[:at] + b"\x11" * 10_000_000 + gif[at:], "before the pixels")
 
 
 def test_a_header_of_a_ppm():
@@ -175,9 +177,9 @@ def test_only_the_first_picture_of_an_animation_costs_anything(kind):
     frames = [Image.new("RGB", (64, 64), (n % 256, n // 256, 7)) for n in range(3_000)]
     options = {"duration": 20} if kind != "TIFF" else {}
     data = encoded(kind, frames[0], save_all=True, append_images=frames[1:], **options)
-    started = time.monotonic()
+    started = time.process_time()
     assert decode(data)[0, 0].tolist()[:2] == [0, 0] or kind == "WEBP"
-    assert time.monotonic() - started < 0.5
+    assert time.process_time() - started < 0.5
 
 
 def test_a_picture_for_which_memory_does_not_suffice(monkeypatch):

@@ -18,6 +18,7 @@ MOST_SCANNED = 3_000_000_000  # pixels times scans; seconds of decoding
 MOST_SEGMENTS = 1_000  # parts beside the pixels
 MOST_DATA_CHUNKS = 250_000  # a PNG of 1 GiB in libpng's usual chunks has half as many
 MOST_BESIDE = 64 << 20  # bytes beside the pixels: colour profiles, comments, thumbnails
+MOST_COMMENTS = 4 << 20  # bytes of a GIF
 MOST_JUNK = 64 << 10  # bytes that belong to nothing
 MOST_TAGS = 1 << 18
 MOST_TAG_BYTES = 16 << 20  # or the whole file: only tags that lie over each other have more
@@ -112,15 +113,18 @@ def _png(data: bytes) -> Iterator[str]:
 
 def _gif(data: bytes) -> Iterator[str]:
     position = 13 + (3 << (data[10] & 7) + 1 if len(data) > 10 and data[10] & 0x80 else 0)
-    start, blocks = position, 0
+    start, extensions, junk = position, 0, 0
     while position < len(data) and data[position] not in b",;":
-        position += 2 if data[position] == 0x21 else 1
-        if data[position - 2 : position - 1] == b"!":
+        if data[position] == 0x21:
+            extensions += 1
+            position += 2
             while position < len(data) and data[position]:
                 position += 1 + data[position]
-                blocks += 1
-        if position - start > MOST_BESIDE // 16 or blocks > 64 * MOST_SEGMENTS:
-            yield "comments of more than 4 MiB before the pixels of a GIF"
+        else:  # the zero that ends an extension, or what belongs to nothing
+            junk += data[position] != 0
+            position += 1
+        if extensions > MOST_SEGMENTS or junk > MOST_JUNK or position - start > MOST_COMMENTS:
+            yield f"more than {MOST_COMMENTS >> 20} MiB or {MOST_SEGMENTS} blocks before the pixels"
 
 
 def _tags(data: bytes) -> Iterator[str]:
