@@ -7,6 +7,7 @@ it the pixels of the model's input. It ends when the other side of the socket is
 that it answers is ever executed by the server, so a decoder that a picture takes over gains little.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -16,6 +17,7 @@ import socket
 import struct
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -129,6 +131,14 @@ class _Decoding:
         return {}
 
 
+def _limit_memory(more: int) -> None:
+    """Limit this process's address space to what it has now and ``more`` bytes (Linux)."""
+    with contextlib.suppress(OSError):
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
+        most = pages * resource.getpagesize() + more
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
 def main() -> None:
     """Decode until the server closes its side."""
     channel = socket.socket(fileno=int(sys.argv[1]))
@@ -140,10 +150,7 @@ def main() -> None:
         os.nice(10)
     decoding = _Decoding(orders)
     decoding.answer(b"")  # imports the decoders
-    with open("/proc/self/statm", encoding="ascii") as file:
-        used = int(file.read().split()[0]) * resource.getpagesize()
-    most = used + orders.memory
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    _limit_memory(orders.memory)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         send(channel, b"ready")
