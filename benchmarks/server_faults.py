@@ -61,7 +61,7 @@ def bombs() -> dict[str, tuple[bytes, bool]]:
     form = b"".join(part + large + b"\r\n" for _ in range(32)) + b"--b--\r\n"
     return {
         "3,000 scans": (post(progressive[:last] + 3000 * scan + b"\xff\xd9"), True),
-        "90 scans": (post(progressive[:last] + 80 * scan + b"\xff\xd9"), True),
+        "50 scans": (post(progressive[:last] + 45 * scan + b"\xff\xd9"), True),
         "a million chunks": (post(small[:33] + 1_000_000 * chunk + small[33:], "image/png"), True),
         "32 times 49 megapixels": (post(form, "multipart/form-data; boundary=b"), True),
         "49 megapixels, left alone": (post(large, "image/png"), False),

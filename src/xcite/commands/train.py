@@ -4,6 +4,7 @@ from pathlib import Path
 
 import typer
 
+from xcite.commands.printing import say
 from xcite.errors import XciteError
 
 app = typer.Typer(add_completion=False)
@@ -72,10 +73,10 @@ def train(
         from xcite.training import plan
 
         for line in plan.make(chosen).lines():
-            typer.echo(line)
+            say(line)
         if resume is None:
             folder.refuse_used()
-        typer.echo(f"run folder       {folder.path} (not written: dry run)")
+        say(f"run folder       {folder.path} (not written: dry run)")
         return
 
     from xcite.figures.curves import draw_curves
@@ -90,7 +91,7 @@ def train(
             draw=draw_curves,
         )
     except KeyboardInterrupt:
-        typer.echo(f"stopped at once; {folder.path} stays as the last checkpoint left it", err=True)
+        say(f"stopped at once; {folder.path} stays as the last checkpoint left it", err=True)
         raise typer.Exit(130) from None
     if not outcome.finished:
         raise typer.Exit(130)

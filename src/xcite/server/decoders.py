@@ -255,7 +255,6 @@ class Decoders:
             size=size,
             heavy=True,
             max_pixels=limits.max_pixels,
-            max_scans=limits.max_scans,
             seconds=limits.decode_seconds,
             memory=SPARE + BYTES_PER_PIXEL * limits.max_pixels,
         )

@@ -24,6 +24,7 @@ from PIL import Image
 
 from xcite.data.decoding import FORMATS, decode
 from xcite.data.jpeg_scans import jpeg_scans
+from xcite.data.picture_limits import refuse_excess
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
 from xcite.runtime.predictor import input_pixels
@@ -41,7 +42,6 @@ class Orders:
         size: height and width of the model's input; None for the square of the preprocessing.
         heavy: take pictures of any permitted cost, with low priority.
         max_pixels: of one picture.
-        max_scans: of one JPEG.
         seconds: processor time for one picture.
         memory: bytes of address space besides what the program itself takes.
     """
@@ -50,7 +50,6 @@ class Orders:
     size: tuple[int, int] | None
     heavy: bool
     max_pixels: int
-    max_scans: int
     seconds: float
     memory: int
 
@@ -104,27 +103,26 @@ class _Decoding:
                 seen = input_pixels(picture, self._preprocessing, self._orders.size)
                 told = {"height": picture.shape[0], "width": picture.shape[1], "seen": seen.shape}
                 pixels = seen.tobytes()
-        except XciteError as error:
-            told = {"error": str(error)}
-        except MemoryError:
-            told = {"error": "\0: decoding takes more memory than this server gives to a picture"}
+        except (XciteError, MemoryError) as error:
+            told = {"error": str(error) or "\0: not enough memory to decode it"}
         return json.dumps(told).encode() + b"\n" + pixels
 
     def _cost(self, data: bytes) -> dict[str, Any]:
         """Why the picture is not decoded here; nothing when it is.
 
         Only its head is read.
+
+        Raises:
+            XciteError: it asks for more than a real picture does.
         """
         orders = self._orders
+        refuse_excess(data, "\0")
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 pixels, kind = image.width * image.height, image.format
         except Exception:  # `decode` says what is wrong with it
             return {}
         scans = jpeg_scans(data) if kind in ("JPEG", "MPO") else 1
-        if scans > orders.max_scans:
-            error = f"\0: the JPEG has {scans} scans, more than the {orders.max_scans} allowed"
-            return {"error": error}
         cost = pixels * scans * _SLOW.get(kind or "", 1)
         if pixels <= orders.max_pixels and cost > LIGHT and not orders.heavy:
             return {"heavy": pixels}

@@ -20,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from xcite.control_characters import visible
 from xcite.engines.interface import StepResult
 from xcite.recipe import Recipe
 from xcite.training.run_folder import RunFolder
@@ -57,6 +58,7 @@ class Journal:
     def say(self, text: str) -> None:
         """Print a line and add it to log.txt."""
         if self.writes:
+            text = visible(text)
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
             self._folder.write_log(text)
 

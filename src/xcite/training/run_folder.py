@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from xcite import recipe as recipes
+from xcite.control_characters import visible
 from xcite.errors import XciteError
 from xcite.recipe import Recipe
 from xcite.whole_files import write_text
@@ -109,8 +110,9 @@ class RunFolder:
         """Add this session to environment.json."""
         sessions: list[dict[str, Any]] = []
         if self.environment.is_file():
-            with contextlib.suppress(OSError, ValueError):
-                sessions = json.loads(self.environment.read_text(encoding="utf-8"))["sessions"]
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                known = json.loads(self.environment.read_text(encoding="utf-8"))["sessions"]
+                sessions = [session for session in known if isinstance(session, dict)]
         sessions.append(
             {
                 "started": time.strftime("%Y-%m-%d %H:%M:%S%z"),
@@ -125,8 +127,8 @@ class RunFolder:
         write_text(self.environment, json.dumps({"sessions": sessions}, indent=2) + "\n")
 
     def write_skipped(self, names: Sequence[str]) -> None:
-        """List the pictures that were left out."""
-        write_text(self.skipped, "".join(f"{name}\n" for name in sorted(set(names))))
+        """List the pictures that were left out, one a line whatever their names hold."""
+        write_text(self.skipped, "".join(f"{visible(name)}\n" for name in sorted(set(names))))
 
     def numbered(self, epoch: int) -> Path:
         """The checkpoint written after ``epoch`` (counted from 1)."""

@@ -36,6 +36,7 @@ def validate(
         workers=min(recipe.data.workers, len(source) // PICTURES_PER_WORKER),
         on_error=recipe.data.on_error,
         max_pixels=recipe.data.max_pixels,
+        timeout=recipe.data.worker_timeout,
         rank=engine.rank,
         world_size=engine.world_size,
     )
