@@ -212,7 +212,7 @@ def test_it_stops_in_time_whatever_is_running(bundle):
     process, address = _start(bundle, "--decode-seconds", "60", "--timeout", "60")
     port = int(address.rpartition(":")[2])
     try:
-        heavy = repeated_scans(7000, 80)  # several seconds each, one after the other
+        heavy = repeated_scans(7000, 45)  # several seconds each, one after the other
         request = HEAD + b"Content-Length: %d\r\n\r\n" % len(heavy) + heavy
         waiting = _silent(port, 6, request)
         time.sleep(1)
@@ -247,7 +247,7 @@ def test_work_that_nobody_waits_for_ends(bundle):
     process, address = _start(bundle, "--decode-seconds", "60", "--timeout", "60")
     port = int(address.rpartition(":")[2])
     try:
-        heavy = repeated_scans(7000, 80)
+        heavy = repeated_scans(7000, 45)
         request = HEAD + b"Content-Length: %d\r\n\r\n" % len(heavy) + heavy
         for one in _silent(port, 3, request):
             time.sleep(0.5)

@@ -7,6 +7,7 @@ it the pixels of the model's input. It ends when the other side of the socket is
 that it answers is ever executed by the server, so a decoder that a picture takes over gains little.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -16,12 +17,14 @@ import socket
 import struct
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from xcite.data.decoding import FORMATS, decode
 from xcite.data.jpeg_scans import jpeg_scans
+from xcite.data.picture_limits import refuse_excess
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
 from xcite.runtime.predictor import input_pixels
@@ -39,7 +42,6 @@ class Orders:
         size: height and width of the model's input; None for the square of the preprocessing.
         heavy: take pictures of any permitted cost, with low priority.
         max_pixels: of one picture.
-        max_scans: of one JPEG.
         seconds: processor time for one picture.
         memory: bytes of address space besides what the program itself takes.
     """
@@ -48,7 +50,6 @@ class Orders:
     size: tuple[int, int] | None
     heavy: bool
     max_pixels: int
-    max_scans: int
     seconds: float
     memory: int
 
@@ -102,31 +103,38 @@ class _Decoding:
                 seen = input_pixels(picture, self._preprocessing, self._orders.size)
                 told = {"height": picture.shape[0], "width": picture.shape[1], "seen": seen.shape}
                 pixels = seen.tobytes()
-        except XciteError as error:
-            told = {"error": str(error)}
-        except MemoryError:
-            told = {"error": "\0: decoding takes more memory than this server gives to a picture"}
+        except (XciteError, MemoryError) as error:
+            told = {"error": str(error) or "\0: not enough memory to decode it"}
         return json.dumps(told).encode() + b"\n" + pixels
 
     def _cost(self, data: bytes) -> dict[str, Any]:
         """Why the picture is not decoded here; nothing when it is.
 
         Only its head is read.
+
+        Raises:
+            XciteError: it asks for more than a real picture does.
         """
         orders = self._orders
+        refuse_excess(data, "\0")
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 pixels, kind = image.width * image.height, image.format
         except Exception:  # `decode` says what is wrong with it
             return {}
         scans = jpeg_scans(data) if kind in ("JPEG", "MPO") else 1
-        if scans > orders.max_scans:
-            error = f"\0: the JPEG has {scans} scans, more than the {orders.max_scans} allowed"
-            return {"error": error}
         cost = pixels * scans * _SLOW.get(kind or "", 1)
         if pixels <= orders.max_pixels and cost > LIGHT and not orders.heavy:
             return {"heavy": pixels}
         return {}
+
+
+def _limit_memory(more: int) -> None:
+    """Limit this process's address space to what it has now and ``more`` bytes (Linux)."""
+    with contextlib.suppress(OSError):
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
+        most = pages * resource.getpagesize() + more
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def main() -> None:
@@ -140,10 +148,7 @@ def main() -> None:
         os.nice(10)
     decoding = _Decoding(orders)
     decoding.answer(b"")  # imports the decoders
-    with open("/proc/self/statm", encoding="ascii") as file:
-        used = int(file.read().split()[0]) * resource.getpagesize()
-    most = used + orders.memory
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    _limit_memory(orders.memory)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         send(channel, b"ready")

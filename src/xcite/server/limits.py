@@ -10,7 +10,6 @@ class Limits:
     Attributes:
         max_bytes: of one request's body.
         max_pixels: of one picture, decoded.
-        max_scans: of one JPEG; usual progressive ones have ten.
         max_request_pixels: of one request's pictures together.
         max_files: of one request.
         decoders: processes that decode ordinary pictures, one more takes heavy ones; None chooses
@@ -29,7 +28,6 @@ class Limits:
 
     max_bytes: int = 16 * 2**20
     max_pixels: int = 50_000_000
-    max_scans: int = 100
     max_request_pixels: int = 200_000_000
     max_files: int = 32
     decoders: int | None = None

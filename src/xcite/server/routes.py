@@ -34,11 +34,12 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         400: "The form is malformed.",
         401: "The token is missing or wrong.",
         408: "The request did not arrive in time.",
-        413: "Too many bytes or files.",
+        413: "Too many bytes, files or pixels.",
         415: "Neither a form with files nor a picture.",
+        421: "The server does not answer under this name.",
         422: "No picture could be read; each entry says why.",
-        429: "The queue is full; Retry-After says when to come back.",
-        503: "No answer in time.",
+        429: "The queue is full, or that of heavy pictures; Retry-After says when to come back.",
+        503: "No answer in time, or the server is stopping.",
     }.items()
 }
 BODY = {
