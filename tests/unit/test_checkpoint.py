@@ -14,7 +14,7 @@ import pytest
 
 from xcite import recipe as recipes
 from xcite.errors import XciteError
-from xcite.training import checkpoint
+from xcite.training import checkpoint, json_lines, run_folder
 from xcite.training.checkpoint import Position
 from xcite.training.run_folder import RunFolder, next_run_folder, stem
 from xcite.weights.safetensors_files import write_safetensors
@@ -194,12 +194,51 @@ def test_metrics_forget_what_is_done_again(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     for step in range(1, 6):
         folder.record({"kind": "step", "step": step})
+    folder.record({"kind": "epoch", "epoch": 1, "step": 3, "loss": 0.5})
     with folder.metrics.open("a") as file:
         file.write('{"kind": "st')  # a crash in the middle of a line
-    folder.forget_after(3)
+    folder.forget_after(3, epochs=0)
     folder.record({"kind": "step", "step": 4})
     rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4], "the epoch is evaluated again"
+
+
+def test_rows_of_other_types_are_left_out(tmp_path: Path) -> None:
+    sound = {"kind": "epoch", "epoch": 1, "step": 3, "loss": 0.5}
+    wrong = [3, [], {}, {"kind": 3, "step": 1}, {"kind": "step", "step": "1"}]
+    wrong += [{**sound, "loss": value} for value in ("x", None, [1], {}, math.nan, True)]
+    folder = RunFolder(tmp_path)
+    lines = [json.dumps(row) for row in [*wrong, sound]] + ["[" * 100_000]
+    folder.metrics.write_bytes("\n".join(lines).encode() + b"\n\xff\xfe\n")
+    assert folder.rows() == [sound]
+
+
+def test_an_environment_of_other_types_is_begun_anew(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for text in ("[]", "{}", '{"sessions": 3}', '{"sessions": [3]}', "{", "null"):
+        folder.environment.write_text(text)
+        folder.write_environment("torch")
+        assert len(json.loads(folder.environment.read_text())["sessions"]) == 1
+
+
+def test_the_log_rotates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "LOG_LIMIT", 100)
+    folder = RunFolder(tmp_path)
+    for number in range(20):
+        folder.write_log(f"line {number}")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["log.1.txt", "log.2.txt", "log.txt"]
+    assert "line 19" in folder.log.read_text()
+    assert "line 0" not in "".join(path.read_text() for path in tmp_path.iterdir())
+
+
+def test_a_line_is_appended_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    json_lines.append(path, "a" * 50 + "\n")
+    with full_disk(at=60), pytest.raises(XciteError, match="cannot write"):
+        json_lines.append(path, "b" * 50 + "\n")
+    json_lines.append(path, "c\n")
+    assert path.read_text() == "a" * 50 + "\nc\n"
 
 
 def test_numbers_of_runs(tmp_path: Path) -> None:

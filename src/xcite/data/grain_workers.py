@@ -17,7 +17,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ from xcite.errors import XciteError
 _SHARED_MEMORY = "/dev/shm"
 _FILES_PER_WORKER = 24  # that this process holds open: 18 and those of its batches
 _JOINING = 5.0  # seconds for the thread that asks grain to notice that all is closed
+# Sent to all processes of a terminal or of a batch job, and for the main process to obey.
+_TO_THE_GROUP = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Reader:
@@ -62,6 +64,8 @@ class Reader:
         # no threads: a worker makes one batch after the other, and more workers make more
         dataset = items.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         if workers:
+            with _shielded_children():  # it outlives the workers, to remove what they leave
+                resource_tracker.ensure_running()
             # every worker holds `prefetch` batches ready, and so does this process for it
             needed = 2 * (prefetch + 1) * workers * bytes_per_item
             smallest = 1 << 16 if _shared_memory_free() > needed else 1 << 62  # else through pipes
@@ -243,7 +247,7 @@ def _follow(sentinel: int) -> None:
 
 def _before_grain() -> None:
     # What a terminal or a batch system sends to the whole group is the main process's to handle.
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+    for number in (signal.SIGINT, *_TO_THE_GROUP):
         signal.signal(number, signal.SIG_IGN)
     _grain()
 
@@ -256,11 +260,22 @@ class _EarlyStart:
 
 
 @contextlib.contextmanager
+def _shielded_children() -> Iterator[None]:
+    """Processes started here do not see signals to the group; this one gets them afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TO_THE_GROUP)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
 def _prepared_start() -> Iterator[None]:
     # A new process unpickles this dictionary before the function that it is to run.
     configuration: dict[str, Any] = multiprocessing.current_process()._config  # type: ignore[attr-defined]
     configuration["xcite"] = _EarlyStart()
     try:
-        yield
+        with _shielded_children():
+            yield
     finally:
         configuration.pop("xcite", None)

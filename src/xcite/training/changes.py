@@ -35,7 +35,6 @@ NEVER = {
     "model": None,  # all of it
     "init": ("dialect", "reset_head", "adapt_channels", "freeze_patch_embed"),
     "data": ("classes", "repeats"),
-    "preprocessing": ("channels",),
     "optim": ("batch",),
 }
 

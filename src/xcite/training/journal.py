@@ -53,7 +53,7 @@ class Journal:
         self._board: Board | None = None
         self._unwritten: list[dict[str, Any]] = []
         self._told: dict[str, Any] = {}
-        self._told_at = -SECONDS_BETWEEN_STATUSES
+        self._told_at = 0.0
 
     def open_board(self) -> None:
         """Record rows for TensorBoard, too."""
@@ -92,7 +92,8 @@ class Journal:
 
     def now_and_then(self, state: str, **values: Any) -> None:
         """Tell `xcite status` where the run stands, unless it was told a moment ago."""
-        if time.monotonic() - self._told_at > SECONDS_BETWEEN_STATUSES:
+        since = time.monotonic() - self._told_at
+        if since > SECONDS_BETWEEN_STATUSES or self._told.get("state") != state:
             self.tell(state, **values)
 
     def tell(self, state: str, **values: Any) -> None:

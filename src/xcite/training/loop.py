@@ -186,6 +186,8 @@ class _Run:
         except Exception as error:
             raise self._failed(error) from error
         finally:
+            with contextlib.suppress(XciteError):
+                self.saver.wait()  # the folder is not given free while a thread writes to it
             self.loader.close()
             self.journal.close()
 
@@ -195,7 +197,7 @@ class _Run:
             return
         folder, resumed = self.session.folder, self.session.resumed
         if resumed:
-            folder.forget_after(self._steps_done())
+            folder.forget_after(self._steps_done(), self.position.epoch)
         folder.write_environment(self.engine.name)
         if self.recipe.run.tensorboard:
             self.journal.open_board()
@@ -206,8 +208,9 @@ class _Run:
         notes = [*self.session.notes, *self.plan.notes]
         for note in [*notes, *(self.teacher.notes if self.teacher else [])]:
             self.journal.say(f"note: {note}")
-        self.journal.tell("starting", error=None)
-        if not self._steps_done():
+        self.journal.tell("starting", **self._place())
+        # A kill between two renames, or damage, may have left the state under another name.
+        if not self._steps_done() or not folder.checkpoint.exists():
             self._save_checkpoint()
 
     def _go(self) -> Outcome:
@@ -278,7 +281,7 @@ class _Run:
         if validation.is_due(self.plan, epoch):
             if began - self.saved_at > SECONDS_WORTH_SAVING:
                 self._save_checkpoint()
-            self.journal.tell("evaluating", epoch=epoch, step=self.position.step)
+            self.journal.tell("evaluating", **self._place())
         accuracies = validation.validate(self.plan, self.engine, epoch, progress, self.stop)
         if accuracies:
             self.pace.evaluation(time.monotonic() - began)
@@ -408,6 +411,17 @@ class _Run:
         position = self.position
         return f"after step {position.step} of {self.steps} in epoch {position.epoch + 1}"
 
+    def _place(self) -> dict[str, int]:
+        """The position as `xcite status` shows it: a finished run stands at its last step."""
+        epochs, position = self.recipe.optim.epochs, self.position
+        done = position.epoch >= epochs
+        return {
+            "epoch": epochs if done else position.epoch + 1,
+            "epochs": epochs,
+            "step": self.steps if done else position.step,
+            "steps": self.steps,
+        }
+
     def _command(self, error: str = "") -> str:
         """The command that goes on, with the change that mends the error where one is known."""
         remedy = next((more for sign, more in REMEDIES.items() if sign in error), "")
@@ -418,7 +432,7 @@ class _Run:
     def _close(self, event: str, **more: object) -> None:
         """Record how the session ended."""
         if self.journal.writes:
-            self.journal.tell(event, epoch=self.position.epoch + 1, step=self.position.step, **more)
+            self.journal.tell(event, **self._place())
             self.session.history.add(event, self._steps_done(), **more)
 
     def _outcome(self, *, finished: bool) -> Outcome:

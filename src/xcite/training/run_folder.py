@@ -159,9 +159,19 @@ class RunFolder:
         """The rows of metrics.jsonl; a last line cut off by a crash is left out."""
         return read_metrics(self.metrics) if self.metrics.is_file() else []
 
-    def forget_after(self, step: int) -> None:
-        """Drop rows later than ``step``, those of work that a resumed run does again."""
-        kept = [row for row in self.rows() if row["step"] <= step]
+    def forget_after(self, step: int, epochs: int) -> None:
+        """Drop the rows of work that a resumed run does again.
+
+        Args:
+            step: optimiser steps that are done.
+            epochs: how many are complete; the last step of an epoch may be done without its
+                evaluation.
+        """
+        kept = [
+            row
+            for row in self.rows()
+            if row["step"] <= step and (row["kind"] != "epoch" or row.get("epoch", 0) <= epochs)
+        ]
         write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write_environment(self, engine: str) -> None:
