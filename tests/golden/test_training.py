@@ -6,57 +6,24 @@ so a step gets each picture as noise "erased" over its whole area.
 
 import gzip
 import json
-import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from xcite import canonical, variants
+from reference_rule import GOLDENS, reference_images, reference_weights
+from xcite import variants
 from xcite.data.batch import Batch
 from xcite.engines import create_engine, installed
 from xcite.preprocessing import Preprocessing
 from xcite.recipe import DistillRecipe, OptimRecipe
 
-FOLDER = Path(__file__).parents[1] / "fixtures/goldens"
+IMAGES = reference_images((4, 3, 64, 64), seed=0)
 ARCHITECTURES = ["xcit_nano_12_p8", "xcit_tiny_12_p16"]
 
 
 def golden(name):
-    with gzip.open(FOLDER / f"train_{name}.json.gz", "rt", encoding="utf-8") as file:
+    with gzip.open(GOLDENS / f"train_{name}.json.gz", "rt", encoding="utf-8") as file:
         return json.load(file)
-
-
-def reference_weights(architecture):
-    """The rule that the reference's weights are drawn by, seed 0."""
-    weights = {}
-    for name, shape in canonical.shapes(architecture).items():
-        rng = np.random.default_rng([0, zlib.crc32(name.encode())])
-        leaf = name.rsplit(".", 1)[-1]
-        if leaf == "num_batches_tracked":
-            weights[name] = np.zeros(shape, np.int64)
-            continue
-        bounds = {"running_var": (0.5, 1.5), "temperature": (0.5, 2.0)}
-        if leaf.startswith("gamma"):
-            value = rng.uniform(0.1, 1.0, shape)
-        elif leaf in bounds:
-            value = rng.uniform(*bounds[leaf], shape)
-        else:
-            value = rng.standard_normal(shape)
-            if leaf in ("bias", "running_mean"):
-                value *= 0.1
-            elif leaf == "cls_token":
-                value *= 0.5
-            elif len(shape) == 1:
-                value = 1 + 0.1 * value
-            else:
-                value /= np.sqrt(np.prod(shape[1:]))
-        weights[name] = value.astype(np.float32)
-    return weights
-
-
-def reference_images():
-    return np.random.default_rng([0, 7]).standard_normal((4, 3, 64, 64)).astype(np.float32)
 
 
 def reference_targets():
@@ -71,13 +38,13 @@ def reference_batch():
         np.array([1, 2, 3, 4]),
         np.zeros((4, 2), np.int64),
         reference_targets(),
-        erased=[(i, 0, 0, image) for i, image in enumerate(reference_images())],
+        erased=[(i, 0, 0, image) for i, image in enumerate(IMAGES)],
     )
 
 
 def training_engine(name, architecture, **optim):
     engine = create_engine(name, variants.find(architecture))
-    engine.load_weights(reference_weights(engine.architecture))
+    engine.load_weights(reference_weights(engine.architecture, seed=0))
     engine.start_training(OptimRecipe(**optim), DistillRecipe(), Preprocessing())
     return engine
 
@@ -92,7 +59,7 @@ def test_loss_gradients_and_running_statistics(name, architecture):
     expected = golden(architecture)
     engine = training_engine(name, architecture)
     before = engine.read_weights()
-    loss, gradients = engine.gradients(reference_images(), reference_targets())
+    loss, gradients = engine.gradients(IMAGES, reference_targets())
     assert loss == pytest.approx(expected["loss"], rel=1e-6)  # float32 against float64
     assert set(gradients) == set(expected["grads"])
     largest = max(norm for norm, _ in expected["grads"].values())
@@ -144,7 +111,7 @@ def test_five_steps_of_adamw(name, architecture, rule, strong):
         decay = expected["weight_decay"]
     engine = training_engine(name, architecture, weight_decay=decay, decay_rule=rule)
     losses = [step(engine).loss for _ in range(5)]
-    losses.append(engine.gradients(reference_images(), reference_targets())[0])
+    losses.append(engine.gradients(IMAGES, reference_targets())[0])
     # float32 reaches 2e-5, the rules differ by 1e-4 and more; a small loss is the difference of
     # logits around 10, which float32 rounds by 1e-6
     np.testing.assert_allclose(losses, expected["losses"], rtol=5e-5, atol=2e-6)

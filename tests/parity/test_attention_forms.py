@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from reference_rule import build, reference_images, reference_weights, tensor
 
+from reference_rule import build, reference_images, reference_weights, tensor
 from xcite.engines import installed
 from xcite.engines.attention_form import uses_covariance
 from xcite.errors import XciteError

@@ -12,7 +12,7 @@ from xcite.engines import create_engine, installed
 from xcite.engines.pixels import model_input
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
-from xcite.recipe import DistillRecipe
+from xcite.recipe import QUESTIONS, DistillRecipe
 from xcite.variants import RegNetArchitecture
 
 PREPROCESSING = Preprocessing()
@@ -174,7 +174,7 @@ def test_clipping_scales_the_gradient(name):
 
 
 @each
-@pytest.mark.parametrize("kind", ["hard", "soft", "dml"])
+@pytest.mark.parametrize("kind", QUESTIONS)
 def test_distillation_is_part_of_the_step(name, kind):
     teacher = np.random.default_rng(3).standard_normal((6, 10)).astype(np.float32)
     plain = step(start(name), 0)

@@ -6,8 +6,8 @@ import re
 
 import numpy as np
 import pytest
-from reference_rule import GOLDENS, epsilon_probe, reference_images, reference_weights
 
+from reference_rule import GOLDENS, epsilon_probe, reference_images, reference_weights
 from xcite import variants
 from xcite.errors import XciteError
 from xcite.export.graph import build
@@ -145,4 +145,14 @@ def test_refuses_misfit_weights_and_sizes():
         build(weights, shape, size=(0, 32))
     weights.pop("norm.bias")
     with pytest.raises(XciteError, match=r"missing: norm\.bias"):
+        build(weights, shape, size=(32, 32))
+
+
+def test_a_tensor_that_the_graph_does_not_read_is_refused(monkeypatch):
+    """As one of a new field would be, without which the file gives other answers."""
+    monkeypatch.setattr("xcite.export.graph.check", lambda weights, architecture: None)
+    shape = variants.find("xcit_nano_12_p16", depth=1, num_classes=3)
+    weights = reference_weights(shape, 0)
+    weights["blocks.0.bias1"] = weights["blocks.0.gamma1"]
+    with pytest.raises(XciteError, match=r"would leave out blocks\.0\.bias1"):
         build(weights, shape, size=(32, 32))

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from reference_rule import (
     build,
     call,
@@ -13,7 +14,6 @@ from reference_rule import (
     relative_error,
     tensor,
 )
-
 from xcite import canonical
 from xcite.engines import installed
 from xcite.engines.intermediates import pyramid_blocks

@@ -5,8 +5,8 @@ The plain ones are held by the official code's numbers (test_reference_outputs.p
 
 import numpy as np
 import pytest
-from reference_rule import build, reference_images, reference_weights, tensor
 
+from reference_rule import build, reference_images, reference_weights, tensor
 from xcite.engines import installed
 from xcite.variants import XCiTArchitecture
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from reference_rule import build, reference_images, reference_weights, relative_error, tensor
 
+from reference_rule import build, reference_images, reference_weights, relative_error, tensor
 from xcite.errors import XciteError
 from xcite.variants import XCiTArchitecture
 

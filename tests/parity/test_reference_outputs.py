@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+
 from reference_rule import (
     GOLDENS,
     build,
@@ -16,7 +17,6 @@ from reference_rule import (
     reference_weights,
     relative_error,
 )
-
 from xcite import canonical, variants
 from xcite.engines import installed
 from xcite.engines.operators import OPERATORS

@@ -6,8 +6,8 @@ import pickle
 
 import numpy as np
 import pytest
-from reference_rule import build, reference_images, reference_weights
 
+from reference_rule import build, reference_images, reference_weights
 from xcite.variants import XCiTArchitecture
 
 torch = pytest.importorskip("torch")

@@ -10,6 +10,7 @@ import pytest
 from xcite import canonical, recipe
 from xcite.cost import activations, multiply_adds
 from xcite.engines import create_engine, installed
+from xcite.engines.intermediates import feature_info
 from xcite.errors import XciteError
 from xcite.families import (
     ARCHITECTURES,
@@ -92,7 +93,7 @@ def test_everything_folds_over_the_walk_of_a_family() -> None:
     assert activations(toy, 9, 17) == 15 * (16 + 24 + 20)
     # of the blocks only what goes in, and the larger one while it is computed again
     assert activations(toy, 9, 17, recompute=True) == 15 * (16 + 8 + 8 + 24)
-    assert toy.block_names() == ["b0", "b1"]
+    assert [block["module"] for block in feature_info(toy)] == ["b0", "b1"]
     assert toy.layer_groups()["bn.bias"] == "stem"
     assert (toy.drop_paths(), toy.without_dropout(), toy.in_words(32)) == ((0, 0.0), toy, "")
 
@@ -186,7 +187,7 @@ def test_engines_name_their_outputs_by_the_parts(kind: str, engine: str) -> None
     images = np.zeros((1, 3, 32, 32), np.float32)
     outputs = list(create_engine(engine, architecture).activations(images))
     assert outputs == PARTS[kind]
-    assert set(architecture.block_names()) < set(outputs)
+    assert {block["module"] for block in feature_info(architecture)} < set(outputs)
 
 
 def test_drop_paths() -> None:

@@ -2,9 +2,9 @@
 
     weights.safetensors     the weights (or weights.* in any dialect that `xcite inspect` reads)
     inputs.npz              "images" float32 (B, C, H, W), normalised; "labels" int64 (B,)
-    activations.npz         evaluation mode: "patch_embed" (B, N, D), "blocks.0", ...,
-                            "cls_attn_blocks.0" (B, 1 + N, D), ..., "norm", "head" (B, K);
-                            RegNet: "stem", "s1.b1" (B, C, H, W), ..., "head"
+    activations.npz         evaluation mode: "patch_embed" (B, N, D), "pos_embeder", "blocks.0",
+                            ..., "cls_token" (B, 1 + N, D), "cls_attn_blocks.0", ..., "norm",
+                            "head" (B, K); RegNet: "stem", "s1.b1" (B, C, H, W), ..., "head"
     activations_train.npz   the same with the batch's own statistics
     gradients.npz           by canonical parameter name, of the mean cross entropy with the labels,
                             in training mode without drop path; also "loss", a scalar

@@ -28,7 +28,7 @@ class Side:
 
     @classmethod
     def parse(cls, text: str) -> "Side":
-        """A side of its name.
+        """The side that a name such as "torch:plain" stands for.
 
         Raises:
             XciteError: unknown engine or operators.
@@ -67,6 +67,11 @@ class Measured:
     """What a side computed, or what a dump holds.
 
     Attributes:
+        activations: output of each named part in evaluation mode, see `Engine.activations`.
+        activations_train: the same with the batch's own statistics.
+        loss: before the first step.
+        gradients: of that loss, by canonical parameter name.
+        losses: before each step.
         layers: canonical tensor to its layer group, as the data pass through them.
         step: the change of each parameter in the first optimiser step, in learning rates.
         statistics: BatchNorm's running means and variances after that step.

@@ -77,8 +77,7 @@ class Engine(Protocol):
 
         Args:
             precision: "float32" or "bf16" (autocast; parameters stay float32).
-            operators: "fast" or "plain": the same numbers by code that is made for speed, or by
-                code that reads like the paper.
+            operators: "fast" or "plain", see `xcite.engines.operators`.
             attention: "auto", "usual" or "covariance" form, see docs/performance.md; "plain"
                 operators have the usual form only.
             compile: torch.compile; refused with XciteError by an engine that has no such thing.
@@ -86,10 +85,18 @@ class Engine(Protocol):
         """
 
     def load_weights(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Set the model's weights from canonical arrays; strict (`xcite.canonical.check`)."""
+        """Set the model's weights from canonical arrays.
+
+        Raises:
+            XciteError: missing, left-over or misshapen tensors (`xcite.canonical.check`).
+        """
 
     def read_weights(self, *, ema: bool = False) -> dict[str, np.ndarray]:
-        """Canonical weights as copies; those of the moving average if ``ema``."""
+        """Canonical weights as copies; those of the moving average if ``ema``.
+
+        Raises:
+            XciteError: ``ema`` without a moving average; so does `predict`.
+        """
 
     def predict(self, images: np.ndarray, *, ema: bool = False) -> np.ndarray:
         """Logits float32 (B, K) in evaluation mode of normalised float32 images (B, C, H, W)."""
@@ -107,7 +114,11 @@ class Engine(Protocol):
         """
 
     def attention(self, images: np.ndarray) -> AttentionMaps:
-        """Attention maps of an XCiT in evaluation mode."""
+        """Attention maps in evaluation mode of normalised float32 images (B, C, H, W).
+
+        Raises:
+            XciteError: a family without `has_attention_maps`.
+        """
 
     def start_training(
         self,
@@ -117,7 +128,14 @@ class Engine(Protocol):
         *,
         frozen: Sequence[str] = (),
     ) -> None:
-        """Create optimiser state and moving average; names starting with ``frozen`` stay."""
+        """Create optimiser state and moving average.
+
+        Args:
+            frozen: beginnings of the names of parameters that are not trained.
+
+        Raises:
+            XciteError: nothing is left to train.
+        """
 
     def train_step(
         self,
@@ -137,6 +155,9 @@ class Engine(Protocol):
 
         A loss or a gradient norm that is not finite leaves weights, optimiser and average
         untouched and is returned as it is.
+
+        Raises:
+            XciteError: `start_training` was not called, or a part has no targets.
         """
 
     def gradients(
@@ -158,12 +179,17 @@ class Engine(Protocol):
     def training_state(self) -> dict[str, np.ndarray]:
         """Everything a run needs to go on, on either engine.
 
-        Keys: "weights/NAME", "moment1/NAME", "moment2/NAME", "ema/NAME" with canonical names and
-        shapes, and "step" (int64 scalar: optimiser steps done).
+        Keys: "weights/NAME", "ema/NAME" and the optimiser's own (AdamW: "moment1/NAME" and
+        "moment2/NAME") with canonical names and shapes, and "step" (int64 scalar: optimiser steps
+        done).
         """
 
     def restore_training(self, state: Mapping[str, np.ndarray]) -> None:
-        """Continue from `training_state` of either engine, after `start_training`."""
+        """Continue from `training_state` of either engine, after `start_training`.
+
+        Raises:
+            XciteError: the state is none of a training run, or of another model or optimiser.
+        """
 
     def average(self, values: np.ndarray) -> np.ndarray:
         """Mean over all processes of float64 values; every process gets the result."""

@@ -85,7 +85,7 @@ def _generated(count: int, channels: int) -> list[np.ndarray]:
 
 
 def reference_logits(engine: Engine, images: np.ndarray) -> np.ndarray:
-    """The engine's logits, a few pictures at a time."""
+    """The engine's logits float32 (n, K) of images (n, C, H, W), a few pictures at a time."""
     parts = range(0, len(images), ENGINE_BATCH)
     return np.concatenate([engine.predict(images[i : i + ENGINE_BATCH]) for i in parts])
 

@@ -53,8 +53,8 @@ def export(
         What was written to ``bundle.json``.
 
     Raises:
-        XciteError: options that the model does not bear, disagreement, or too large a loss; nothing
-            of the new bundle is left then.
+        XciteError: options that the model does not support, disagreement with the engine, or too
+            large a loss of accuracy; nothing of the new bundle is left then.
     """
     options = options or ExportOptions()
     architecture, metadata = weights.architecture, weights.metadata

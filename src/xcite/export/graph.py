@@ -7,13 +7,13 @@ Written straight from the paper's formulas, so that nothing has to be traced or 
 - LPI's BatchNorm stands between GELU and a zero-padded convolution: its scale goes into that
   convolution, its shift stays an addition, because the padding must see it.
 - Cross-covariance attention never forms q, k and v where the covariance form is cheaper.
-- In class attention only CLS asks, so keys and values of the patches are never formed either; the
-  last layer computes CLS alone.
+- In class attention CLS is the only query, so keys and values of the patches are never formed
+  either; the last layer computes CLS alone.
 - The positional encoding is a constant where the size is fixed.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -48,22 +48,42 @@ def build(
         "class_attention" (B, layers, m, 1 + N).
 
     Raises:
-        XciteError: weights that do not fit, a model without classifier, or a bad size.
+        XciteError: weights that do not fit, a model without classifier, a bad size, or tensors that
+            the graph does not compute with.
     """
     check(weights, architecture)
     if not architecture.num_classes:
         raise XciteError("these weights have no classifier; an export needs one")
     if size is not None and min(size) < 1:
         raise XciteError(f"size is {size[0]} x {size[1]}; both must be at least 1")
-    exact = {name: np.asarray(value, np.float64) for name, value in weights.items()}
+    exact = _Read({name: np.asarray(value, np.float64) for name, value in weights.items()})
     graph = GraphBuilder()
     if isinstance(architecture, RegNetArchitecture):
         outputs = regnet_graph(graph, exact, architecture)
     else:
         outputs = XCiTGraph(graph, exact, architecture, size, attention).outputs()
+    unread = [n for n in exact if n not in exact.names and not n.endswith("num_batches_tracked")]
+    if unread:  # a field of the architecture that the graph does not know would change its answers
+        raise XciteError(f"the exported graph would leave out {', '.join(unread[:4])}")
     return graph.model(architecture.in_chans, size, outputs)
 
 
+class _Read(dict[str, np.ndarray]):
+    """Weights that note which of them were read."""
+
+    def __init__(self, weights: Mapping[str, np.ndarray]) -> None:
+        super().__init__(weights)
+        self.names: set[str] = set()
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        self.names.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.names.add(name)
+        return super().get(name, default)
+
+
 def bears_int8(architecture: Architecture) -> bool:
-    """Whether the family has parts that `xcite.export.quantization` puts in 8 bits."""
+    """Whether the family has parts that `xcite.export.quantization` can put in 8 bits."""
     return isinstance(architecture, XCiTArchitecture)

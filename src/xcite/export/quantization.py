@@ -1,4 +1,4 @@
-"""int8 after training, with NNCF, for those parts of an XCiT that bear it and are worth it.
+"""int8 after training, with NNCF, for those parts of an XCiT that tolerate it and gain from it.
 
 The MLPs and the stem hold most of the multiply-adds and quantise well. Everything else stays in
 float: in cross-covariance attention the clamp before the reciprocal root becomes zero when it is

@@ -13,9 +13,10 @@ from xcite.errors import XciteError
 from xcite.export.folding import batch_norm, behind_norm, centred, fold_batch_norm, scaled
 from xcite.export.graph_builder import GraphBuilder
 from xcite.export.xca_graph import FoldedXCA, covariance_form, usual_form
+from xcite.families.xcit import POSITION_CHANNELS
 from xcite.variants import XCiTArchitecture
 
-POSITION_CHANNELS = 32  # per axis: 16 frequencies, sine and cosine
+AXIS_CHANNELS = POSITION_CHANNELS // 2  # 16 frequencies, sine and cosine
 TEMPERATURE = 10000.0
 
 
@@ -87,7 +88,7 @@ class XCiTGraph:
         projection = centred(self.weights["pos_embeder.token_projection.weight"][:, :, 0, 0].T, 1)
         bias = centred(self.weights["pos_embeder.token_projection.bias"], 0)
         # of each axis' channels the sines are the even ones, the cosines the odd ones
-        axes = projection[:POSITION_CHANNELS], projection[POSITION_CHANNELS:]  # (32, d) each
+        axes = projection[:AXIS_CHANNELS], projection[AXIS_CHANNELS:]  # (32, d) each
         by_row, by_column = (np.concatenate([axis[0::2], axis[1::2]]) for axis in axes)
         if self.grid is not None:
             rows, columns = _sines(self.grid[0]) @ by_row, _sines(self.grid[1]) @ by_column
@@ -215,11 +216,11 @@ class XCiTGraph:
             norm = (weights[f"{name}.norm1.weight"], weights[f"{name}.norm1.bias"])
             gamma = weights[f"{name}.gamma1"]
             normed = g.layer_norm(patches, f"{name}.norm1.patches", *norm)
-            answer, attention = self.ask(
+            update, attention = self.class_attention_layer(
                 g.layer_norm(cls, f"{name}.norm1.cls", *norm), normed, f"{name}.attn"
             )
             maps.append(attention)
-            cls = g.add(cls, answer, f"{name}.attn.residual")
+            cls = g.add(cls, update, f"{name}.attn.residual")
             second = (weights[f"{name}.norm2.weight"], weights[f"{name}.norm2.bias"])
             cls = g.layer_norm(cls, f"{name}.norm2.cls", *second)
             if i < layers - 1:
@@ -241,8 +242,8 @@ class XCiTGraph:
         g.op("Identity", [head], "logits.out")
         return maps
 
-    def ask(self, cls: str, patches: str, name: str) -> tuple[str, str]:
-        """CLS (B, 1, d) asks itself and the patches; the answer with LayerScale, and the attention.
+    def class_attention_layer(self, cls: str, patches: str, name: str) -> tuple[str, str]:
+        """CLS (B, 1, d) attends to itself and the patches; its scaled update, and the attention.
 
         The keys' bias adds the same to every score of a head and drops out of the softmax.
         """
@@ -250,7 +251,7 @@ class XCiTGraph:
         block = name.removesuffix(".attn")
         qkv = self.weights[f"{name}.qkv.weight"].T  # (d, 3 d)
         bias = self.weights.get(f"{name}.qkv.bias", np.zeros(3 * d))
-        scale = c**-0.5 if self.a.attention_scale is None else self.a.attention_scale
+        scale = self.a.attention_scale or c**-0.5  # as the engines: 0 stands for the usual scale
         query = g.linear(cls, qkv[:, :d] * scale, bias[:d] * scale, f"{name}.q")  # (B, 1, d)
         query = g.reshape(query, [0, m, 1, c], f"{name}.q_by_head")
         keys = qkv[:, d : 2 * d].reshape(d, m, c).transpose(1, 2, 0)  # (m, c, d)
@@ -282,9 +283,9 @@ class XCiTGraph:
         value = g.reshape(value, [0, 1, d], f"{name}.joined")
         weight, out_bias = scaled(self.weights, f"{name}.proj", f"{block}.gamma1")
         out_bias = out_bias + bias[2 * d :] @ weight  # attention sums to 1: the values' bias passes
-        answer = g.linear(value, weight, out_bias, f"{name}.proj")
+        update = g.linear(value, weight, out_bias, f"{name}.proj")
         axis = g.integers([1], f"{name}.layer_axis")
-        return answer, g.op("Unsqueeze", [attention, axis], f"{name}.map")
+        return update, g.op("Unsqueeze", [attention, axis], f"{name}.map")
 
 
 def _sines(count: int) -> np.ndarray:
@@ -295,4 +296,4 @@ def _sines(count: int) -> np.ndarray:
 
 
 def _frequencies() -> np.ndarray:
-    return TEMPERATURE ** (np.arange(0, POSITION_CHANNELS, 2) / POSITION_CHANNELS)
+    return TEMPERATURE ** (np.arange(0, AXIS_CHANNELS, 2) / AXIS_CHANNELS)

@@ -98,10 +98,6 @@ class Family(ABC):
         """What a plan adds to the model's name, for pictures of that side in pixels."""
         return ""
 
-    def block_names(self) -> list[str]:
-        """The blocks that repeat, first to last."""
-        return [part.name for part in self.parts() if part.checkpoint is not None]
-
     def layer_groups(self) -> dict[str, str]:
         """Canonical tensor to the part it belongs to, as data pass through them."""
         parts = list(self.parts())

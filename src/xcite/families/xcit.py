@@ -17,7 +17,7 @@ from xcite.families import layers
 from xcite.families.family import Family, Published, check_sizes, shape_of
 from xcite.families.layers import ONCE, Layer, Part, Places, Shape
 
-POSITION_CHANNELS = 64  # Fourier features: 32 a axis
+POSITION_CHANNELS = 64  # Fourier features: 32 for each axis
 
 _NORMAL = layers.truncated_normal(0.02)
 
@@ -160,9 +160,9 @@ class XCiTArchitecture(Family):
         yield layers.norm(f"{name}.norm1", d)
         yield layers.parameter(f"{name}.attn.temperature", (self.num_heads, 1, 1), layers.ONES)
         if covariance:
-            # G = X^T X and Y = X M over the tokens. The rest is d x d: qkv meets the rows of G, and
-            # proj the rows of a head's attention. What PyTorch spends more to have squares and
-            # products in one is not needed and not counted.
+            # G = X^T X and Y = X M run over the tokens. The rest is d x d: qkv is applied to the
+            # rows of G, and proj to the rows of a head's attention. The extra products by which
+            # PyTorch gets squares and products in one are not counted.
             yield from self._qkv_and_proj(name, Places(besides=d), Places(besides=head))
             yield Layer(places=tokens, work=2 * d * d)
             yield Layer(work=d * d * head)
@@ -179,7 +179,7 @@ class XCiTArchitecture(Family):
         yield Layer(places=tokens, kept=16 * d + 2 * hidden)
 
     def _class_attention(self, name: str, covariance: bool) -> Iterator[Layer]:
-        """CLS asks CLS and the tokens; the MLP is of CLS alone."""
+        """CLS attends to itself and the patches; the MLP is of CLS alone."""
         d, tokens, both = self.embed_dim, Places(self.patch_size), Places(self.patch_size, 1)
         yield from self._scales(name, 2)
         yield layers.norm(f"{name}.norm1", d)
@@ -320,8 +320,9 @@ PUBLISHED = [
     )
 ]
 
-# Stochastic depth of each size, for patches of 16 and 8, as the paper's appendix is remembered; the
-# public code names no rates, and its detection recipes agree for tiny_12, small_12 and small_24.
+# Drop-path rate of each size, for patches of 16 and 8. They are recalled from the paper's appendix
+# and not checked against it: the public code names none, but its detection recipes agree for
+# tiny_12, small_12 and small_24.
 _DROP_PATH = {
     "nano_12": (0.0, 0.0),
     "tiny_12": (0.0, 0.0),

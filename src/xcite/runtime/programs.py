@@ -17,7 +17,7 @@ from xcite.engines.vector_instructions import use_vector_instructions
 from xcite.errors import XciteError
 
 BATCHES = (16, 4, 1)  # compiled batch sizes: large enough not to waste, few enough to hold
-OUTPUTS = ("logits", "class_attention")  # our names: OpenVINO gives an output several
+OUTPUTS = ("logits", "class_attention")  # our names among the several of an OpenVINO output
 
 
 class Program(ABC):
@@ -41,9 +41,9 @@ class Program(ABC):
     streams: int = 1
     outputs: list[str]
 
-    def __init__(self, asked: "_Asked") -> None:
-        self.called = asked.called
-        self.precision = asked.precision
+    def __init__(self, given: "_Arguments") -> None:
+        self.called = given.called
+        self.precision = given.precision
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """All outputs by name, of normalised float32 images (B, C, H, W).
@@ -102,7 +102,7 @@ def open_program(
     names = [runtime] if runtime else able
     for kind in (_KINDS[name] for name in names):
         try:
-            return kind(_Asked(path, called, precision, threads, streams, usual))
+            return kind(_Arguments(path, called, precision, threads, streams, usual))
         except ImportError:
             continue
         except XciteError:
@@ -114,7 +114,7 @@ def open_program(
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Arguments:
     """The arguments of `open_program`, as every runtime takes them."""
 
     path: Path
@@ -135,17 +135,17 @@ class _OpenVINO(Program):
 
     name, title, suffixes = "openvino", "OpenVINO", (".onnx", ".xml")
 
-    def __init__(self, asked: _Asked) -> None:
+    def __init__(self, given: _Arguments) -> None:
         import openvino
 
-        super().__init__(asked)
-        self.streams = asked.streams
-        self._threads = asked.threads
-        self._usual = asked.usual
+        super().__init__(given)
+        self.streams = given.streams
+        self._threads = given.threads
+        self._usual = given.usual
         self._core = openvino.Core()
         # Read, not mapped: replacing the file must not change the answers of what already runs.
         self._core.set_property({"ENABLE_MMAP": False})
-        self._model = self._core.read_model(asked.path)
+        self._model = self._core.read_model(given.path)
         self.outputs = []
         for output in self._model.outputs:
             names = sorted(output.get_names()) or [f"output {output.get_index()}"]
@@ -222,17 +222,17 @@ def compile_openvino(
 class _OnnxRuntime(Program):
     name, title, suffixes = "onnxruntime", "ONNX Runtime", (".onnx",)
 
-    def __init__(self, asked: _Asked) -> None:
+    def __init__(self, given: _Arguments) -> None:
         import onnxruntime
 
-        if asked.precision == "bf16":
+        if given.precision == "bf16":
             raise XciteError("ONNX Runtime has no bfloat16 on the CPU; use runtime openvino")
-        super().__init__(asked)
+        super().__init__(given)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = asked.threads or 0
+        options.intra_op_num_threads = given.threads or 0
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(
-            str(asked.path), options, providers=["CPUExecutionProvider"]
+            str(given.path), options, providers=["CPUExecutionProvider"]
         )
         self._input = self._session.get_inputs()[0].name
         self.outputs = [output.name for output in self._session.get_outputs()]
@@ -247,15 +247,15 @@ class _Paddle(Program):
 
     name, title, suffixes, extra = "paddle", "Paddle Inference", (".json",), "paddle"
 
-    def __init__(self, asked: _Asked) -> None:
+    def __init__(self, given: _Arguments) -> None:
         from paddle import inference
 
-        super().__init__(asked)
+        super().__init__(given)
         use_vector_instructions()
-        config = inference.Config(str(asked.path), str(asked.path.with_suffix(".pdiparams")))
+        config = inference.Config(str(given.path), str(given.path.with_suffix(".pdiparams")))
         config.disable_gpu()
-        if asked.threads is not None:
-            config.set_cpu_math_library_num_threads(asked.threads)
+        if given.threads is not None:
+            config.set_cpu_math_library_num_threads(given.threads)
         config.enable_mkldnn()
         config.disable_glog_info()
         self._predictor = inference.create_predictor(config)
@@ -276,7 +276,7 @@ _KINDS: dict[str, type[Any]] = {kind.name: kind for kind in (_OpenVINO, _OnnxRun
 
 
 def _first_line(error: Exception) -> str:
-    """What went wrong; OpenVINO says first where in its own code."""
+    """What went wrong; OpenVINO puts a place in its own code before that."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if not line.startswith("Exception from ")] or lines
     return said[0][:200] if said else type(error).__name__

@@ -1,4 +1,4 @@
-"""What every model offers beside its layers: one walk serves logits, features, maps and alignment.
+"""What every model offers besides its layers: one walk gives logits, features, maps and alignment.
 
 Names are timm's where timm has one.
 """
@@ -14,11 +14,11 @@ from xcite.engines.intermediates import chosen_blocks, feature_info
 from xcite.errors import XciteError
 from xcite.variants import Architecture
 
-See = Callable[[str, Tensor], object]
+See = Callable[[str, Tensor], object]  # takes the name of a part of the model and its output
 
 
 def ignore(name: str, output: Tensor) -> None:
-    """What a walk tells when nobody asks."""
+    """The `See` of a walk of which only the result is wanted."""
 
 
 def check_images(images: Any, channels: int) -> None:

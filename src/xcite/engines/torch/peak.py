@@ -1,4 +1,4 @@
-"""What `xcite benchmark` measures the machine's best by."""
+"""The linear map whose speed is the machine's peak for `xcite benchmark`."""
 
 import numpy as np
 import torch

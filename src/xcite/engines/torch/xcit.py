@@ -158,7 +158,7 @@ def drop_path(branch: Tensor, scale: Tensor | None) -> Tensor:
 
 
 class ClassAttention(nn.Module):
-    """Attention in which CLS alone asks."""
+    """Attention with a single query, that of CLS."""
 
     def __init__(self, architecture: XCiTArchitecture) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ class ClassAttention(nn.Module):
         self.proj_drop = nn.Dropout(architecture.drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised tokens (B, 1 + N, C), CLS first -> the same with CLS's answer in its place."""
+        """Normalised tokens (B, 1 + N, C), CLS first -> the same with CLS updated."""
         attention, v = self._attend(x)
         # (B, h, 1, 1 + N) @ (B, h, 1 + N, c) -> (B, 1, C)
         cls = (self.attn_drop(attention).unsqueeze(2) @ v).transpose(1, 2).flatten(2)

@@ -64,7 +64,7 @@ class FastXCA(XCA):
         return self._covariance(x) if self._covariance_pays(x) else self._usual(x)[0]
 
     def _covariance_pays(self, x: Tensor) -> bool:
-        # Attention dropout acts on single entries of every head: the usual form, in its meaning.
+        # With attention dropout the usual form draws what the plain operator draws.
         if self.attn_drop.training and self.attn_drop.p > 0:
             return False
         return uses_covariance(self.form, x.shape[1], x.shape[2], "paddle")
@@ -125,7 +125,7 @@ class FastXCA(XCA):
 
 
 class FastClassAttention(ClassAttention):
-    """k and v need not exist, because one query suffices (the cheap form, exact).
+    """With CLS as the only query, k and v need not exist: the cheap form, exact.
 
     q k^T = X (Wk^T q), up to a constant that softmax removes, and a v = (a X) Wv^T + bv.
     """
@@ -133,7 +133,7 @@ class FastClassAttention(ClassAttention):
     form: str
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised tokens (B, 1 + N, C), CLS first -> the same with CLS's answer in its place."""
+        """Normalised tokens (B, 1 + N, C), CLS first -> the same with CLS updated."""
         if not self.is_as_built():
             return super().forward(x)
         return paddle.concat([self.answer(x[:, :1], x[:, 1:]), x[:, 1:]], axis=1)
@@ -143,7 +143,7 @@ class FastClassAttention(ClassAttention):
         return as_built(self.qkv, nn.Linear) and as_built(self.attn_drop, nn.Dropout)
 
     def answer(self, cls: Tensor, patches: Tensor) -> Tensor:
-        """Normalised CLS (B, 1, C) and patches (B, N, C) -> what CLS learns of them (B, 1, C)."""
+        """Normalised CLS (B, 1, C) and patches (B, N, C) -> the update of CLS (B, 1, C)."""
         dropping = self.attn_drop.training and self.attn_drop.p > 0
         form = self._usual if dropping or self.form == "usual" else self._cheap
         seen: Tensor = self.proj_drop(self.proj(form(cls, patches)[1]))

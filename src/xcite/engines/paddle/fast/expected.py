@@ -1,7 +1,7 @@
 """The guard: a fast operator reads weights past a layer's call only while the layer is as built.
 
-A hook, a LoRA or quantising wrapper, another activation or a replaced `forward` would be bypassed
-else. Then the operator calls the layer instead, as the plain one does.
+Otherwise it would bypass a hook, a LoRA or quantising wrapper, another activation or a replaced
+`forward`; so it then calls the layer, as the plain operator does.
 """
 
 from typing import Any
@@ -9,13 +9,14 @@ from typing import Any
 from paddle import nn
 
 from xcite.engines.paddle.layers.layer_norm import LayerNorm
+from xcite.engines.paddle.xcit import LAYER_NORM_EPS
 
 # What a type leaves open, as our models set it.
 SETTINGS: dict[type[nn.Layer], tuple[tuple[str, Any], ...]] = {
     nn.Conv2D: (("_stride", [1, 1]), ("_dilation", [1, 1]), ("_padding_mode", "zeros")),
     nn.Dropout: (("mode", "upscale_in_train"), ("axis", None)),
     nn.GELU: (("_approximate", False),),
-    LayerNorm: (("_epsilon", 1e-6),),
+    LayerNorm: (("_epsilon", LAYER_NORM_EPS),),
 }
 
 
@@ -24,7 +25,7 @@ def as_built(layer: nn.Layer, kind: type[nn.Layer], **settings: Any) -> bool:
 
     Args:
         kind: the exact type, since a subclass may compute anything.
-        settings: attributes that have to be so, beside those of `SETTINGS`.
+        settings: attributes and the values they must have, besides those of `SETTINGS`.
     """
     own = vars(layer)
     if type(layer) is not kind or "forward" in own:

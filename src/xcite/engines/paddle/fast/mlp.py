@@ -12,7 +12,7 @@ from xcite.engines.paddle.fast.expected import as_built, has_bias
 from xcite.engines.paddle.fast.layer_scale import scaled
 from xcite.engines.paddle.xcit import Mlp
 
-# Tokens that the MLP takes at a time on a CPU.
+# Tokens of a slice on a CPU, measured: see docs/performance.md.
 SLICE = 784
 
 

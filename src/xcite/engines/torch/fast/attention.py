@@ -65,7 +65,7 @@ class FastXCA(XCA):
         return dropped
 
     def _covariance_pays(self, x: Tensor) -> bool:
-        # Attention dropout acts on single entries of every head: the usual form, in its meaning.
+        # With attention dropout the usual form draws what the plain operator draws.
         if self.attn_drop.training and self.attn_drop.p > 0:
             return False
         return uses_covariance(self.form, x.shape[1], x.shape[2], "torch")
@@ -125,7 +125,7 @@ class FastXCA(XCA):
 
 
 class FastClassAttention(ClassAttention):
-    """Because CLS alone asks, k and v need not exist.
+    """With CLS as the only query, k and v need not exist.
 
     q k^T = X (Wk^T q), up to a constant that softmax removes, and a v = (a X) Wv^T + bv.
     """
@@ -133,7 +133,7 @@ class FastClassAttention(ClassAttention):
     form: str
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised tokens (B, 1 + N, C), CLS first -> the same with CLS's answer in its place."""
+        """Normalised tokens (B, 1 + N, C), CLS first -> the same with CLS updated."""
         if not (ordinary(x) and self.is_as_built()):
             return super().forward(x)
         return torch.cat((self.answer(x[:, :1], x[:, 1:]), x[:, 1:]), dim=1)
@@ -146,7 +146,7 @@ class FastClassAttention(ClassAttention):
 
     def is_as_built(self) -> bool:
         """Whether `answer` may read the modules' weights and gives what is asked for."""
-        # Attention dropout acts on what `_cheap` does not make for itself alone: the plain form.
+        # `_cheap` adds bv whole, since a row of a sums to 1. With dropout it does not.
         return (
             self.form != "usual"
             and as_built(self.qkv, nn.Linear, without_bias=True)
@@ -155,7 +155,7 @@ class FastClassAttention(ClassAttention):
         )
 
     def answer(self, cls: Tensor, patches: Tensor) -> Tensor:
-        """Normalised CLS (B, 1, C) and patches (B, N, C) -> what CLS learns of them (B, 1, C)."""
+        """Normalised CLS (B, 1, C) and patches (B, N, C) -> the update of CLS (B, 1, C)."""
         learnt: Tensor = self.proj_drop(self.proj(self._cheap(cls, patches)[1]))
         return learnt
 

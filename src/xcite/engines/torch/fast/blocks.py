@@ -62,7 +62,7 @@ class FastClassAttentionBlock(ClassAttentionBlock):
         cls = add_mlp(cls, self.gamma2, self.mlp)
         if last:
             return [cls]
-        # The reference concatenates CLS's answer with the normalised patches before gamma1, and
+        # The reference concatenates CLS's update with the normalised patches before gamma1, and
         # adds the patches to themselves at the end: they double.
         patches = torch.addcmul(patches, self.gamma1, normed)
         if self.tokens_norm:
@@ -72,7 +72,7 @@ class FastClassAttentionBlock(ClassAttentionBlock):
 
 
 class FastXCiT(XCiT):
-    """Patches that no CLS asks for any more are not computed."""
+    """The last layer computes CLS alone, since no later layer reads the patches."""
 
     def forward_features(self, images: Tensor, paths: Tensor | None = None) -> Tensor:
         """What the classifier sees: CLS after the final norm (B, C)."""

@@ -1,7 +1,7 @@
 """The guard: a fast operator reads weights past a module's call only while the module is as built.
 
-It would bypass a hook, a LoRA or quantising wrapper, a pruned weight, another activation or a
-replaced `forward`. Then it calls the module instead, as the plain operator does.
+Otherwise it would bypass a hook, a LoRA or quantising wrapper, a pruned weight, another activation
+or a replaced `forward`; so it then calls the module, as the plain operator does.
 """
 
 from typing import Any

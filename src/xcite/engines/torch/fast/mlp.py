@@ -1,4 +1,4 @@
-"""The MLP some hundred tokens at a time, with what surrounds it in a residual branch."""
+"""The MLP on slices of tokens, together with the rest of its residual branch."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from xcite.engines.torch.fast.precision import autocast_dtype, full_precision
 from xcite.engines.torch.fast.second_order import differentiated
 from xcite.engines.torch.xcit import LAYER_NORM_EPS, Mlp
 
-# Bytes of one channel of the tokens that the MLP takes at a time on a CPU.
+# Bytes of one channel of a slice of tokens on a CPU, measured: see docs/performance.md.
 SLICE = 6272
 
 
@@ -69,7 +69,7 @@ def whole_mlp(
 
 
 class SlicedMlp(torch.autograd.Function):
-    """x + scale * (gelu(norm(x) W1^T + b1) W2^T + b2), some hundred tokens at a time.
+    """x + scale * (gelu(norm(x) W1^T + b1) W2^T + b2), one slice of tokens at a time.
 
     The hidden layer is four times as wide as the tokens: a slice of it stays in the cache where the
     whole would go to memory and back for every operation, and what surrounds the products is cheap

@@ -12,7 +12,7 @@ import numpy as np
 
 from xcite import canonical
 
-GOLDENS = Path(__file__).parents[1] / "fixtures/goldens"
+GOLDENS = Path(__file__).parent / "fixtures/goldens"
 
 
 def reference_weights(architecture, seed):
