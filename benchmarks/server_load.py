@@ -250,6 +250,15 @@ def percentile(seconds: list[float], share: float) -> float:
     return 1000 * float(np.percentile(seconds, share))
 
 
+def tell_hostile(tally: Tally) -> None:
+    """Print what went wrong with good requests, and what became of hostile ones."""
+    for wrong in tally.wrong[:5]:
+        print(f"    {wrong}")
+    print("  hostile ones, statuses (0: door closed):")
+    for name, statuses in sorted(tally.hostile.items()):
+        print(f"    {name}: {sorted(statuses)}")
+
+
 def own_throughput(
     predictor: Predictor, pictures: list[bytes], batch: int, seconds: float
 ) -> tuple[int, float]:
@@ -335,11 +344,7 @@ def endurance(bundle: Path, arguments: argparse.Namespace) -> bool:
     print(f"  good ones answered with their own answer: {tally.good} of {good}")
     p50, p99 = percentile(tally.seconds, 50), percentile(tally.seconds, 99)
     print(f"  latency of these: p50 {p50:.1f} ms, p99 {p99:.1f} ms")
-    for wrong in tally.wrong[:5]:
-        print(f"    {wrong}")
-    print("  hostile ones, statuses (0: door closed):")
-    for name, statuses in sorted(tally.hostile.items()):
-        print(f"    {name}: {sorted(statuses)}")
+    tell_hostile(tally)
     print(f"  memory {before:.1f} -> {after:.1f} MiB, {growth:+.1%} (wanted: under +5 %)")
     print(f"  answers afterwards: {status}; exit code after SIGTERM: {code}")
     refused = all(s == 0 or 400 <= s < 500 for found in tally.hostile.values() for s in found)

@@ -1,6 +1,7 @@
 """Extra peak memory and time of opening a large weights file, beside the frameworks' own loaders.
 
     python benchmarks/weights_loading.py [--model xcit_large_24_p8] [--rounds 3] [--folder FOLDER]
+    python benchmarks/weights_loading.py --checksums torch [--model ...]   # what verifying costs
 
 Writes generated weights once per container, then loads each file in fresh child processes, ours and
 the framework's in turn, the file in the page cache. A child reports the growth of its peak resident
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -100,17 +102,49 @@ def measured(loader: str, path: Path) -> dict[str, float]:
     return result
 
 
+def checksum_cost(engine: str, model: str, folder: Path, rounds: int) -> None:
+    """Print how much of building a model from a file goes into verifying checksums."""
+    import xcite
+    from xcite.canonical import initial_weights
+    from xcite.variants import find
+    from xcite.weights import Metadata, safetensors_files, save_weights
+
+    architecture, path = find(model), folder / "weights.safetensors"
+    save_weights(path, initial_weights(architecture), Metadata(architecture=architecture))
+    verify, spent, pairs = safetensors_files.verify, [0.0], []
+
+    def timed(*arguments: Any) -> None:
+        start = time.perf_counter()
+        verify(*arguments)
+        spent[0] += time.perf_counter() - start
+
+    safetensors_files.verify = timed
+    for _ in range(rounds):
+        spent[0], start = 0.0, time.perf_counter()
+        xcite.create_model(model, engine=engine, weights=path)
+        pairs.append((time.perf_counter() - start, spent[0]))
+    whole, verifying = (statistics.median(column) for column in zip(*pairs, strict=True))
+    print(
+        f"{engine}, {model}: {1000 * whole:.1f} ms, of which verifying {1000 * verifying:.2f} ms, "
+        f"{verifying / whole:.1%}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="xcit_large_24_p8")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where to write the files; a temporary one")
+    parser.add_argument("--checksums", metavar="ENGINE", help="measure only what verifying costs")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         load(*options.child)
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        if options.checksums:
+            checksum_cost(options.checksums, options.model, Path(folder), options.rounds)
+            return
         paths = write_files(options.model, Path(folder))
         print(f"{options.model}, {options.rounds} rounds, medians")
         for suffix, (_, framework) in CONTAINERS.items():

@@ -1,12 +1,17 @@
 """The command table; each command lives in `xcite.commands` and is imported when it is called."""
 
+import contextlib
 import importlib
+import io
+import os
 import sys
+import traceback
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
+from xcite.control_characters import visible, visible_lines
 from xcite.errors import XciteError
 
 # name: (module below xcite.commands, one line of help)
@@ -14,6 +19,7 @@ COMMANDS = {
     "models": ("models", "List architectures and published models."),
     "prepare": ("prepare", "Turn official archives into picture folders or shards."),
     "train": ("train", "Train a model as a recipe says."),
+    "status": ("status", "Say where a run stands and how to go on."),
     "evaluate": ("evaluate", "Measure top-1, top-5 and loss on pictures."),
     "predict": ("predict", "Name what is on pictures."),
     "align": ("align", "Prove that both engines compute the same."),
@@ -66,13 +72,51 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; the user's errors end in one line and exit code 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     command: Any = typer.main.get_command(app)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a Latin-1 terminal shows what it can
     try:
         command(arguments, prog_name="xcite")
-    except XciteError as error:
-        if "--debug" in arguments:
+    except Exception as error:
+        said = _in_words(error)
+        if said is None:
             raise
-        print(f"xcite: {error}", file=sys.stderr)
+        if "--debug" in arguments:
+            print(visible_lines(traceback.format_exc()), file=sys.stderr)
+        print(f"xcite: {visible(said)}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        _flush()
+
+
+# What libraries say, in exceptions of many types, when they get no memory for data or a thread.
+_NO_MEMORY = (
+    "can't start new thread",
+    "Cannot allocate memory",
+    "std::bad_alloc",
+    "failed to map segment",
+)
+
+
+def _in_words(error: Exception) -> str | None:
+    """What the user can mend; None for an error of the program, which ends in a traceback."""
+    if isinstance(error, XciteError):
+        return str(error)
+    if isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY):
+        return (
+            "memory ran out; lower optim.batch, data.workers or the model's size, or raise the "
+            "limit (`ulimit -v` shows one)"
+        )
+    return None
+
+
+def _flush() -> None:
+    """Write what is still buffered; a reader such as `head` that has gone is no error."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

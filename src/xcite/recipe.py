@@ -18,7 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from xcite.errors import XciteError
 from xcite.families import Settings
 from xcite.preprocessing import Preprocessing
+from xcite.regular_files import read_regular
 from xcite.variants import find, paper_drop_path
+
+_LONGEST = 1_000_000  # bytes of a recipe
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -62,9 +65,17 @@ class DataRecipe(Section):
     train: str = Field("digits", description="folder, tar shards (glob), list file or 'digits'")
     validation: str | None = Field("digits", description="the same; empty: no validation")
     root: str | None = Field(None, description="folder that a list file's paths start from")
+    outside_root: bool = Field(
+        False,
+        description="allow listed paths and tar members that lead out of their root by '..', and "
+        "absolute paths beside a root; an absolute path without a root is always allowed",
+    )
     classes: str | None = Field(None, description="file of class names, one a line")
     workers: int = Field(2, ge=0, le=64)
     prefetch: int = Field(2, ge=1, le=64, description="batches read ahead per worker")
+    worker_timeout: Positive = Field(
+        300.0, description="seconds to wait for a batch before a worker counts as stuck"
+    )
     repeats: int = Field(1, ge=1, le=16, description="repeated augmentation: copies per picture")
     on_error: Literal["stop", "skip"] = "stop"
     max_pixels: int = Field(178_956_970, ge=1, description="a larger picture is refused as a bomb")
@@ -198,7 +209,7 @@ class RunRecipe(Section):
     evaluate_every: int = Field(1, ge=1, description="epochs")
     keep: int = Field(1, ge=0, description="numbered checkpoints kept beside last and best")
     checkpoint_every: int = Field(1, ge=1, description="epochs")
-    checkpoint_minutes: Positive | None = Field(30.0, description="within an epoch; empty: never")
+    checkpoint_minutes: Positive | None = Field(5.0, description="within an epoch; empty: never")
     log_every: int = Field(10, ge=1, description="steps")
     tensorboard: bool = False
 
@@ -300,7 +311,7 @@ def load(name: str, settings: Sequence[str] = ()) -> Recipe:
         path = path / "recipe.yaml"
     if path.suffix in (".yaml", ".yml"):
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_regular(path, size=_LONGEST + 1).decode()
         except (OSError, UnicodeDecodeError) as error:
             raise XciteError(f"cannot read the recipe {name}: {error}") from error
     elif name in shipped():
@@ -368,7 +379,7 @@ _Loader.add_implicit_resolver(
 
 
 def _yaml(text: str, origin: str) -> Any:
-    if len(text) > 1_000_000:
+    if len(text) > _LONGEST:
         raise XciteError(f"{origin}: longer than a recipe can be")
     try:
         return yaml.load(text, _Loader)

@@ -1,12 +1,16 @@
 """Files that appear whole or not at all: written aside, flushed to disk, then renamed."""
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from xcite.errors import XciteError
+
+# Asked once, because asking changes it for a moment in all threads.
+os.umask(_UMASK := os.umask(0))
 
 
 @contextlib.contextmanager
@@ -30,14 +34,26 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield aside
         with aside.open("rb") as written:
             os.fsync(written.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        aside.chmod(0o666 & ~mask)  # mkstemp makes private files; what we publish follows the umask
+        # mkstemp makes private files; what we publish follows the umask
+        aside.chmod(0o666 & ~_UMASK)
         aside.replace(target)
+        flush_folder(target.parent)
     except OSError as error:
         raise XciteError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         aside.unlink(missing_ok=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Bring a folder's names to disk, so that a renamed file is still so after a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that cannot flush folders
+            raise
+    finally:
+        os.close(handle)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -1,6 +1,8 @@
 """A real bundle of a tiny XCiT, made from drawn weights without a training framework."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -50,3 +52,26 @@ def photograph(seed: int = 0, *, width: int = 80, height: int = 60, kind: str = 
     buffer = io.BytesIO()
     Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).save(buffer, kind)
     return buffer.getvalue()
+
+
+def repeated_scans(side: int, times: int) -> bytes:
+    """A progressive JPEG whose last scan is there ``times`` times: small, and long to decode."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), "teal").save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * times + data[-2:]
+
+
+def large_png(side: int = 7000) -> bytes:
+    """A PNG of one colour: 49 megapixels are 150 kB."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), "teal").save(buffer, "PNG", compress_level=6)
+    return buffer.getvalue()
+
+
+def many_chunks(count: int) -> bytes:
+    """A PNG with empty chunks before its pixels: each costs the reader time."""
+    data = photograph()
+    chunk = struct.pack(">I", 0) + b"teSt" + struct.pack(">I", zlib.crc32(b"teSt"))
+    return data[:33] + count * chunk + data[33:]

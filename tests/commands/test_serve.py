@@ -15,6 +15,7 @@ testing = pytest.importorskip("starlette.testclient")
 
 from serving import CLASS_NAMES, make_bundle, photograph  # noqa: E402
 
+from xcite.errors import XciteError  # noqa: E402
 from xcite.runtime.predictor import Predictor  # noqa: E402
 from xcite.server.limits import Limits  # noqa: E402
 from xcite.server.serve import create_app  # noqa: E402
@@ -321,3 +322,28 @@ def test_a_failing_model_is_an_answer_in_words(predictor):
         assert "luck" not in answer.text
         failing.broken = False
         assert client.post("/predict", files=_files(photograph(0))).is_success
+
+
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [
+        ("pictures.example", 200),
+        ("PICTURES.example:8000", 200),
+        ("[::1]:8000", 200),
+        ("[::1]", 200),
+        ("elsewhere.example", 421),
+        ("pictures.example.elsewhere.example", 421),
+        ("127.0.0.1:8000", 421),
+        ("", 421),
+    ],
+)
+def test_only_allowed_names_are_answered(predictor, name, status):
+    app = create_app(predictor, hosts=["Pictures.example", "[::1]"])
+    client = testing.TestClient(app)
+    assert client.get("/info", headers={"host": name}).status_code == status
+    assert client.get("/health", headers={"host": name}).status_code != 421
+
+
+def test_an_empty_token_is_refused(predictor):
+    with pytest.raises(XciteError, match="the token is empty"):
+        create_app(predictor, token=" ")

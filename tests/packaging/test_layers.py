@@ -14,6 +14,8 @@ PACKAGE = Path(xcite.__file__).parent
 LAYERS = [
     {
         "errors",
+        "regular_files",
+        "control_characters",
         "whole_files",
         "randomness",
         "preprocessing",

@@ -1,5 +1,6 @@
 """Recipes: the shipped ones load, and what is wrong is said before anything runs."""
 
+import os
 from importlib import resources
 from pathlib import Path
 from typing import get_args
@@ -171,3 +172,15 @@ def test_every_distillation_loss_says_what_it_asks_a_teacher() -> None:
         "dml": 1.0,
     }
     assert [loss for loss, q in recipes.QUESTIONS.items() if q.answers == "classes"] == ["hard"]
+
+
+def test_a_recipe_is_a_file(tmp_path):
+    os.mkfifo(tmp_path / "fifo.yaml")
+    with pytest.raises(XciteError, match="a FIFO, not a file"):
+        recipes.load(str(tmp_path / "fifo.yaml"))
+    (tmp_path / "device.yaml").symlink_to("/dev/zero")
+    with pytest.raises(XciteError, match="a device, not a file"):
+        recipes.load(str(tmp_path / "device.yaml"))
+    (tmp_path / "long.yaml").write_bytes(b"#" * 1_000_001)
+    with pytest.raises(XciteError, match="longer than a recipe"):
+        recipes.load(str(tmp_path / "long.yaml"))

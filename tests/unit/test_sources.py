@@ -1,7 +1,9 @@
 """Listings: folders, tar shards, list files and the digits, with damaged and hostile ones."""
 
 import io
+import os
 import pickle
+import socket
 import tarfile
 
 import numpy as np
@@ -9,7 +11,8 @@ import pytest
 from PIL import Image
 
 from xcite.data.decoding import decode
-from xcite.data.sources import open_source, read_class_names, tar_members
+from xcite.data.sources import open_source, read_class_names
+from xcite.data.tar_members import tar_members
 from xcite.errors import XciteError
 
 
@@ -165,10 +168,108 @@ def test_only_regular_members_are_listed(tmp_path):
         add(archive, "cat/._x.png", b"resource fork")
     members = list(tar_members(path))
     assert [name for name, _, _ in members] == ["../../cat/x.png", "cat/._x.png"]
-    source = open_source(str(path))
+    with pytest.raises(XciteError, match=r"'\.\./\.\./cat/x\.png' leads out of the archive"):
+        open_source(str(path))
+    source = open_source(str(path), outside_root=True)
     assert len(source) == 1
     assert decode(source.read(0))[0, 0, 0] == 3
     with tarfile.open(path, "w") as archive:
         add(archive, "x.png", png(3))
     with pytest.raises(XciteError, match="no class folder"):
         open_source(str(path))
+
+
+def test_an_archive_written_anew_after_the_listing_is_noticed(shards, tmp_path):
+    path = tmp_path / "train-0.tar"
+    source = open_source(str(path))
+    whole = path.read_bytes()
+    source.read(0)
+    path.unlink()
+    path.write_bytes(whole)
+    with pytest.raises(XciteError, match="changed since it was listed"):
+        source.read(0)
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """A folder with a list in it, and a picture outside."""
+    inside = tmp_path / "data"
+    inside.mkdir()
+    (inside / "in.png").write_bytes(png(1))
+    (tmp_path / "out.png").write_bytes(png(2))
+    return inside / "list.txt"
+
+
+@pytest.mark.parametrize("name", ["../out.png", "x/../../out.png", "../data2/out.png", ".."])
+def test_listed_paths_stay_in_their_root(listed, name):
+    listed.write_text(f"in.png 0\n{name} 1\n")
+    with pytest.raises(XciteError, match=r"line 2: .* lies outside .*data\.outside_root"):
+        open_source(listed)
+    with pytest.raises(XciteError, match="line 2"):
+        open_source(listed, root=listed.parent)
+    assert len(open_source(listed, outside_root=True)) == 2
+
+
+def test_absolute_paths_are_the_writers_own_unless_a_root_is_given(listed):
+    outside = listed.parent.parent / "out.png"
+    listed.write_text(f"{outside} 0\n{listed.parent}/in.png 0\n")
+    source = open_source(listed)
+    assert decode(source.read(0))[0, 0, 0] == 2
+    assert source.notes == [f"1 of 2 pictures of {listed} lie outside {listed.parent}"]
+    with pytest.raises(XciteError, match=r"line 1: .* lies outside"):
+        open_source(listed, root=listed.parent)
+    for root in ("/", listed.parent.parent):
+        assert open_source(listed, root=root).notes == ()
+    assert open_source(listed, root=listed.parent, outside_root=True).notes
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "socket", "device", "folder"])
+def test_only_files_are_opened(tmp_path, kind):
+    place = tmp_path / "cat" / "0.png"
+    place.parent.mkdir()
+    if kind == "FIFO":
+        os.mkfifo(place)
+    elif kind == "socket":
+        server = socket.socket(socket.AF_UNIX)
+        server.bind(str(place))
+    elif kind == "device":
+        place.symlink_to("/dev/zero")
+    else:
+        place.mkdir()
+        (place.parent / "1.png").write_bytes(png(1))
+    (tmp_path / "list.txt").write_text("cat/0.png 0\n")
+    sources = [open_source(tmp_path / "list.txt")]
+    if kind != "folder":
+        sources.append(open_source(tmp_path))
+        with pytest.raises(XciteError, match="not a file"):
+            read_class_names(place)
+    for source in sources:
+        with pytest.raises(XciteError, match=rf"0\.png: a {kind}, not a file"):
+            source.read(0)
+    with pytest.raises(XciteError, match=rf"0\.png: a {kind}, not a file"):
+        decode(place)
+
+
+def test_class_folders_whose_names_are_no_text(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    with open(folder + b"/0.png", "wb") as file:
+        file.write(png(0))
+    with pytest.raises(XciteError, match="is not UTF-8"):
+        open_source(tmp_path)
+
+
+def test_names_of_pictures_may_hold_anything(tmp_path):
+    (tmp_path / "cat").mkdir()
+    for name in (b"a\nb.png", b"caf\xe9.png", b"\x1b[31m.png"):
+        with open(os.fsencode(tmp_path / "cat") + b"/" + name, "wb") as file:
+            file.write(png(7))
+    source = open_source(tmp_path)
+    assert [decode(source.read(index))[0, 0, 0] for index in range(3)] == [7, 7, 7]
+
+
+def test_lists_are_read_within_bounds(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_bytes(b"a" * 100_000)
+    with pytest.raises(XciteError, match="a line of more than 65536 bytes"):
+        open_source(path)

@@ -5,6 +5,8 @@ import pytest
 import xcite
 from xcite.canonical import initial_weights, is_parameter, parameter_count, shapes
 from xcite.cost import multiply_adds
+from xcite.errors import XciteError
+from xcite.recipe import parse
 from xcite.variants import ARCHITECTURES, RegNetArchitecture, find, published
 
 # Parameters in millions and GMACs at 224 and 384 as timm's results tables give them.
@@ -92,3 +94,22 @@ def test_initial_weights_depend_on_the_seed_alone() -> None:
     assert first["blocks.0.attn.qkv.weight"].std() == pytest.approx(0.02, rel=0.05)
     assert (first["blocks.0.gamma1"] == architecture.eta).all()
     assert not is_parameter("patch_embed.proj.0.1.running_mean")
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [(name, field) for name in ("xcit_nano_12_p8",) for field in ("depth", "cls_attn_layers")]
+    + [("xcit_nano_12_p8", "embed_dim"), ("xcit_nano_12_p8", "mlp_ratio")]
+    + [("regnety_160", field) for field in ("depth", "w0", "wa", "stem_width", "se_ratio")],
+)
+def test_sizes_are_bounded_where_a_recipe_is_read(name, field):
+    value = 1e9 if field in ("mlp_ratio", "wa", "se_ratio") else 1024 * 10**6
+    with pytest.raises(XciteError, match=rf"{field} is .*; it must be from .* to "):
+        find(name, **{field: value})
+    with pytest.raises(XciteError, match=rf"{field} is"):
+        parse(f"model: {{name: {name}, {field}: {value!r}}}", "test")
+
+
+def test_a_growth_of_regnet_that_does_not_grow_is_refused():
+    with pytest.raises(XciteError, match=r"wm is 1\.0; it must be"):
+        find("regnety_160", wm=1.0)

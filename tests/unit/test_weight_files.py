@@ -1,11 +1,13 @@
 """Xcite's own files: metadata, run folders, checkpoints, and what a file's name tells."""
 
+import itertools
 import json
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from xcite.canonical import initial_weights, shapes
 from xcite.errors import XciteError
@@ -14,7 +16,7 @@ from xcite.training import checkpoint
 from xcite.variants import RegNetArchitecture, XCiTArchitecture, find
 from xcite.weights import Metadata, open_weights, save_weights
 from xcite.weights.opening import imagenet_classes
-from xcite.weights.safetensors_files import write_safetensors
+from xcite.weights.safetensors_files import read_safetensors, write_safetensors
 
 SMALL = XCiTArchitecture(
     8, embed_dim=16, depth=1, num_heads=2, num_classes=3, tokens_norm=False, eta=0.5
@@ -194,3 +196,53 @@ def test_an_extracted_average_keeps_what_travels_with_the_weights(weights, tmp_p
     checkpoint.save(tmp_path / "checkpoint.safetensors", state, checkpoint.Position(), metadata)
     opened = open_weights(tmp_path / "checkpoint.safetensors", part="ema")
     assert opened.metadata.preprocessing == preprocessing
+
+
+def test_every_flipped_bit_is_noticed_or_harmless(weights, tmp_path):
+    path, flipped = tmp_path / "whole.safetensors", tmp_path / "flipped.safetensors"
+    save_weights(path, weights, Metadata(architecture=SMALL, class_names=["a", "b", "c"]))
+    whole, data = open_weights(path), path.read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    draw = np.random.default_rng(5)
+    bits = draw.choice(8 * header, 600, replace=False).tolist()
+    bits += draw.integers(8 * header, 8 * len(data), 400).tolist()
+    silent = []
+    for bit in bits:
+        changed = bytearray(data)
+        changed[bit // 8] ^= 1 << bit % 8
+        flipped.write_bytes(changed)
+        try:
+            opened = open_weights(flipped)
+        except XciteError:
+            continue
+        same = opened.metadata == whole.metadata and all(
+            np.array_equal(array, opened.tensors[name]) for name, array in whole.tensors.items()
+        )
+        if not same:
+            silent.append(bit)
+    assert not silent
+
+
+def test_exchanged_pages_and_tensors_are_noticed(tmp_path):
+    page = np.arange(1024, dtype=np.float32)
+    path = tmp_path / "pages.safetensors"
+    write_safetensors(path, {"a": np.concatenate([page, page + 1]), "b": page[:6], "c": page[6:12]})
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    ends = (0, 4096, 8192, 8216, 8240)
+    one, other, b, c = (slice(start + at, start + end) for at, end in itertools.pairwise(ends))
+    for name, first, second in (("a", one, other), ("b", b, c)):
+        changed = bytearray(data)
+        changed[first], changed[second] = data[second], data[first]
+        path.write_bytes(changed)
+        tensors, _ = read_safetensors(path)
+        with pytest.raises(XciteError, match=f"'{name}' differs from its checksum"):
+            tensors[name].read()
+
+
+def test_files_without_checksums_open(weights, tmp_path):
+    path = tmp_path / "older.safetensors"
+    text = Metadata(architecture=SMALL).model_dump_json()
+    save_file(weights, path, metadata={"xcite": text})
+    opened = open_weights(path)
+    assert all(np.array_equal(array, opened.tensors[name]) for name, array in weights.items())

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from xcite.commands.printing import cell, say
+
 if TYPE_CHECKING:
     from xcite.alignment.comparison import Report, Row
 
@@ -66,7 +68,7 @@ def align(
     given, notes = prepare(chosen, steps, random=data == "random", classes=classes)
     if dump is not None:
         write_dump(only, given, dump)
-        typer.echo(f"wrote {dump}; compare with: xcite align {recipe} --reference {dump}")
+        say(f"wrote {dump}; compare with: xcite align {recipe} --reference {dump}")
         return
     model = chosen.model.name
     if reference is not None:
@@ -79,7 +81,7 @@ def align(
     folder = out or Path("alignment") / Path(recipe).stem
     write(report, folder)
     show(report)
-    typer.echo(f"\nwrote {folder / 'alignment.json'} and {folder / 'alignment.png'}")
+    say("", f"wrote {folder / 'alignment.json'} and {folder / 'alignment.png'}")
     raise typer.Exit(0 if report.within else 1)
 
 
@@ -110,9 +112,9 @@ def show(report: "Report") -> None:
 
     console = Console()
     kinds = [kind for kind in TOLERANCES if any(row.kind == kind for row in report.rows)]
-    console.print(f"{report.model}: {' against '.join(report.sides)}", highlight=False)
+    console.print(cell(f"{report.model}: {' against '.join(report.sides)}"), highlight=False)
     for note in report.notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        console.print(cell(f"note: {note}"), highlight=False)
     by_layer = [kind for kind in kinds if kind not in (LOSS, CURVE)]
     cells = {(row.group, row.kind): row for row in report.rows if row.kind in by_layer}
     table = Table(title="largest relative difference, by layer group", title_justify="left")
@@ -121,7 +123,7 @@ def show(report: "Report") -> None:
         table.add_column(_BRIEF.get(kind, kind), justify="right")
     for group in report.groups:
         row = [cells.get((group, kind)) for kind in by_layer]
-        table.add_row(group, *("" if cell is None else _cell(cell) for cell in row))
+        table.add_row(cell(group), *("" if found is None else _cell(found) for found in row))
     console.print(table)
     losses = list(report.losses.values())
     if len(losses) == 2:
@@ -140,7 +142,7 @@ def show(report: "Report") -> None:
     if report.first_diverging is None:
         console.print("[green]aligned[/green]: all within tolerance")
     else:
-        console.print(f"[red]not aligned[/red]: first apart in {report.first_diverging}")
+        console.print(f"[red]not aligned[/red]: first apart in {cell(report.first_diverging)}")
 
 
 def _cell(row: "Row") -> str:

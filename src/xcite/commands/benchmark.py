@@ -1,8 +1,8 @@
 """`xcite benchmark`: images per second, memory and multiply-adds of any variant on this machine."""
 
-import json
-
 import typer
+
+from xcite.commands.printing import say, say_json
 
 app = typer.Typer(add_completion=False)
 
@@ -45,16 +45,16 @@ def benchmark(
         threads=threads,
     )
     if as_json:
-        typer.echo(json.dumps(result.to_json(), indent=2))
+        say_json(result.to_json())
         return
     low, middle, high = result.images_per_second
     memory = "unknown" if result.peak_memory is None else f"{result.peak_memory:.0f} MiB"
-    typer.echo(
+    say(
         f"{model} on {engine}, {precision}, {'training step' if train else 'forward'}, "
-        f"batch {batch}, {size[0]} x {size[1]}\n"
-        f"images/s     {middle:.1f}  (quartiles {low:.1f} to {high:.1f}, {repeats} repetitions)\n"
-        f"peak memory  {memory} above the process before the model\n"
-        f"GMACs        {result.gmacs:.2f} per image forward\n"
+        f"batch {batch}, {size[0]} x {size[1]}",
+        f"images/s     {middle:.1f}  (quartiles {low:.1f} to {high:.1f}, {repeats} repetitions)",
+        f"peak memory  {memory} above the process before the model",
+        f"GMACs        {result.gmacs:.2f} per image forward",
         f"of the peak  {result.peak_fraction:.0%} of {result.matrix_product_gmacs:.0f} GMAC/s, "
-        "the best of large linear maps here"
+        "the best of large linear maps here",
     )

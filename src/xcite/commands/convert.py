@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import typer
 
+from xcite.commands.printing import say
 from xcite.errors import XciteError
 from xcite.families import Architecture, XCiTArchitecture
 from xcite.randomness import generator
@@ -57,12 +58,12 @@ def convert(
         weights_dir=weights_dir,
     )
     kind = done.source.metadata.variant or done.source.architecture.title
-    typer.echo(
+    say(
         f"{done.path}: {kind}, {done.source.dialect} to {done.dialect}, part {done.source.part}, "
         f"{done.tensors} tensors; read back and equal in every bit"
     )
     if check:
-        typer.echo(f"logits on {engine}: {_compare_logits(done, engine)}")
+        say(f"logits on {engine}: {_compare_logits(done, engine)}")
 
 
 def _compare_logits(done: Conversion, engine_name: str) -> str:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import typer
 
+from xcite.commands.printing import say
+
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Draw attention maps or curves.")
 
 
@@ -29,7 +31,7 @@ def attention(
 
     model = open_model(source, engine)
     for note in model.notes:
-        typer.echo(f"note: {note}", err=True)
+        say(f"note: {note}", err=True)
     channels = model.preprocessing.channels
     pixels = decode(picture, channels=channels, origin=str(picture))
     shown = figures.input_picture(pixels, model, size=size, whole=whole)
@@ -45,9 +47,9 @@ def attention(
     written.append(stem.with_name(f"{stem.name}.npz"))
     explanation.save(written[-1])
     share = 100 * explanation.probabilities.max()
-    typer.echo(f"{explanation.label} {share:.1f} %; wrote {', '.join(map(str, written))}")
+    say(f"{explanation.label} {share:.1f} %; wrote {', '.join(map(str, written))}")
     if not explanation.channels:
-        typer.echo("a bundle gives class attention only; for XCA's channel maps draw from weights")
+        say("a bundle gives class attention only; for XCA's channel maps draw from weights")
 
 
 @app.command()
@@ -65,4 +67,4 @@ def curves(
     if len(set(names)) < len(names):
         names = [str(run) for run in runs]
     draw_curves({name: f.rows() for name, f in zip(names, folders, strict=True)}, out)
-    typer.echo(f"wrote {out}")
+    say(f"wrote {out}")

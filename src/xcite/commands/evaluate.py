@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from xcite.commands.printing import cell, say
 from xcite.errors import XciteError
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ def evaluate(
     model: str = typer.Argument(help="Run folder, weights file, published name or bundle."),
     data: str = typer.Option(help="Folder, tar shards, list file or 'digits'."),
     root: str = typer.Option(None, help="Folder that a list file's paths start from."),
+    outside_root: bool = typer.Option(
+        False, "--outside-root", help="Allow listed paths and tar members that lead out of there."
+    ),
     engine: str = typer.Option(None, help="paddle or torch; default: paddle where installed."),
     batch: int = typer.Option(64, min=1, help="Pictures at a time."),
     workers: int = typer.Option(2, min=0, help="Loader processes."),
@@ -46,10 +50,11 @@ def evaluate(
         opened.architecture.num_classes,
         channels=opened.preprocessing.channels,
         root=root,
+        outside_root=outside_root,
         model=model,
     )
-    for line in (*opened.notes, *([note] if note else [])):
-        typer.echo(f"note: {line}")
+    for line in (*opened.notes, *source.notes, *([note] if note else [])):
+        say(f"note: {line}")
     loader = EvaluationLoader(
         source,
         opened.preprocessing,
@@ -73,7 +78,7 @@ def evaluate(
     if not accuracy.pictures:
         raise XciteError(f"no picture of {data} could be decoded")
     _print_classes(console, accuracy)
-    typer.echo(
+    say(
         f"{accuracy.pictures} pictures on {opened.on}"
         + (f", {left_out} left out" if left_out else "")
         + f": top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} %, loss {accuracy.loss:.4f}, "
@@ -98,7 +103,6 @@ def evaluate(
 
 def _print_classes(console: "Console", accuracy: "Accuracy") -> None:
     """The per-class table: all classes, or of very many the worst."""
-    from rich.markup import escape
     from rich.table import Table
 
     rows = accuracy.per_class()
@@ -111,5 +115,5 @@ def _print_classes(console: "Console", accuracy: "Accuracy") -> None:
         table.add_column(heading, justify="right")
     for row in rows:
         shares = ["-" if row[k] is None else f"{row[k]:.1f} %" for k in ("recall", "precision")]
-        table.add_row(escape(row["class"]), str(row["pictures"]), *shares)
+        table.add_row(cell(row["class"]), str(row["pictures"]), *shares)
     console.print(table)

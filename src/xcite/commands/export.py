@@ -4,6 +4,7 @@ from pathlib import Path
 
 import typer
 
+from xcite.commands.printing import say
 from xcite.errors import XciteError
 
 app = typer.Typer(add_completion=False)
@@ -45,9 +46,9 @@ def export(
     )
     opened = open_weights(weights)
     opened.metadata.provenance["weights"] = Path(weights).name
-    info = make(opened, out, options, called=weights, say=typer.echo)
+    info = make(opened, out, options, called=weights, say=say)
     megabytes = sum((out / name).stat().st_size for name in info.files) / 2**20
-    typer.echo(f"wrote {out}: {info.format}, {info.precision}, {megabytes:.1f} MiB")
+    say(f"wrote {out}: {info.format}, {info.precision}, {megabytes:.1f} MiB")
 
 
 def _parse_size(size: str | None) -> tuple[tuple[int, int] | None, bool]:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import typer
 
+from xcite.commands.printing import say
+from xcite.control_characters import visible
 from xcite.errors import XciteError
 from xcite.weights.card import model_card
 from xcite.weights.inspection import PartReport, Report
@@ -27,15 +29,15 @@ def inspect(
     path = locate(source, weights_dir=weights_dir)
     report = inspect_file(path, dialect=dialect)
     if as_json:
-        text = report.model_dump_json(indent=2)
+        lines = report.model_dump_json(indent=2).split("\n")
     elif card:
-        text = "\n".join(model_card(report, part) for part in report.parts)
+        lines = "\n".join(model_card(report, part) for part in report.parts).split("\n")
     else:
-        text = "\n".join(_lines(report))
+        lines = _lines(report)
     if out is not None:
-        write_text(out, text + "\n")
+        write_text(out, "".join(f"{visible(line)}\n" for line in lines))
     else:
-        typer.echo(text)
+        say(*lines)
     problems = [f"{part.part}: {part.problem}" for part in report.parts if part.problem]
     if problems:
         raise XciteError("; ".join(problems))

@@ -1,10 +1,9 @@
 """`xcite models`: the table of architectures and published models."""
 
-import json
-
 import typer
 
 from xcite.canonical import parameter_count
+from xcite.commands.printing import say, say_json
 from xcite.variants import ARCHITECTURES, list_models, published
 
 app = typer.Typer(add_completion=False)
@@ -28,10 +27,10 @@ def models(
     ]
     if as_json:
         keys = ("name", "parameters", "resolution", "published_top1")
-        typer.echo(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=2))
+        say_json([dict(zip(keys, row, strict=True)) for row in rows])
         return
     if not rows:
-        typer.echo(f"no model matches {pattern!r}")
+        say(f"no model matches {pattern!r}")
         raise typer.Exit(2)
     from rich.console import Console
     from rich.table import Table

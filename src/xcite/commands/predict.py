@@ -1,10 +1,11 @@
 """`xcite predict`: what is on pictures."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import typer
+
+from xcite.commands.printing import say, say_json
 
 app = typer.Typer(add_completion=False)
 
@@ -29,7 +30,7 @@ def predict(
 
     opened = open_model(model, engine)
     for note in opened.notes:
-        typer.echo(f"note: {note}", err=True)
+        say(f"note: {note}", err=True)
     answers: list[dict[str, Any]] = []
     failed = False
     for start in range(0, len(pictures), TOGETHER):
@@ -56,15 +57,15 @@ def predict(
             for answer in answers[start:]:
                 _print(answer)
     if as_json:
-        typer.echo(json.dumps(answers, indent=1, ensure_ascii=False))
+        say_json(answers, indent=1)
     if failed:
         raise typer.Exit(2)
 
 
 def _print(answer: dict[str, Any]) -> None:
     if "error" in answer:
-        typer.echo(f"xcite: {answer['error']}", err=True)
+        say(f"xcite: {answer['error']}", err=True)
         return
-    typer.echo(answer["picture"])
+    say(answer["picture"])
     for row in answer["classes"]:
-        typer.echo(f"  {100 * row['probability']:6.2f} %  {row['name']}")
+        say(f"  {100 * row['probability']:6.2f} %  {row['name']}")

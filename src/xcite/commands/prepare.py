@@ -4,6 +4,7 @@ from pathlib import Path
 
 import typer
 
+from xcite.commands.printing import say
 from xcite.errors import XciteError
 
 app = typer.Typer(add_completion=False)
@@ -57,8 +58,8 @@ def prepare(
         except KeyboardInterrupt:
             raise XciteError("interrupted; run the same command again to go on") from None
     names = ("train", "val") if layout == "folders" else ("train-*.tar", "val-*.tar")
-    typer.echo(
+    say(
         f"{destination}: {counts['train']} train and {counts['val']} val pictures of "
         f"{counts['classes']} classes, counted"
     )
-    typer.echo(f"data.train={destination / names[0]} data.validation={destination / names[1]}")
+    say(f"data.train={destination / names[0]} data.validation={destination / names[1]}")

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import typer
 
+from xcite.commands.printing import say
+
 app = typer.Typer(add_completion=False)
 
 
@@ -23,4 +25,4 @@ def report(
 
     out = out or run / "report.html"
     write_report(run, out, data=data, engine=engine, pictures=pictures)
-    typer.echo(f"wrote {out}")
+    say(f"wrote {out}")

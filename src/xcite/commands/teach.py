@@ -4,6 +4,8 @@ from pathlib import Path
 
 import typer
 
+from xcite.commands.printing import cell, say
+
 app = typer.Typer(add_completion=False)
 
 
@@ -52,7 +54,7 @@ def teach(
     prepared = plan.make(chosen, initialise=False)
     teacher = live_teacher(chosen, prepared.class_names)
     for note in teacher.notes:
-        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+        console.print(cell(f"note: {note}"), highlight=False, soft_wrap=True)
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -80,8 +82,8 @@ def teach(
                 f"interrupted; what is done is kept in {folder}: give the same command to go on"
             ) from None
     size = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
-    typer.echo(
-        f"{folder}: {done} views of {len(prepared.train)} pictures, {size:.2f} MiB\n"
+    say(
+        f"{folder}: {done} views of {len(prepared.train)} pictures, {size:.2f} MiB",
         f"train with: xcite train {recipe} --set distill.cache={folder}"
-        + (f" --set distill.views={done}" if done < chosen.optim.epochs else "")
+        + (f" --set distill.views={done}" if done < chosen.optim.epochs else ""),
     )

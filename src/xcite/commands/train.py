@@ -4,25 +4,10 @@ from pathlib import Path
 
 import typer
 
+from xcite.commands.printing import say
 from xcite.errors import XciteError
 
 app = typer.Typer(add_completion=False)
-
-# What may differ when a run goes on: it changes where and how fast, not what comes out.
-MAY_DIFFER = {
-    "data": ("train", "validation", "root", "workers", "prefetch"),
-    "init": ("weights",),
-    "distill": ("teacher", "cache", "teacher_engine"),
-    "run": (
-        "engine",
-        "keep",
-        "checkpoint_every",
-        "checkpoint_minutes",
-        "log_every",
-        "tensorboard",
-        "activation_checkpointing",
-    ),
-}
 
 
 @app.command()
@@ -40,6 +25,17 @@ def train(
     resume: Path = typer.Option(
         None, metavar="RUN", help="Go on with an interrupted run (folder or numbered checkpoint)."
     ),
+    auto_resume: bool = typer.Option(
+        False,
+        "--auto-resume",
+        help="For scripts that are started again: begin in --out, go on if a run is there, do "
+        "nothing if it is finished.",
+    ),
+    allow_changes: bool = typer.Option(
+        False,
+        "--allow-changes",
+        help="Go on though settings or data make the result another one; history.jsonl says so.",
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Print the plan and train nothing."),
 ) -> None:
     """Train a model as a recipe says."""
@@ -53,29 +49,36 @@ def train(
     if reset_head:
         settings = [*settings, "init.reset_head=true"]
     checkpoint_file = None
+    numbered = False
     if resume is not None:
-        if recipe or out:
+        if recipe or out or auto_resume:
             raise XciteError(
-                "--resume takes recipe and folder from the run; leave out RECIPE and --out"
+                "--resume takes recipe and folder from the run; leave out RECIPE, --out and "
+                "--auto-resume"
             )
         if resume.suffix == ".safetensors":
             checkpoint_file, resume = resume, resume.parent
         folder = run_folder.RunFolder.open(resume)
         chosen = recipes.load(str(folder.recipe), settings)
-        _refuse_changes(recipes.load(str(folder.recipe)), chosen)
     else:
         if not recipe:
             raise XciteError(f"give a recipe: {', '.join(recipes.shipped())}, or a .yaml file")
+        if auto_resume and out is None:
+            raise XciteError("--auto-resume needs --out, the folder of the run")
         chosen = recipes.load(recipe, settings)
-        folder = run_folder.RunFolder(out or run_folder.next_run_folder(recipe))
+        numbered = out is None
+        folder = run_folder.RunFolder(out or Path("runs") / run_folder.stem(recipe))
+        if auto_resume and folder.recipe.is_file():
+            resume = folder.path
     if dry_run:
         from xcite.training import plan
 
         for line in plan.make(chosen).lines():
-            typer.echo(line)
+            say(line)
+        shown = run_folder.next_run_folder(folder.path) if numbered else folder.path
         if resume is None:
-            folder.refuse_used()
-        typer.echo(f"run folder       {folder.path} (not written: dry run)")
+            run_folder.RunFolder(shown).refuse_used()
+        say(f"run folder       {shown} (not written: dry run)")
         return
 
     from xcite.figures.curves import draw_curves
@@ -86,23 +89,13 @@ def train(
             chosen,
             folder.path,
             resume=resume is not None,
+            numbered=numbered,
+            allow_changes=allow_changes,
             checkpoint_file=checkpoint_file,
             draw=draw_curves,
         )
-    except KeyboardInterrupt:
-        typer.echo(f"stopped at once; {folder.path} stays as the last checkpoint left it", err=True)
+    except KeyboardInterrupt as stopped:
+        say(str(stopped) or "stopped before the run began", err=True)
         raise typer.Exit(130) from None
     if not outcome.finished:
         raise typer.Exit(130)
-
-
-def _refuse_changes(before: object, after: object) -> None:
-    """Raise XciteError when a resumed run would no longer be the same run."""
-    for section in type(after).model_fields:  # type: ignore[attr-defined]
-        old, new = getattr(before, section), getattr(after, section)
-        for key in type(new).model_fields:
-            if getattr(old, key) != getattr(new, key) and key not in MAY_DIFFER.get(section, ()):
-                raise XciteError(
-                    f"{section}.{key} is {getattr(old, key)} in this run; changing it would make a "
-                    "resumed run differ: start a new one with init.weights set to this run"
-                )

@@ -1,10 +1,10 @@
 """`xcite weights`: the published files, and a way to fetch them beforehand."""
 
-import json
 from pathlib import Path
 
 import typer
 
+from xcite.commands.printing import say, say_json
 from xcite.weights import catalog
 
 app = typer.Typer(add_completion=False)
@@ -26,28 +26,25 @@ def weights(
         catalog.find(pattern)  # names the nearest
     if fetch:
         for entry in chosen:
-            typer.echo(_fetch(entry, weights_dir, mirror))
+            say(_fetch(entry, weights_dir, mirror))
         return
     rows = [(entry, catalog.present(entry, weights_dir=weights_dir)) for entry in chosen]
     if as_json:
-        typer.echo(
-            json.dumps(
-                [
-                    {
-                        "name": entry.name,
-                        "url": entry.url,
-                        "architecture": entry.architecture,
-                        "resolution": entry.resolution,
-                        "classes": entry.classes,
-                        "published_top1": entry.top1,
-                        "note": entry.note,
-                        "licence": entry.licence,
-                        "file": str(path) if path else None,
-                    }
-                    for entry, path in rows
-                ],
-                indent=2,
-            )
+        say_json(
+            [
+                {
+                    "name": entry.name,
+                    "url": entry.url,
+                    "architecture": entry.architecture,
+                    "resolution": entry.resolution,
+                    "classes": entry.classes,
+                    "published_top1": entry.top1,
+                    "note": entry.note,
+                    "licence": entry.licence,
+                    "file": str(path) if path else None,
+                }
+                for entry, path in rows
+            ],
         )
         return
     from rich.console import Console
@@ -67,7 +64,7 @@ def weights(
             here,
         )
     Console().print(table)
-    typer.echo(f"kept in {catalog.cache_folder()}; sources: xcite weights --json")
+    say(f"kept in {catalog.cache_folder()}; sources: xcite weights --json")
 
 
 def _fetch(entry: catalog.Entry, weights_dir: Path | None, mirror: str | None) -> str:

@@ -9,6 +9,7 @@ Conventions, the same in training, evaluation, prediction and the server:
   gives its first picture.
 """
 
+import errno
 import io
 import os
 import warnings
@@ -19,7 +20,9 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
+from xcite.data.picture_limits import refuse_excess, refuse_tags
 from xcite.errors import XciteError
+from xcite.regular_files import read_regular
 
 MAX_PIXELS = 178_956_970
 SUFFIXES = (
@@ -30,7 +33,7 @@ SUFFIXES = (
 
 # Only raster formats that Pillow reads itself: EPS, for one, would start another program. MPO is
 # opened by the JPEG reader.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 _MODES = {1: "L", 3: "RGB"}
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -75,7 +78,8 @@ def decode(
     opened = Opened(picture, max_pixels=max_pixels, origin=origin)
     scale = opened.jpeg_scale(min(opened.size), reduce_to) if reduce_to else 1
     image = opened.pixels(channels=channels, scale=scale)
-    return np.array(image).reshape(image.height, image.width, channels)
+    pixels = _guarded(lambda: np.array(image), origin)
+    return pixels.reshape(image.height, image.width, channels)
 
 
 class Opened:
@@ -142,8 +146,7 @@ class Opened:
         elif isinstance(picture, Image.Image):
             image = picture
         else:
-            file = io.BytesIO(picture) if isinstance(picture, bytes) else picture
-            image = _guarded(lambda: Image.open(file, formats=_FORMATS), origin)
+            image = _guarded(lambda: _opened(picture, origin), origin)
         width, height = image.size
         if width * height > self._max_pixels:
             raise XciteError(
@@ -203,6 +206,8 @@ def _from_array(pixels: np.ndarray, origin: str) -> Image.Image:
 def _upright(image: Image.Image, origin: str) -> Image.Image:
     if not isinstance(image, JpegImagePlugin.JpegImageFile):
         _guarded(image.load, origin)  # a PNG may carry its orientation behind its pixels
+    if isinstance(exif := image.info.get("exif"), bytes):
+        refuse_tags(exif, origin)
     try:
         # TIFF turns itself while loading and still keeps the tag in `getexif`
         tag = image.getexif().get(_ORIENTATION, 1) if "exif" in image.info else 1
@@ -212,20 +217,38 @@ def _upright(image: Image.Image, origin: str) -> Image.Image:
     return image if turn is None else _guarded(lambda: image.transpose(turn), origin)
 
 
+def _opened(picture: bytes | str | os.PathLike[str], origin: str) -> Image.Image:
+    data = picture if isinstance(picture, bytes) else read_regular(picture)
+    refuse_excess(data, origin)
+    return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
 def _guarded(action: Callable[[], Result], origin: str) -> Result:
     try:
         return action()
-    except (XciteError, MemoryError):
+    except XciteError:
         raise
+    except MemoryError as error:
+        raise XciteError(
+            f"{origin}: not enough memory to decode it; lower data.max_pixels or data.workers"
+        ) from error
     except Image.DecompressionBombError as error:
         raise XciteError(f"{origin}: too large, refused as a decompression bomb") from error
     except FileNotFoundError as error:
         raise XciteError(f"{origin}: no such file") from error
     except Image.UnidentifiedImageError as error:
         raise XciteError(f"{origin}: not a picture, or of a format that is not read") from error
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):  # no fault of this picture
+            raise
+        raise _damaged(error, origin) from error
     except Exception as error:  # decoders raise nearly anything on damaged data
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise XciteError(f"{origin}: the picture is damaged ({reason[:120]})") from error
+        raise _damaged(error, origin) from error
+
+
+def _damaged(error: Exception, origin: str) -> XciteError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return XciteError(f"{origin}: the picture is damaged ({reason[:120]})")
 
 
 def _name(picture: Picture) -> str:

@@ -7,20 +7,29 @@ unpickles first runs before grain is imported there.
 """
 
 import contextlib
+import errno
 import multiprocessing
 import os
+import queue
+import re
+import resource
 import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from typing import Any
 
 import numpy as np
 
+from xcite.data.shared_memory import name_segments_after, remove_segments_of_the_dead
 from xcite.errors import XciteError
 
 _SHARED_MEMORY = "/dev/shm"
+_FILES_PER_WORKER = 24  # that this process holds open: 18 and those of its batches
+_JOINING = 5.0  # seconds for the thread that asks grain to notice that all is closed
+# Sent to all processes of a terminal or of a batch job, and for the main process to obey.
+_TO_THE_GROUP = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Reader:
@@ -39,14 +48,24 @@ class Reader:
         workers: int,
         prefetch: int,
         bytes_per_item: int,
+        timeout: float = 300.0,
     ) -> None:
+        """Args:
+        timeout: seconds that `next` waits before a worker counts as stuck; a time in which this
+            process was stopped itself does not count.
+        """
         self.position = steps.start
         self.stop = steps.stop
+        self._workers = workers
+        if workers:
+            self._require_files()
         grain = _grain()
         items = grain.MapDataset.range(steps.start, steps.stop).map(make)
         # no threads: a worker makes one batch after the other, and more workers make more
         dataset = items.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         if workers:
+            with _shielded_children():  # it outlives the workers, to remove what they leave
+                resource_tracker.ensure_running()
             # every worker holds `prefetch` batches ready, and so does this process for it
             needed = 2 * (prefetch + 1) * workers * bytes_per_item
             smallest = 1 << 16 if _shared_memory_free() > needed else 1 << 62  # else through pipes
@@ -56,34 +75,118 @@ class Reader:
                 grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch),
                 worker_init_fn=_start_worker,
             )
-        self._iterator = iter(dataset)
-        self._workers = workers
+        self._timeout = timeout
+        self._others = set(multiprocessing.active_children())
+        self._asking: threading.Thread | None = None
+        try:
+            self._iterator = iter(dataset)
+        except Exception as error:
+            raise self._in_words(error) from error
 
     def next(self) -> dict[str, Any]:
         """The item of the next step.
 
         Raises:
-            XciteError: a worker process died; what ``make`` raises is raised as it is.
+            XciteError: a worker process died or is stuck, or the machine has too little of
+                something; what ``make`` raises is raised as it is.
         """
         try:
-            with _prepared_start() if self._workers else contextlib.nullcontext():
-                item: dict[str, Any] = next(self._iterator)
+            item: dict[str, Any] = self._bounded() if self._workers else next(self._iterator)
         except BaseException as error:
             self.close()
-            if isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error):
-                raise XciteError(
-                    "a data worker process ended unexpectedly, perhaps because memory ran out; "
-                    "lower data.workers, data.prefetch or optim.batch"
-                ) from error
+            if isinstance(error, Exception):
+                raise self._in_words(error) from error
             raise
         self.position += 1
         return item
 
+    def _bounded(self) -> dict[str, Any]:
+        """Ask grain in a thread: a worker that is stopped, or died while it wrote, never answers.
+
+        Raises:
+            XciteError: no answer within the time.
+        """
+        answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+        def ask() -> None:
+            try:
+                with _prepared_start():
+                    answers.put((next(self._iterator), None))
+            except BaseException as error:
+                answers.put((None, error))
+
+        self._asking = threading.Thread(target=ask, daemon=True)
+        self._asking.start()
+        waited = 0.0
+        while True:
+            try:  # in short waits, so that hours under Ctrl-Z count as one of them
+                item, error = answers.get(timeout=min(1.0, self._timeout))
+            except queue.Empty:
+                waited += min(1.0, self._timeout)
+                if waited >= self._timeout:
+                    raise XciteError(self._stuck()) from None
+                continue
+            if error is not None:
+                raise error
+            return dict(item)
+
+    def _stuck(self) -> str:
+        stopped = [process.pid for process in self._processes() if _state(process.pid) == "T"]
+        reason = f"process {stopped[0]} is stopped" if stopped else "its data may not answer"
+        return (
+            f"a data worker has given nothing for {self._timeout:g} seconds ({reason}); "
+            "raise data.worker_timeout if batches may take as long"
+        )
+
+    def _processes(self) -> list[Any]:
+        return [p for p in multiprocessing.active_children() if p not in self._others]
+
     def close(self) -> None:
         """End the worker processes."""
+        if self._asking is not None and self._asking.is_alive():
+            for process in self._processes():  # they may be stopped, which only this ends
+                process.kill()
         close = getattr(self._iterator, "close", None)
         if close is not None:
-            close()
+            with contextlib.suppress(AssertionError):  # of a worker that never started
+                close()
+        if self._asking is not None:
+            self._asking.join(_JOINING)
+            self._asking = None
+
+    def _require_files(self) -> None:
+        """Raise XciteError where the workers' pipes cannot be opened: grain would leave pieces."""
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        with contextlib.suppress(OSError):
+            used = len(os.listdir("/proc/self/fd"))
+            if resource.RLIM_INFINITY != limit < used + _FILES_PER_WORKER * self._workers:
+                raise XciteError(self._too_few_files())
+
+    def _too_few_files(self) -> str:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return (
+            f"{self._workers} data workers need more open files than the {limit} allowed; "
+            "raise the limit (`ulimit -n 4096`) or lower data.workers"
+        )
+
+    def _in_words(self, error: Exception) -> Exception:
+        """What the user can do about a lack of something; other errors stay as they are."""
+        text, number = str(error), getattr(error, "errno", None)
+        died = re.search(r"terminated unexpectedly with exit code (-?\d+)", text)
+        if number in (errno.EMFILE, errno.ENFILE):
+            return XciteError(self._too_few_files())
+        if number == errno.ENOSPC or (died and int(died[1]) == -signal.SIGBUS):
+            return XciteError(
+                f"{_SHARED_MEMORY} is full, which data workers need; enlarge it (with containers: "
+                "--shm-size=1g), remove what others left there, or set data.workers to 0"
+            )
+        scarce = number in (errno.ENOMEM, errno.EAGAIN) or "can't start new thread" in text
+        if died or scarce or isinstance(error, MemoryError):
+            return XciteError(
+                "a data worker process ended unexpectedly, perhaps because memory ran out; "
+                "lower data.workers, data.prefetch or optim.batch"
+            )
+        return error
 
 
 def owned(array: np.ndarray) -> np.ndarray:
@@ -111,6 +214,15 @@ def _grain() -> Any:
     return grain
 
 
+def _state(pid: int) -> str:
+    """Of a process, one letter as in `ps`: "T" is stopped."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return "?"
+
+
 def _shared_memory_free() -> int:
     try:
         return shutil.disk_usage(_SHARED_MEMORY).free
@@ -121,18 +233,22 @@ def _shared_memory_free() -> int:
 def _start_worker(index: int, count: int) -> None:
     """Runs in each worker process before its first batch."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
+    if parent is not None and parent.pid is not None:
+        name_segments_after(parent.pid)
         threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
 
 
 def _follow(sentinel: int) -> None:
     """End this worker when the main process is gone, however it went."""
     connection.wait([sentinel])
+    remove_segments_of_the_dead()
     os._exit(1)
 
 
 def _before_grain() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    # What a terminal or a batch system sends to the whole group is the main process's to handle.
+    for number in (signal.SIGINT, *_TO_THE_GROUP):
+        signal.signal(number, signal.SIG_IGN)
     _grain()
 
 
@@ -144,11 +260,22 @@ class _EarlyStart:
 
 
 @contextlib.contextmanager
+def _shielded_children() -> Iterator[None]:
+    """Processes started here do not see signals to the group; this one gets them afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TO_THE_GROUP)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
 def _prepared_start() -> Iterator[None]:
     # A new process unpickles this dictionary before the function that it is to run.
     configuration: dict[str, Any] = multiprocessing.current_process()._config  # type: ignore[attr-defined]
     configuration["xcite"] = _EarlyStart()
     try:
-        yield
+        with _shielded_children():
+            yield
     finally:
         configuration.pop("xcite", None)

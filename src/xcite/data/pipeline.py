@@ -23,6 +23,9 @@ from xcite.recipe import Recipe
 
 _ROUNDING = 256  # repeated augmentation ends an epoch at a multiple of this, as the official code
 _LEAVE_OUT = "data.on_error: skip would leave it out"
+_IN_A_ROW = 1_000  # pictures that cannot be decoded: more is no loss but missing data
+WORKER_TIMEOUT = 300.0
+"""Seconds to wait for a batch."""
 
 
 class TrainLoader:
@@ -74,6 +77,7 @@ class TrainLoader:
                 range(first, stop),
                 workers=self._data.workers,
                 prefetch=self._data.prefetch,
+                timeout=self._data.worker_timeout,
                 bytes_per_item=self._make.bytes_per_batch,
             )
         finished = False
@@ -114,6 +118,7 @@ class EvaluationLoader:
         on_error: str = "stop",
         max_pixels: int = decoding.MAX_PIXELS,
         prefetch: int = 2,
+        timeout: float = WORKER_TIMEOUT,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -124,6 +129,7 @@ class EvaluationLoader:
         )
         self._workers = workers
         self._prefetch = prefetch
+        self._timeout = timeout
 
     def __len__(self) -> int:
         """Number of batches, if no picture is skipped."""
@@ -136,6 +142,7 @@ class EvaluationLoader:
             steps,
             workers=min(self._workers, len(steps)),
             prefetch=self._prefetch,
+            timeout=self._timeout,
             bytes_per_item=self._make.bytes_per_batch,
         )
         try:
@@ -226,7 +233,7 @@ class _TrainBatch:
             "share": np.empty(0, np.float32) if mixed is None else mixed.share,
             "boxes": np.empty((0, 4), np.int32) if mixed is None else mixed.boxes,
             "epoch": epoch,
-            "skipped": "\n".join(skipped),
+            "skipped": skipped,
         }
 
     def _views(self, epoch: int) -> np.ndarray:
@@ -251,7 +258,7 @@ class _TrainBatch:
         With on_error "skip" a damaged picture is replaced by the next one that can be decoded.
         """
         data, number = self.recipe.data, len(self.source)
-        for candidate in range(index, index + number):
+        for candidate in range(index, index + min(number, _IN_A_ROW)):
             candidate %= number
             name = self.source.name(candidate)
             draws = generator(self.recipe.run.seed, "augmentation", epoch, candidate, repeat)
@@ -263,11 +270,14 @@ class _TrainBatch:
                     )
                 pixels[:] = self.augmentation(opened[candidate], draws)
                 return candidate, draws
-            except XciteError as error:
-                if data.on_error == "stop":
-                    raise XciteError(f"{error} ({_LEAVE_OUT})") from error
-                skipped.append(name)
-        raise XciteError(f"none of the {number} pictures can be decoded; first: {skipped[0]}")
+            except (XciteError, MemoryError) as error:
+                _leave_out(error, name, data.on_error, skipped)
+        if number <= _IN_A_ROW:
+            raise XciteError(f"none of the {number} pictures can be decoded; first: {skipped[0]}")
+        raise XciteError(
+            f"{_IN_A_ROW} pictures in a row cannot be decoded, the last is {skipped[-1]}; "
+            "have the data been moved or deleted?"
+        )
 
 
 class _EvaluationBatch:
@@ -312,12 +322,11 @@ class _EvaluationBatch:
                     max_pixels=self.max_pixels,
                     origin=name,
                 )
-            except XciteError as error:
-                if self.on_error == "stop":
-                    raise XciteError(f"{error} ({_LEAVE_OUT})") from error
-                skipped.append(name)
+                pixels = transforms.evaluation_pixels(picture, self.preprocessing)
+            except (XciteError, MemoryError) as error:
+                _leave_out(error, name, self.on_error, skipped)
                 continue
-            pictures[len(decoded)] = transforms.evaluation_pixels(picture, self.preprocessing)
+            pictures[len(decoded)] = pixels
             decoded.append(index)
         views = np.zeros((len(decoded), 2), np.int64)
         views[:, 0] = decoded
@@ -325,14 +334,26 @@ class _EvaluationBatch:
             "pictures": pictures[: len(decoded)],
             "labels": self.source.labels[views[:, 0]],
             "views": views,
-            "skipped": "\n".join(skipped),
+            "skipped": skipped,
         }
+
+
+def _leave_out(error: Exception, name: str, on_error: str, skipped: list[str]) -> None:
+    """Note a picture that cannot be decoded, or stop because of it.
+
+    Raises:
+        XciteError: with ``on_error`` "stop".
+    """
+    if on_error == "stop":
+        reason = str(error) if isinstance(error, XciteError) else f"{name}: memory ran out"
+        raise XciteError(f"{reason} ({_LEAVE_OUT})") from error
+    skipped.append(name)
 
 
 def _unpacked(item: dict[str, Any]) -> tuple[Batch, list[str]]:
     """A `Batch` of what a worker sent, and the names of skipped pictures."""
     arrays = {key: owned(value) for key, value in item.items() if isinstance(value, np.ndarray)}
-    skipped = item["skipped"].split("\n") if item["skipped"] else []
+    skipped = item["skipped"]
     batch = Batch(arrays["pictures"], arrays["labels"], arrays["views"])
     if "targets" not in arrays:
         return batch, skipped

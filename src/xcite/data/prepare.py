@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from xcite.data.decoding import SUFFIXES
-from xcite.data.sources import tar_members
+from xcite.data.tar_members import tar_members
 from xcite.errors import XciteError
 from xcite.whole_files import whole_file, write_text
 

@@ -4,19 +4,22 @@ A source is a listing and a way to read one picture's bytes. It holds no open fi
 sent to worker processes.
 """
 
+import errno
 import glob
 import hashlib
 import os
-import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from xcite.data.decoding import SUFFIXES
+from xcite.data.tar_members import tar_members
 from xcite.errors import XciteError
+from xcite.regular_files import open_regular, read_regular
 
+_LONGEST_LINE = 1 << 16  # bytes
 _LARGEST_LABEL = 1_000_000  # a list file's typing error must not allocate a million class names
 
 
@@ -26,10 +29,12 @@ class Source(Protocol):
     Attributes:
         class_names: in the order of the labels.
         labels: int64 (n,).
+        notes: what people should know about the listing.
     """
 
     class_names: list[str]
     labels: np.ndarray
+    notes: Sequence[str]
 
     def __len__(self) -> int: ...
 
@@ -42,6 +47,9 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """Hash of the listing: names, labels, classes; not of the place or the pixels."""
 
+    def files(self) -> Iterable[str]:
+        """Paths of the files that hold the pictures, in their order."""
+
 
 def open_source(
     spec: str | os.PathLike[str],
@@ -50,6 +58,7 @@ def open_source(
     classes: Sequence[str] | None = None,
     channels: int = 3,
     split: str = "train",
+    outside_root: bool = False,
 ) -> Source:
     """List the pictures that ``spec`` names.
 
@@ -62,6 +71,9 @@ def open_source(
             is an error. If empty they come from the data.
         channels: of the digits, 3 or 1; encoded pictures are converted when decoded.
         split: "train" or "validation" of the digits; other sources are one split each.
+        outside_root: allow paths of a list file or names of tar members that lead out of their
+            root: with ``..``, or absolute ones beside a ``root``. An absolute path in a list file
+            without a root is what its writer meant, and links on disk are the user's own.
 
     Raises:
         XciteError: nothing there, no pictures, unknown classes, or a damaged archive.
@@ -77,15 +89,15 @@ def open_source(
         shards = sorted(glob.glob(spec))
         if not shards:
             raise XciteError(f"{spec}: no file matches this pattern")
-        return TarShards(spec, shards, names)
+        return TarShards(spec, shards, names, outside_root)
     path = Path(spec)
     if path.is_dir():
         shards = sorted(str(shard) for shard in path.glob("*.tar"))
-        return TarShards(spec, shards, names) if shards else ImageFolder(path, names)
+        return TarShards(spec, shards, names, outside_root) if shards else ImageFolder(path, names)
     if path.suffix == ".tar" and path.is_file():
-        return TarShards(spec, [spec], names)
+        return TarShards(spec, [spec], names, outside_root)
     if path.is_file():
-        return ListFile(path, Path(root) if root else path.parent, names)
+        return ListFile(path, Path(root) if root else None, names, outside_root)
     raise XciteError(
         f"{spec}: no such folder, list file or .tar; "
         "data.train and data.validation also take a pattern of .tar files or 'digits'"
@@ -127,6 +139,7 @@ class _Listed:
 
     class_names: list[str]
     labels: np.ndarray
+    notes: Sequence[str] = ()
 
     def __init__(
         self, names: Iterable[str], found: Sequence[str | int], classes: list[str] | None, spec: str
@@ -135,6 +148,9 @@ class _Listed:
         if not len(self._names):
             raise XciteError(f"{spec}: no pictures found ({', '.join(SUFFIXES[:4])}, ...)")
         self.class_names = classes or sorted({str(name) for name in found})
+        for name in self.class_names:
+            if not name.isascii() and name.encode(errors="replace").decode() != name:
+                raise XciteError(f"{spec}: the class name {name!r} is not UTF-8; rename it")
         position = {name: label for label, name in enumerate(self.class_names)}
         unknown = sorted({str(name) for name in found} - set(position))
         if unknown:
@@ -146,6 +162,12 @@ class _Listed:
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def name(self, index: int) -> str:
+        raise NotImplementedError
+
+    def files(self) -> Iterable[str]:
+        return map(self.name, range(len(self)))
 
     def fingerprint(self) -> str:
         return _fingerprint(self._names, self.labels, self.class_names)
@@ -179,10 +201,13 @@ class ImageFolder(_Listed):
 class ListFile(_Listed):
     """``path label`` lines, as PaddleClas writes them; paths may contain spaces."""
 
-    def __init__(self, path: Path, root: Path, classes: list[str] | None) -> None:
-        self._root = os.path.abspath(root)
+    def __init__(
+        self, path: Path, root: Path | None, classes: list[str] | None, outside_root: bool = False
+    ) -> None:
+        self._root = os.path.abspath(root or path.parent)
         names: list[str] = []
         labels: list[int] = []
+        outside = 0
         for number, line in enumerate(_lines(path), 1):
             if not line.strip():
                 continue
@@ -191,7 +216,15 @@ class ListFile(_Listed):
                 name, _, label = line.strip().rpartition("\t")
             if not name or not label.isdecimal() or int(label) > _LARGEST_LABEL:
                 raise XciteError(f"{path} line {number}: expected 'path label', got {line[:80]!r}")
-            names.append(name.strip())
+            name = name.strip()
+            leaves = _leaves(name, self._root)
+            if leaves and not outside_root and not (root is None and os.path.isabs(name)):
+                raise XciteError(
+                    f"{path} line {number}: {name!r} lies outside {self._root}; set data.root to "
+                    "a folder that holds all pictures, or data.outside_root to true"
+                )
+            outside += leaves
+            names.append(name)
             labels.append(int(label))
         if not names:
             raise XciteError(f"{path}: no pictures listed")
@@ -200,7 +233,9 @@ class ListFile(_Listed):
         elif max(labels) >= len(classes):
             raise XciteError(f"{path}: label {max(labels)}, but there are {len(classes)} classes")
         super().__init__(names, [classes[label] for label in labels], classes, str(path))
-        if not os.path.isfile(self.name(0)):
+        if outside:
+            self.notes = [f"{outside} of {len(names)} pictures of {path} lie outside {self._root}"]
+        if not os.path.exists(self.name(0)):
             raise XciteError(f"{path}: no file {self.name(0)}; set data.root to where paths start")
 
     def read(self, index: int) -> bytes:
@@ -216,8 +251,15 @@ class TarShards(_Listed):
     Nothing is ever extracted, so member names are only names.
     """
 
-    def __init__(self, spec: str, shards: Sequence[str], classes: list[str] | None) -> None:
+    def __init__(
+        self,
+        spec: str,
+        shards: Sequence[str],
+        classes: list[str] | None,
+        outside_root: bool = False,
+    ) -> None:
         self._shards = [os.path.abspath(shard) for shard in shards]
+        self._states = [_state(shard) for shard in self._shards]
         names: list[str] = []
         found: list[str] = []
         places: list[tuple[int, int, int]] = []
@@ -226,6 +268,11 @@ class TarShards(_Listed):
                 folder, _, file = member.rpartition("/")
                 if file.startswith(".") or not file.lower().endswith(SUFFIXES):
                     continue
+                if not outside_root and (member.startswith("/") or ".." in member.split("/")):
+                    raise XciteError(
+                        f"{path}: the name {member!r} leads out of the archive; if you trust it, "
+                        "set data.outside_root to true"
+                    )
                 class_name = folder.rpartition("/")[2]
                 if class_name in ("", ".", ".."):
                     raise XciteError(
@@ -243,10 +290,15 @@ class TarShards(_Listed):
         data = _read(self._shards[shard], offset, size)
         if len(data) != size:
             raise XciteError(f"{self.name(index)}: the archive has become shorter since listing")
+        if _state(self._shards[shard]) != self._states[shard]:
+            raise XciteError(f"{self.name(index)}: the archive has changed since it was listed")
         return data
 
     def name(self, index: int) -> str:
         return f"{self._shards[int(self._places[index, 0])]}:{self._names[index]}"
+
+    def files(self) -> Iterable[str]:
+        return self._shards
 
 
 class Digits:
@@ -254,6 +306,8 @@ class Digits:
 
     The split is stratified and always the same; it does not depend on a run's seed.
     """
+
+    notes: Sequence[str] = ()
 
     def __init__(self, split: str, channels: int, classes: list[str] | None) -> None:
         if split not in ("train", "validation"):
@@ -289,40 +343,12 @@ class Digits:
     def name(self, index: int) -> str:
         return f"digits:{self._split}/{self._numbers[index]}"
 
+    def files(self) -> Iterable[str]:
+        return ()
+
     def fingerprint(self) -> str:
         names = Names(str(number) for number in self._numbers)
         return _fingerprint(names, self.labels, self.class_names)
-
-
-def tar_members(
-    path: str | os.PathLike[str], start: int = 0, length: int | None = None
-) -> Iterable[tuple[str, int, int]]:
-    """Name, offset and size of each regular file in an uncompressed tar archive, in order.
-
-    Args:
-        start, length: where an archive lies that is itself a member of ``path``; offsets count
-            from the beginning of ``path`` all the same.
-
-    Raises:
-        XciteError: unreadable, compressed or damaged; or a member reaches beyond the end.
-    """
-    try:
-        end = os.path.getsize(path) if length is None else start + length
-        with open(path, "rb") as file:
-            file.seek(start)
-            with tarfile.open(fileobj=file, mode="r:") as archive:
-                for member in archive:
-                    # tarfile would keep every header, and a listing may be long
-                    archive.members = []  # type: ignore[attr-defined]
-                    if member.offset >= end:
-                        return
-                    if not member.isreg() or member.issparse():
-                        continue
-                    if member.size < 0 or member.offset_data + member.size > end:
-                        raise XciteError(f"{path}: cut short within {member.name!r}")
-                    yield member.name, member.offset_data, member.size
-    except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError) as error:
-        raise XciteError(f"{path}: cannot be read as an uncompressed tar ({error})") from error
 
 
 def _visible_folders(root: str) -> list[str]:
@@ -342,18 +368,40 @@ def _pictures_below(root: str, folder: str) -> Iterable[str]:
                 yield os.path.join(inside, file)
 
 
-def _read(path: str, offset: int = 0, size: int = -1) -> bytes:
+def _read(path: str, offset: int = 0, size: int | None = None) -> bytes:
+    """Bytes of a file; that no more files can be opened is no fault of this one, so OSError."""
     try:
-        with open(path, "rb") as file:
-            file.seek(offset)
-            return file.read(size)
+        return read_regular(path, offset, size)
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
         raise XciteError(f"{path}: {error.strerror or error}") from error
 
 
-def _lines(path: Path) -> list[str]:
+def _state(path: str) -> tuple[int, int, int]:
+    """What changes when a file is replaced or written to."""
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        found = os.stat(path)
+    except OSError as error:
+        raise XciteError(f"{path}: {error.strerror or error}") from error
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _leaves(name: str, root: str) -> bool:
+    """Whether a listed path leads out of ``root``, by its spelling alone."""
+    if ".." not in name and not os.path.isabs(name):
+        return False
+    place = os.path.normpath(os.path.join(root, name))
+    return not place.startswith(root.rstrip("/") + "/")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with open_regular(path) as file:
+            while line := file.readline(_LONGEST_LINE):
+                if len(line) == _LONGEST_LINE:
+                    raise XciteError(f"{path}: a line of more than {_LONGEST_LINE} bytes")
+                yield line.decode().rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         raise XciteError(f"{path}: not a readable text file ({error})") from error
 

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, NamedTuple, Self
 
+from xcite.errors import XciteError
 from xcite.families.layers import Part, Shape
 from xcite.preprocessing import Preprocessing
 
@@ -103,6 +104,21 @@ class Family(ABC):
         if self.forward_order:
             parts.sort(key=lambda part: self.forward_order.index(part.name.split(".")[0]))
         return {name: p.name for p in parts for layer in p.layers for name in layer.tensors}
+
+
+def check_sizes(architecture: Family, limits: Mapping[str, tuple[float, float]]) -> None:
+    """Refuse sizes that no model reaches: a walk over a billion layers fills the memory.
+
+    Args:
+        limits: field to its least and largest value.
+
+    Raises:
+        XciteError: naming the field.
+    """
+    for name, (least, most) in limits.items():
+        value = getattr(architecture, name)
+        if not least <= value <= most:
+            raise XciteError(f"{name} is {value}; it must be from {least} to {most}")
 
 
 def shape_of(named: Mapping[str, Shape], name: str, dimensions: int) -> Shape:

@@ -10,11 +10,24 @@ from pydantic import BaseModel, Field
 
 from xcite.errors import XciteError
 from xcite.families import layers
-from xcite.families.family import Family, shape_of
+from xcite.families.family import Family, check_sizes, shape_of
 from xcite.families.layers import ONCE, Layer, Part, Places, Shape
 from xcite.preprocessing import Preprocessing
 
 _NORMAL = layers.truncated_normal(0.01)
+
+# Far beyond any model that was trained: RegNetY-1280 ends at width 7,392 and depth 27.
+_LIMITS = {
+    "w0": (8, 65_536),
+    "wa": (0, 65_536),
+    "wm": (1.001, 100),
+    "group_size": (1, 65_536),
+    "depth": (1, 1_024),
+    "se_ratio": (0, 16),
+    "stem_width": (1, 65_536),
+    "num_classes": (0, 1_000_001),
+    "in_chans": (1, 1_024),
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,9 @@ class RegNetArchitecture(Family):
     stem_width: int = 32
     num_classes: int = 1000
     in_chans: int = 3
+
+    def __post_init__(self) -> None:
+        check_sizes(self, _LIMITS)
 
     def stages(self) -> list[tuple[int, int, int]]:
         """(width, depth, groups) of each stage.

@@ -14,12 +14,23 @@ from pydantic import BaseModel, Field
 
 from xcite.errors import XciteError
 from xcite.families import layers
-from xcite.families.family import Family, Published, shape_of
+from xcite.families.family import Family, Published, check_sizes, shape_of
 from xcite.families.layers import ONCE, Layer, Part, Places, Shape
 
 POSITION_CHANNELS = 64  # Fourier features: 32 for each axis
 
 _NORMAL = layers.truncated_normal(0.02)
+
+# Far beyond any model that was trained: the published ones end at width 768 and depth 24.
+_LIMITS = {
+    "embed_dim": (1, 65_536),
+    "depth": (0, 1_024),
+    "num_heads": (1, 4_096),
+    "cls_attn_layers": (0, 1_024),
+    "mlp_ratio": (0, 64),
+    "num_classes": (0, 1_000_001),
+    "in_chans": (1, 1_024),
+}
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,7 @@ class XCiTArchitecture(Family):
     def __post_init__(self) -> None:
         if self.patch_size not in (2, 4, 8, 16):
             raise XciteError(f"patch_size is {self.patch_size}; it must be 2, 4, 8 or 16")
+        check_sizes(self, _LIMITS)
         if self.embed_dim % self.num_heads:
             raise XciteError(
                 f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}"
@@ -83,11 +95,6 @@ class XCiTArchitecture(Family):
                 f"embed_dim {self.embed_dim} is not a multiple of {self.patch_size // 2}, "
                 f"which the stem of patch_size {self.patch_size} needs"
             )
-        for name in ("depth", "cls_attn_layers", "num_classes"):
-            if getattr(self, name) < 0:
-                raise XciteError(f"{name} is {getattr(self, name)}; it must not be negative")
-        if self.in_chans < 1:
-            raise XciteError(f"in_chans is {self.in_chans}; it must be at least 1")
 
     def stem_widths(self) -> list[int]:
         """Output channels of the stem's 3x3 convolutions of stride 2, first to last."""

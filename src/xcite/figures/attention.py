@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xcite.errors import XciteError
+from xcite.figures.labels import plain
 from xcite.runtime.classifier import EngineClassifier
 from xcite.runtime.opening import OpenedModel
 from xcite.runtime.predictor import Predictor, input_pixels
@@ -220,7 +221,7 @@ def draw_attention(explanation: Explanation, path: str | Path) -> None:
         axis.set_axis_off()
     _show_picture(axes[0, 0], explanation.picture)
     share = 100 * explanation.probabilities.max()
-    axes[0, 0].set_title(f"{explanation.label[:28]} {share:.1f} %", fontsize=9)
+    axes[0, 0].set_title(f"{plain(explanation.label[:28])} {share:.1f} %", fontsize=9)
     for layer in range(layers):
         _overlay(axes[0, 1 + layer], explanation.picture, explanation.classes[layer].mean(axis=0))
         axes[0, 1 + layer].set_title(f"layer {layer + 1}, mean of heads", fontsize=9)

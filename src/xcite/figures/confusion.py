@@ -6,6 +6,7 @@ import numpy as np
 
 from xcite.errors import XciteError
 from xcite.evaluation.accuracy import Accuracy
+from xcite.figures.labels import plain
 from xcite.whole_files import whole_file
 
 NAMED = 60  # classes up to here get their names at the sides
@@ -56,10 +57,10 @@ def draw_confusion(accuracy: Accuracy, path: str | Path, *, title: str = "") -> 
     bar = figure.colorbar(image, ax=axes, shrink=0.8)
     bar.set_label("% of the true class")
     heading = f"{accuracy.pictures:,} pictures, top-1 {accuracy.top1:.2f} %"
-    axes.set_title(f"{title}\n{heading}" if title else heading, fontsize=11)
+    axes.set_title(f"{plain(title)}\n{heading}" if title else heading, fontsize=11)
     with whole_file(path) as aside:
         figure.savefig(aside, dpi=110, format=Path(path).suffix.removeprefix(".") or "png")
 
 
 def _shortened(name: str, most: int = 20) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
+    return plain(name if len(name) <= most else name[: most - 1] + "…")

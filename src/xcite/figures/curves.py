@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from xcite.errors import XciteError
+from xcite.figures.labels import plain
 from xcite.whole_files import whole_file
 
 Rows = Sequence[Mapping[str, Any]]
@@ -34,6 +35,7 @@ def draw_curves(runs: Mapping[str, Rows], path: str | Path) -> None:
     best: list[tuple[float, str]] = []
     for number, (name, rows) in enumerate(runs.items()):
         colour = COLOURS[number % len(COLOURS)]
+        name = plain(name)
         prefix = f"{name}: " if several else ""
         steps = [row for row in rows if row.get("kind") == "step"]
         epochs = [row for row in rows if row.get("kind") == "epoch"]

@@ -12,6 +12,7 @@ import numpy as np
 
 from xcite import recipe as recipes
 from xcite.canonical import parameter_count
+from xcite.control_characters import visible, visible_lines
 from xcite.cost import multiply_adds
 from xcite.errors import XciteError
 from xcite.figures.attention import attention_maps, overlay_png, patch_size, picture_png
@@ -118,7 +119,7 @@ def write_report(
         _confusion(findings, spec, weights),
         *_cases(findings),
         _cost(folder, recipe, rows, weights),
-        _section("Recipe", f"<pre>{html.escape(recipes.dump(recipe))}</pre>"),
+        _section("Recipe", f"<pre>{html.escape(visible_lines(recipes.dump(recipe)))}</pre>"),
         _environment(folder),
     ]
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -127,7 +128,7 @@ def write_report(
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f"<title>{html.escape(name)}: Xcite run</title><style>{_STYLE}</style></head>"
+        f"<title>{_text(name)}: Xcite run</title><style>{_STYLE}</style></head>"
         f"<body>{''.join(parts)}</body></html>\n",
     )
 
@@ -156,6 +157,7 @@ def _examine(
         model.architecture.num_classes,
         channels=model.preprocessing.channels,
         root=recipe.data.root if own else None,
+        outside_root=recipe.data.outside_root if own else False,
         model="this run",
     )
     loader = EvaluationLoader(
@@ -229,22 +231,26 @@ def _case(model: "OpenedModel", names: list[str], source: "Source", index: int) 
     )
 
 
+def _text(stranger: str) -> str:
+    return html.escape(visible(stranger))
+
+
 def _section(title: str, body: str) -> str:
-    return f"<section><h2>{html.escape(title)}</h2>{body}</section>\n"
+    return f"<section><h2>{_text(title)}</h2>{body}</section>\n"
 
 
 def _picture(data: bytes, words: str, kind: str = "") -> str:
     encoded = base64.b64encode(data).decode()
-    return f"<img class='{kind}' alt='{html.escape(words)}' src='data:image/png;base64,{encoded}'>"
+    return f"<img class='{kind}' alt='{_text(words)}' src='data:image/png;base64,{encoded}'>"
 
 
 def _table(rows: Iterable[Sequence[object]], head: Sequence[str] = ()) -> str:
     def cell(value: object) -> str:
         kind = " class='number'" if isinstance(value, int | float) else ""
         text = f"{value:,.1f}" if isinstance(value, float) else str(value)
-        return f"<td{kind}>{html.escape(text)}</td>"
+        return f"<td{kind}>{_text(text)}</td>"
 
-    heading = "".join(f"<th scope='col'>{html.escape(text)}</th>" for text in head)
+    heading = "".join(f"<th scope='col'>{_text(text)}</th>" for text in head)
     body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
     return f"<div class='scroll'><table>{f'<tr>{heading}</tr>' if head else ''}{body}</table></div>"
 
@@ -272,13 +278,12 @@ def _head(
     facts.append(("epochs", f"{len(epochs)} of {recipe.optim.epochs}"))
     facts.append(("engine", recipe.run.engine))
     listed = "".join(
-        f"<div><dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd></div>"
-        for key, value in facts
+        f"<div><dt>{_text(key)}</dt><dd>{_text(value)}</dd></div>" for key, value in facts
     )
     changed = ", ".join(f"{key} {value}" for key, value in recipe.model.overrides().items())
-    with_ = f"<p class='quiet'>{html.escape(recipe.model.name)} with {html.escape(changed)}</p>"
+    with_ = f"<p class='quiet'>{_text(recipe.model.name)} with {_text(changed)}</p>"
     return (
-        f"<header><h1>{html.escape(name)}</h1><dl class='facts'>{listed}</dl>"
+        f"<header><h1>{_text(name)}</h1><dl class='facts'>{listed}</dl>"
         f"{with_ if changed else ''}</header>\n"
     )
 
@@ -318,7 +323,7 @@ def _confusion(findings: _Findings | None, spec: str | None, weights: "WeightFil
         return _section("Accuracy", f"<p>{reason}</p>")
     accuracy = findings.accuracy
     said = (
-        f"<p>{accuracy.pictures:,} pictures of {html.escape(Path(findings.data).name)}: "
+        f"<p>{accuracy.pictures:,} pictures of {_text(Path(findings.data).name)}: "
         f"top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} %, loss {accuracy.loss:.4f}."
     )
     if findings.skipped:
@@ -373,10 +378,10 @@ def _figure(case: _Case) -> str:
     images = _picture(picture_png(case.picture), f"Picture of class {case.true}")
     if case.attention is not None:
         images += _picture(overlay_png(case.picture, case.attention), "Attention on it")
-    said = f"<b>{html.escape(case.said)}</b> {100 * case.probability:.1f} %"
+    said = f"<b>{_text(case.said)}</b> {100 * case.probability:.1f} %"
     if case.said != case.true:
-        said += f"; truly {html.escape(case.true)} {100 * case.true_probability:.1f} %"
-    name = html.escape(Path(case.name).name)
+        said += f"; truly {_text(case.true)} {100 * case.true_probability:.1f} %"
+    name = _text(Path(case.name).name)
     return (
         f"<figure><div class='pair'>{images}</div>"
         f"<figcaption>{said}<br><span class='quiet'>{name}</span></figcaption></figure>"

@@ -1,9 +1,11 @@
 """The bundle: one folder with everything that serving a model takes, and proof that it is whole.
 
 ``bundle.json`` describes the files beside it. Every file is listed with its SHA-256, and the
-description carries a seal over itself, so that an altered, missing, added or exchanged file is
-refused instead of being run. The seal tells accidents and mix-ups, not an attacker who recomputes
-it: for that, compare `BundleInfo.seal` with a value kept elsewhere.
+description carries a seal over itself, so that an altered, missing or exchanged file is refused
+instead of being run. What counts is the content: a listed file may be a link (hub caches, mounted
+volumes), and files that are not listed are ignored, because no runtime opens them. The seal tells
+accidents and mix-ups, not an attacker who recomputes it: for that, compare `BundleInfo.seal` with a
+value kept elsewhere.
 """
 
 import contextlib
@@ -15,20 +17,24 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from xcite.errors import XciteError
-from xcite.families import FAMILIES, Architecture
+from xcite.families import Architecture
 from xcite.preprocessing import Preprocessing
+from xcite.runtime.external_data import external_files
+from xcite.weights.metadata import Metadata
 
 DESCRIPTION = "bundle.json"
 DESCRIPTION_LIMIT = 16 * 2**20  # bytes; 22,000 long class names stay far below
 FORMAT_VERSION = 1
 PROGRAMS = {"onnx": "model.onnx", "openvino": "model.xml", "paddle": "model.json"}
+_BESIDE = {".xml": ".bin", ".json": ".pdiparams"}  # a program's suffix: of its weights
 
 Format = Literal["onnx", "openvino", "paddle"]
+Side = Annotated[int, Field(ge=1, le=8192)]
 Precision = Literal["f32", "bf16", "int8"]
 
 
@@ -53,7 +59,7 @@ class BundleInfo(BaseModel):
     precision: Precision
     model: str | None = None
     architecture: dict[str, Any]
-    size: tuple[int, int] | None
+    size: tuple[Side, Side] | None
     preprocessing: Preprocessing
     class_names: list[str] = Field(default_factory=list)
     outputs: list[str]
@@ -73,9 +79,11 @@ class BundleInfo(BaseModel):
         fields = dict(self.architecture)
         kind = fields.pop("kind", None)
         try:
-            built: Architecture = FAMILIES[str(kind)](**fields)
-        except (KeyError, TypeError) as error:
+            built = Metadata(architecture=fields).described_architecture()
+        except (XciteError, TypeError, ValueError, ArithmeticError) as error:
             raise XciteError(f"the bundle's architecture cannot be read: {error}") from error
+        if built is None or built.kind != kind:
+            raise XciteError(f"the bundle's architecture cannot be read: it is no {kind!a}")
         return built
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -160,7 +168,8 @@ def read_info(folder: str | os.PathLike[str], *, verify: bool = True) -> BundleI
     """The description of a bundle, after checking every file against it.
 
     Raises:
-        XciteError: not a bundle, or altered, missing, added or mixed-up files.
+        XciteError: not a bundle; altered, missing or mixed-up files; a program that would open
+            files outside the bundle.
     """
     root = Path(folder)
     path = root / DESCRIPTION
@@ -190,16 +199,48 @@ def _verify(root: Path, info: BundleInfo) -> None:
     for name in info.files:
         if Path(name).name != name or name in (".", "..", DESCRIPTION) or "\\" in name:
             raise XciteError(f"{root / DESCRIPTION} names a file outside the bundle: {name!r}")
-    present = {path.name for path in root.iterdir()} - {DESCRIPTION}
-    for wrong, what in (
-        (sorted(set(info.files) - present), "lacks"),
-        (sorted(present - set(info.files)), "holds besides its own files"),
-    ):
-        if wrong:
-            raise XciteError(f"bundle {root} {what} {', '.join(wrong[:5])}; export again")
     for name, expected in info.files.items():
         path = root / name
-        if path.is_symlink() or not path.is_file():
-            raise XciteError(f"{path} is not a regular file; export again")
-        if checksum(path) != expected:
+        try:
+            found = checksum(path)
+        except FileNotFoundError as error:
+            raise XciteError(f"bundle {root} lacks {name}; export again") from error
+        except OSError as error:
+            raise XciteError(f"cannot read {path}: {error.strerror or error}") from error
+        if found != expected:
             raise XciteError(f"{path} was altered or belongs to another bundle; export again")
+        outside = sorted(_opened(path) - set(info.files))
+        if outside:
+            raise XciteError(
+                f"{path} would open {outside[0]!a}, which the bundle does not hold; do not use it"
+            )
+
+
+def program_files(program: Path) -> set[str]:
+    """Names of the files that a runtime opens, unasked, for a program."""
+    beside = _BESIDE.get(program.suffix)
+    return {program.name} | ({program.with_suffix(beside).name} if beside else set())
+
+
+def sealed_program(folder: Path, info: BundleInfo) -> Path:
+    """The program of a bundle whose description is ``info``.
+
+    Raises:
+        XciteError: it, or its weights, are not under the seal.
+    """
+    program = folder / PROGRAMS[info.format]
+    missing = sorted(program_files(program) - set(info.files))
+    if missing:
+        raise XciteError(f"{folder / DESCRIPTION} does not list {', '.join(missing)}; export again")
+    return program
+
+
+def _opened(program: Path) -> set[str]:
+    """Names of other files that a runtime would open because the program says so."""
+    if program.suffix == ".onnx":
+        return external_files(program)
+    if program.suffix == ".xml":
+        # OpenVINO's own files include nothing; whatever does was not written by it.
+        text = program.read_bytes().lower()
+        return {word for word in ("<!doctype", "<!entity", "xi:include") if word.encode() in text}
+    return set()

@@ -93,12 +93,13 @@ def open_labelled(
     *,
     channels: int,
     root: str | os.PathLike[str] | None = None,
+    outside_root: bool = False,
     model: str = "the model",
 ) -> tuple[Source, list[str], str | None]:
     """Validation pictures whose labels are the model's classes.
 
     Args:
-        spec: what `xcite.data.sources.open_source` takes.
+        spec, root, outside_root: what `xcite.data.sources.open_source` takes.
         known: the model's class names; None when it names none.
         count: number of its logits.
 
@@ -108,7 +109,14 @@ def open_labelled(
     Raises:
         XciteError: unreadable pictures, or classes that do not match.
     """
-    listed = functools.partial(open_source, spec, root=root, channels=channels, split="validation")
+    listed = functools.partial(
+        open_source,
+        spec,
+        root=root,
+        channels=channels,
+        split="validation",
+        outside_root=outside_root,
+    )
     source = listed()
     if isinstance(source, ListFile):  # its numbers are places in the model's list
         names = list(known) if known else [str(number) for number in range(count)]

@@ -9,7 +9,7 @@ import numpy as np
 
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
-from xcite.runtime.bundle import PROGRAMS, BundleInfo, read_info
+from xcite.runtime.bundle import BundleInfo, read_info, sealed_program
 from xcite.runtime.programs import open_program
 from xcite.runtime.ranking import class_name, probabilities, ranked
 
@@ -80,7 +80,7 @@ class Predictor:
                 "export it that way"
             )
         self._program = open_program(
-            self.bundle / PROGRAMS[self.info.format],
+            sealed_program(self.bundle, self.info),
             runtime=runtime,
             threads=self.threads,
             streams=streams,
@@ -88,6 +88,7 @@ class Predictor:
             usual=self.info.size or (self.preprocessing.size, self.preprocessing.size),
             called=f"{self.info.format} bundle {self.bundle}",
         )
+        self._classes = _checked(self.bundle, self.info, self._program.outputs)
         self.runtime = self._program.name
         self.precision = self._program.precision
         self.streams = self._program.streams
@@ -178,7 +179,32 @@ class Predictor:
             )
         if not len(images):
             raise XciteError("the batch is empty")
-        return self._program.run(images)
+        outputs = self._program.run(images)
+        expected = (len(images), self._classes)
+        if outputs["logits"].shape != expected:
+            raise XciteError(
+                f"bundle {self.bundle} gives logits {outputs['logits'].shape} where its "
+                f"description says {expected}; export again"
+            )
+        return outputs
+
+
+def _checked(bundle: Path, info: BundleInfo, outputs: Sequence[str]) -> int:
+    """The number of classes, after comparing a bundle's description with its program."""
+    architecture = info.built()
+    wrong = sorted({"logits", *info.outputs} - set(outputs))
+    if wrong:
+        raise XciteError(
+            f"bundle {bundle} has no output {', '.join(wrong)}, only {', '.join(outputs)}; "
+            "export again"
+        )
+    channels = info.preprocessing.channels
+    if architecture.in_chans != channels:
+        raise XciteError(
+            f"bundle {bundle} takes {architecture.in_chans} channels and prepares {channels}; "
+            "export again"
+        )
+    return architecture.num_classes
 
 
 def input_pixels(

@@ -95,12 +95,12 @@ class Batcher(Generic[Item, Answer]):
             self._changed.notify()
         return future
 
-    def close(self) -> None:
-        """Answer everything that was submitted, then stop."""
+    def close(self, timeout: float | None = None) -> None:
+        """Answer everything that was submitted, then stop; wait ``timeout`` seconds for that."""
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._worker.join()
+        self._worker.join(timeout)
 
     def _next(self) -> list[tuple[Item, "Future[Answer]"]] | None:
         """Wait for the next batch; None when closed and nothing is left."""

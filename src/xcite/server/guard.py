@@ -3,7 +3,7 @@
 import hmac
 import json
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
 Scope = MutableMapping[str, Any]
@@ -38,6 +38,9 @@ class Guard:
 
     Args:
         token: when given, all but `OPEN_PATHS` need ``Authorization: Bearer TOKEN``.
+        hosts: when given, names under which the server answers; /health is answered under any, for
+            probes that know only an address. A page of elsewhere whose name was made to point here
+            (DNS rebinding) is kept out.
         observe: told method, path, status and seconds of every request.
     """
 
@@ -46,17 +49,27 @@ class Guard:
         application: Application,
         *,
         token: str | None,
+        hosts: Collection[str] = (),
         observe: Callable[[str, str, int, float], None],
     ) -> None:
         self._application = application
         self._token = token.encode() if token else None
+        self._hosts = frozenset(name.lower().strip("[]") for name in hosts)
         self._observe = observe
         self._headers = [(name.encode(), text.encode()) for name, text in SECURITY_HEADERS.items()]
+
+    def _called_right(self, scope: Scope) -> bool:
+        if not self._hosts or scope["path"] == "/health":
+            return True
+        name = _header(scope, b"host").decode("latin-1").lower()
+        if not name.endswith("]"):  # an IPv6 address without a port
+            name = name.rpartition(":")[0] or name
+        return name.strip("[]") in self._hosts
 
     def _allowed(self, scope: Scope) -> bool:
         if self._token is None or scope["path"] in OPEN_PATHS:
             return True
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        given = _header(scope, b"authorization")
         scheme, _, token = given.partition(b" ")
         # constant time: how long a wrong token takes must not tell how much of it is right
         return scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token)
@@ -78,6 +91,8 @@ class Guard:
         try:
             if sum(len(name) + len(value) for name, value in scope["headers"]) > LARGEST_HEADERS:
                 await _refuse(send_guarded, 431, "the headers of this request are too large")
+            elif not self._called_right(scope):
+                await _refuse(send_guarded, 421, "this server does not answer under this name")
             elif not self._allowed(scope):
                 words = "this server needs a token: Authorization: Bearer TOKEN"
                 await _refuse(send_guarded, 401, words, (b"www-authenticate", b"Bearer"))
@@ -86,6 +101,11 @@ class Guard:
         finally:
             seconds = time.perf_counter() - started
             self._observe(scope["method"], scope["path"], status, seconds)
+
+
+def _header(scope: Scope, wanted: bytes) -> bytes:
+    found: bytes = next((value for name, value in scope["headers"] if name == wanted), b"")
+    return found
 
 
 async def _refuse(send: Send, status: int, words: str, *more: tuple[bytes, bytes]) -> None:

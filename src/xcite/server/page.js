@@ -8,6 +8,10 @@ let waiting = null; // the file to send again once a token is given
 let request = null; // aborts the one before
 
 const percent = (p) => (p >= 0.001 || p === 0 ? (100 * p).toFixed(1) : "< 0.1") + " %";
+
+// Names come from strangers: what would act instead of being read is shown escaped, as in Python.
+const ACTING = /[\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]/g;
+const visible = (text) => text.replace(ACTING, (c) => "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0"));
 const megabytes = (bytes) => (bytes / 2 ** 20).toFixed(1) + " MiB";
 
 async function ask(path, options = {}) {
@@ -19,7 +23,8 @@ async function ask(path, options = {}) {
     if (error.name === "AbortError") throw error;
     throw new Error("The server cannot be reached. Is it still running?");
   }
-  const answer = await response.json().catch(() => ({}));
+  const shown = (key, value) => (typeof value === "string" ? visible(value) : value);
+  const answer = await response.text().then((text) => JSON.parse(text, shown)).catch(() => ({}));
   if (response.status === 401) {
     $("access").hidden = false;
     $("token").focus();
@@ -41,7 +46,7 @@ async function describe() {
 }
 
 function complain(message) {
-  $("error").textContent = message;
+  $("error").textContent = visible(message);
   $("error").hidden = false;
   $("status").textContent = "";
 }
@@ -84,17 +89,17 @@ async function show(file, answer, milliseconds) {
   const picture = $("picture");
   URL.revokeObjectURL(picture.src);
   picture.src = URL.createObjectURL(file);
-  const visible = await picture.decode().then(() => true, () => false);
-  picture.hidden = !visible;
-  $("noview").hidden = visible;
-  picture.alt = file.name;
-  $("stage").style.setProperty("--ratio", visible ? picture.naturalWidth / picture.naturalHeight : 1);
+  const decoded = await picture.decode().then(() => true, () => false);
+  picture.hidden = !decoded;
+  $("noview").hidden = decoded;
+  picture.alt = visible(file.name);
+  $("stage").style.setProperty("--ratio", decoded ? picture.naturalWidth / picture.naturalHeight : 1);
   picture.classList.toggle("tiny", picture.naturalWidth < 200);
 
   const [best] = answer.predictions;
   $("answer").textContent = `${best.name}, ${percent(best.probability)}`;
   $("bars").replaceChildren(...answer.predictions.map(bar));
-  attention = visible ? answer.attention : null;
+  attention = decoded ? answer.attention : null;
   const cut = attention && Math.min(attention.seen.width, attention.seen.height) < 0.999;
   $("about").textContent =
     `Answered in ${Math.round(milliseconds)} ms.` + (cut ? " The model saw the bright square only." : "");

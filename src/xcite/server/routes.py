@@ -5,8 +5,9 @@ A request's way: `Guard` -> limits -> `Service` -> JSON.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -18,11 +19,14 @@ import xcite
 from xcite.runtime.predictor import Predictor
 from xcite.server.answers import Answers, Problem
 from xcite.server.batching import QueueFullError
+from xcite.server.decoders import DecodingStoppedError
 from xcite.server.limits import Limits
 from xcite.server.metrics import Metrics
 from xcite.server.pages import FILES, docs_page, page_file
 from xcite.server.service import Service
-from xcite.server.uploads import UploadError, declared_bytes, read_uploads
+from xcite.server.uploads import UploadError, read_uploads
+
+Result = TypeVar("Result")
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": text}
@@ -30,11 +34,12 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         400: "The form is malformed.",
         401: "The token is missing or wrong.",
         408: "The request did not arrive in time.",
-        413: "Too many bytes or files.",
+        413: "Too many bytes, files or pixels.",
         415: "Neither a form with files nor a picture.",
+        421: "The server does not answer under this name.",
         422: "No picture could be read; each entry says why.",
-        429: "The queue is full; Retry-After says when to come back.",
-        503: "No answer in time.",
+        429: "The queue is full, or that of heavy pictures; Retry-After says when to come back.",
+        503: "No answer in time, or the server is stopping.",
     }.items()
 }
 BODY = {
@@ -62,6 +67,8 @@ class Routes:
         self.limits = limits
         self.metrics = Metrics()
         self.service = Service(predictor, limits, self.metrics)
+        self._timers: set[asyncio.Timeout] = set()
+        self._end = math.inf  # when the last request must be answered, in the loop's time
         self.app = FastAPI(
             title="Xcite",
             version=xcite.__version__,
@@ -102,6 +109,22 @@ class Routes:
         yield
         await asyncio.to_thread(self.service.close)
 
+    def stop(self, seconds: float) -> None:
+        """Give requests that are under way so many seconds at most."""
+        self._end = asyncio.get_running_loop().time() + seconds
+        for timer in (timer for timer in self._timers if not timer.expired()):
+            timer.reschedule(min(timer.when() or self._end, self._end))
+
+    @contextlib.asynccontextmanager
+    async def _limited(self) -> AsyncIterator[contextlib.ExitStack]:
+        """Raise TimeoutError when a request has taken its time; yields what it holds till then."""
+        end = asyncio.get_running_loop().time() + self.limits.timeout
+        async with asyncio.timeout_at(min(end, self._end)) as timer:
+            with contextlib.ExitStack() as held:
+                self._timers.add(timer)
+                held.callback(self._timers.discard, timer)
+                yield held
+
     async def predict(
         self,
         request: Request,
@@ -115,26 +138,29 @@ class Routes:
         limits, service = self.limits, self.service
         reading = True
         try:
-            async with asyncio.timeout(limits.timeout):
-                size = declared_bytes(request, limits.max_bytes)
-                with contextlib.ExitStack() as held:
-                    held.enter_context(service.batcher.admit(1))
-                    held.enter_context(service.hold(size))
-                    uploads = await read_uploads(
-                        request, max_bytes=limits.max_bytes, max_files=limits.max_files
-                    )
-                    reading = False
-                    if len(uploads) > 1:
-                        held.enter_context(service.batcher.admit(len(uploads) - 1))
-                    answers = await asyncio.gather(
-                        *(service.answer(u, top=top, attention=attention) for u in uploads)
-                    )
+            async with self._limited() as held:
+                with service.batcher.admit(1):
+                    pass  # a full queue is told before the body is read
+                uploads = await read_uploads(
+                    request,
+                    max_bytes=limits.max_bytes,
+                    max_files=limits.max_files,
+                    silence=limits.silence,
+                    count=held.enter_context(service.hold()),
+                )
+                reading = False
+                held.enter_context(service.batcher.admit(len(uploads)))
+                answers = await _while_wanted(
+                    request, service.answers(uploads, top=top, attention=attention)
+                )
         except ClientDisconnect:
-            return _problem(400, "the connection was closed before the request was complete")
+            return _problem(400, "the connection was closed before the request was answered")
         except TimeoutError:
             if reading:
                 return _problem(408, f"the request did not arrive within {limits.timeout:g} s")
             message = f"no answer within {limits.timeout:g} s"
+            if self._end < math.inf:
+                message = "the server is stopping"
             return _problem(503, message, **{"Retry-After": "1"})
         good = any(answer.error is None for answer in answers)
         content: dict[str, Any] = {"pictures": [a.model_dump(exclude_none=True) for a in answers]}
@@ -143,8 +169,8 @@ class Routes:
         return JSONResponse(content, status_code=200 if good else 422)
 
     async def health(self) -> Response:
-        if not self.service.batcher.alive:
-            return _problem(503, "the prediction worker has stopped")
+        if trouble := await self.service.trouble():
+            return _problem(503, trouble)
         return JSONResponse({"status": "ok"})
 
     async def info(self) -> dict[str, Any]:
@@ -171,6 +197,28 @@ class Routes:
 
     async def docs(self) -> HTMLResponse:
         return HTMLResponse(docs_page(self.app.openapi()))
+
+
+async def _while_wanted(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of ``work``, which is cancelled when nobody waits for it any more.
+
+    Raises:
+        ClientDisconnect: the connection was closed.
+    """
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.create_task(work), asyncio.create_task(gone())
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
 
 
 def _page(name: str, media: str) -> Callable[[], Awaitable[Response]]:
@@ -209,6 +257,10 @@ async def _full(request: Request, error: QueueFullError) -> JSONResponse:
     return _problem(429, message, **{"Retry-After": str(error.retry_after)})
 
 
+async def _stopped(request: Request, error: DecodingStoppedError) -> JSONResponse:
+    return _problem(503, str(error), **{"Retry-After": "1"})
+
+
 async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
     return _problem(500, "the server failed on this request; its log says why")
 
@@ -218,5 +270,6 @@ _HANDLERS: dict[type[Exception], Any] = {
     RequestValidationError: _invalid,
     UploadError: _upload,
     QueueFullError: _full,
+    DecodingStoppedError: _stopped,
     Exception: _unforeseen,
 }

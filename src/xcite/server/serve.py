@@ -1,32 +1,52 @@
 """`xcite serve`: the process around the application, from the socket to the last answer."""
 
+import importlib.util
+import resource
 import signal
 import socket
 import sys
+from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xcite.errors import XciteError
 from xcite.runtime.predictor import Predictor
 from xcite.server.guard import Application, Guard
 from xcite.server.limits import Limits
 
+if TYPE_CHECKING:
+    from xcite.server.routes import Routes
+
 
 def create_app(
-    predictor: Predictor, limits: Limits | None = None, *, token: str | None = None
+    predictor: Predictor,
+    limits: Limits | None = None,
+    *,
+    token: str | None = None,
+    hosts: Collection[str] = (),
 ) -> Application:
     """The ASGI application: `Routes` behind a `Guard`.
 
     Raises:
-        XciteError: the extra 'serve' is not installed.
+        XciteError: the extra 'serve' is not installed, or the token is empty.
     """
+    return _guarded(_routes(predictor, limits or Limits()), token, hosts)
+
+
+def _routes(predictor: Predictor, limits: Limits) -> "Routes":
     try:
         from xcite.server.routes import Routes
     except ModuleNotFoundError as error:
         raise XciteError(
             f"serving needs {error.name}, which is not installed: pip install 'xcite[serve]'"
         ) from error
-    routes = Routes(predictor, limits or Limits())
-    return Guard(routes.app, token=token, observe=routes.metrics.request)
+    return Routes(predictor, limits)
+
+
+def _guarded(routes: "Routes", token: str | None, hosts: Collection[str]) -> Application:
+    if token is not None and not token.strip():
+        raise XciteError("the token is empty; give one, or none at all")
+    return Guard(routes.app, token=token, hosts=hosts, observe=routes.metrics.request)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -57,45 +77,61 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     token: str | None = None,
+    hosts: Collection[str] = (),
     limits: Limits | None = None,
     mode: str = "latency",
 ) -> None:
     """Serve a bundle until SIGTERM or SIGINT; accepted requests are answered before it returns.
+
+    That takes `STOP_SECONDS` at most, after which the process is ended; a request that cannot be
+    answered in time gets 503.
 
     Raises:
         XciteError: unreadable bundle, taken port, missing extra.
     """
     try:
         import uvicorn
+
+        from xcite.server.connections import ANSWER_SECONDS, LimitedServer, stop_in_time
+        from xcite.server.decoders import DecodingStoppedError
     except ModuleNotFoundError as error:
         raise XciteError("serving needs uvicorn: pip install 'xcite[serve]'") from error
 
     limits = limits or Limits()
-    app = create_app(Predictor(bundle, mode=mode), limits, token=token)
+    routes = _routes(Predictor(bundle, mode=mode), limits)
+    app = _guarded(routes, token, hosts)
+    _allow_files(limits.connections + 200)
     listener = listen(host, port)
+    try:
+        routes.service.warm_up()
+    except (XciteError, DecodingStoppedError) as error:
+        routes.service.close()
+        listener.close()
+        raise XciteError(f"{bundle} cannot be served: {error}") from error
     shown = f"[{host}]" if ":" in host else host
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            # twice the queue, so that a full queue is told (429) and not just a shut door
-            limit_concurrency=2 * limits.queue + 64,
-            timeout_keep_alive=10,
-            timeout_graceful_shutdown=int(limits.timeout) + 5,
-        )
+    config = uvicorn.Config(
+        app,
+        # both tell what a connection is doing; other protocols of uvicorn need not
+        http="httptools" if importlib.util.find_spec("httptools") else "h11",
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=int(limits.silence),
+        timeout_graceful_shutdown=ANSWER_SECONDS + 1,
     )
+    server = LimitedServer(config, limits, routes.stop)
 
     # Before uvicorn listens to signals, and after its graceful stop, when it raises them once more.
     def stop(*_: object) -> None:
+        stop_in_time()
         server.should_exit = True
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     print(f"serving {bundle} at http://{shown}:{listener.getsockname()[1]}", flush=True)
     if token is None and host not in ("127.0.0.1", "::1", "localhost"):
         print(
-            "xcite: anyone who reaches this address can use it; set --token to ask for one",
+            "xcite: anyone who reaches this address can use it; set XCITE_TOKEN or --token-file",
             file=sys.stderr,
         )
     try:
@@ -104,3 +140,13 @@ def serve(
         for number, handler in previous.items():
             signal.signal(number, handler)
         listener.close()
+        if not routes.service.batcher.alive:  # else a batch still runs, and only the alarm ends it
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _allow_files(count: int) -> None:
+    """Raise this process's soft limit of open files to ``count``, as far as the hard one goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,30 +1,34 @@
 """Pictures in, answers out; knows nothing of HTTP.
 
-A picture's way: decode (thread pool) -> predict (one worker, batches across requests) -> encode. It
-keeps its place in the queue from before it is read until it is answered.
+A picture's way: decode (processes) -> predict (one worker, batches across requests) -> encode. It
+keeps its place in the queue from when it has arrived until it is answered.
 """
 
 import asyncio
 import contextlib
-import os
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from xcite.data.decoding import decode
 from xcite.errors import XciteError
 from xcite.runtime.predictor import Predictor
 from xcite.runtime.ranking import probabilities, ranked
 from xcite.server.answers import Attention, PictureAnswer, Prediction, Seen
 from xcite.server.batching import Batcher, QueueFullError
+from xcite.server.decoders import Decoded, Decoders, DecodingStoppedError
 from xcite.server.limits import Limits
 from xcite.server.metrics import Metrics
-from xcite.server.uploads import Upload
+from xcite.server.uploads import Upload, UploadError
 
 WARM_UP = 5.0  # seconds
+FRESH = 5.0  # seconds for which an answer proves that answers are given
+PROOF = 10.0  # seconds for an answer to prove it
+
+
+# a picture for looking whether pictures are answered
+_PICTURE = b"P6 8 8 255 " + bytes(3 * 8 * 8)
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,9 @@ class Service:
         self.limits = limits
         self.metrics = metrics
         self._held = 0
-        self._decoders = ThreadPoolExecutor(
-            max_workers=max(2, os.cpu_count() or 1), thread_name_prefix="xcite-decode"
-        )
+        self._answered = 0.0  # when the last picture was, monotonic
+        self._proof: asyncio.Task[str | None] | None = None
+        self.decoders = Decoders(predictor.preprocessing, predictor.info.size, limits)
         self.batcher: Batcher[_Question, tuple[np.ndarray, np.ndarray | None]] = Batcher(
             self._answer,
             batch=limits.batch,
@@ -54,10 +58,18 @@ class Service:
         metrics.waiting.set_function(lambda: self.batcher.taken)
 
     def warm_up(self) -> None:
-        """Predict in batches of every size, as far as `WARM_UP` seconds go, the extremes first.
+        """Start the decoders; predict in batches of every size, as far as `WARM_UP` seconds go.
 
-        A runtime prepares itself anew for each size; no request should pay for that.
+        A runtime prepares itself anew for each size, the extremes first; no request should pay for
+        that. A second call does nothing.
+
+        Raises:
+            XciteError: the bundle cannot predict.
+            DecodingStoppedError: the decoders do not start.
         """
+        if self._answered:
+            return
+        self.decoders.start()
         preprocessing = self.predictor.preprocessing
         height, width = self.predictor.info.size or (preprocessing.size, preprocessing.size)
         end = time.monotonic() + WARM_UP
@@ -66,39 +78,107 @@ class Service:
                 break
             shape = (batch, preprocessing.channels, height, width)
             self.predictor.run(np.zeros(shape, np.float32))
+        self._answered = time.monotonic()
 
     def close(self) -> None:
-        """Answer what was accepted, then stop."""
-        self._decoders.shutdown()
-        self.batcher.close()
+        """End the decoders, and the prediction as soon as its batch is done."""
+        self.decoders.close()
+        self.batcher.close(timeout=1)
 
     @contextlib.contextmanager
-    def hold(self, size: int) -> Iterator[None]:
-        """Account for a body of ``size`` bytes while it is in memory.
+    def hold(self) -> Iterator[Callable[[int], None]]:
+        """Account for the bytes of one body while it is in memory; yields what counts them.
+
+        Counting raises QueueFullError when too much is held already.
+        """
+        mine = 0
+
+        def count(size: int) -> None:
+            nonlocal mine
+            if self._held > mine and self._held + size > self.limits.held_bytes:
+                raise QueueFullError(1)
+            self._held += size
+            mine += size
+
+        try:
+            yield count
+        finally:
+            self._held -= mine
+
+    async def trouble(self) -> str | None:
+        """Why nothing can be answered, in words; None while pictures are answered.
+
+        An answer of the last seconds is proof enough. Without one a small picture goes the whole
+        way; all who ask at the same time wait for the same one.
+        """
+        if not self.batcher.alive:
+            return "the prediction worker has stopped"
+        if time.monotonic() - self._answered < FRESH:
+            return None
+        if self._proof is None or self._proof.done():
+            self._proof = asyncio.create_task(self._prove())
+        return await asyncio.shield(self._proof)
+
+    async def _prove(self) -> str | None:
+        doing = "decoded"
+        try:
+            async with asyncio.timeout(PROOF):
+                decoded = await self.decoders.decode(_PICTURE, lambda pixels: None)
+                doing = "predicted"
+                await self._predict(decoded, attention=False)
+        except TimeoutError:
+            return f"nothing was {doing} within {PROOF:g} s"
+        except Exception as error:
+            return f"nothing can be {doing} ({type(error).__name__})"
+        return None
+
+    async def answers(
+        self, uploads: list[Upload], *, top: int, attention: bool
+    ) -> list[PictureAnswer]:
+        """Name what is on the pictures of one request; work on all ends when one raises.
 
         Raises:
-            QueueFullError: too much is held already.
+            UploadError: the pictures have too many pixels together.
+            QueueFullError: too many heavy pictures wait.
         """
-        if self._held and self._held + size > self.limits.held_bytes:
-            raise QueueFullError(1)
-        self._held += size
-        try:
-            yield
-        finally:
-            self._held -= size
+        left = self.limits.max_request_pixels
 
-    async def answer(self, upload: Upload, *, top: int, attention: bool) -> PictureAnswer:
-        """Name what is on one picture; a picture that cannot be read is an answer too."""
-        loop = asyncio.get_running_loop()
+        def spend(pixels: int) -> None:
+            nonlocal left
+            left -= pixels
+            if left < 0:
+                millions = self.limits.max_request_pixels / 1e6
+                raise UploadError(
+                    413, f"the pictures have more than {millions:.4g} megapixels together"
+                )
+
+        tasks = [
+            asyncio.create_task(self._answer_one(upload, spend, top=top, attention=attention))
+            for upload in uploads
+        ]
         try:
-            pixels, seen = await loop.run_in_executor(self._decoders, self._decode, upload)
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _answer_one(
+        self, upload: Upload, spend: Callable[[int], None], *, top: int, attention: bool
+    ) -> PictureAnswer:
+        """Name what is on one picture; a picture that cannot be read is an answer too."""
+        try:
+            decoded = await self.decoders.decode(upload.data, spend)
         except XciteError as error:
             self.metrics.pictures.labels("refused").inc()
             # what follows the semicolon is advice to who runs Xcite, not to who sends pictures
-            return PictureAnswer(file=upload.name, error=str(error).partition(";")[0])
-        future = self.batcher.submit(_Question(pixels, attention))
-        shares, looked = await asyncio.wrap_future(future)
+            words = str(error).partition(";")[0].replace("\0", upload.name, 1)
+            return PictureAnswer(file=upload.name, error=words)
+        except DecodingStoppedError:
+            self._answered = 0.0
+            raise
+        shares, looked = await self._predict(decoded, attention=attention)
         self.metrics.pictures.labels("answered").inc()
+        seen = self._seen(decoded)
         return PictureAnswer(
             file=upload.name,
             predictions=[
@@ -108,24 +188,26 @@ class Service:
             attention=None if looked is None else _grid(looked, seen),
         )
 
-    def _decode(self, upload: Upload) -> tuple[np.ndarray, Seen]:
+    async def _predict(
+        self, decoded: Decoded, *, attention: bool
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        future = self.batcher.submit(_Question(decoded.pixels, attention))
+        try:
+            answer = await asyncio.wrap_future(future)
+        except Exception:
+            self._answered = 0.0
+            raise
+        self._answered = time.monotonic()
+        return answer
+
+    def _seen(self, decoded: Decoded) -> Seen:
         preprocessing = self.predictor.preprocessing
-        picture = decode(
-            upload.data,
-            channels=preprocessing.channels,
-            max_pixels=self.limits.max_pixels,
-            origin=upload.name,
-        )
-        pixels = self.predictor.pixels(picture)
         # The square of `size` comes from this many pixels of the picture; the input may be an
         # oblong from its middle.
-        square = min(picture.shape[:2]) * preprocessing.crop_ratio
-        height, width = (
-            square * seen / preprocessing.size / whole
-            for seen, whole in zip(pixels.shape[:2], picture.shape[:2], strict=True)
-        )
-        seen = Seen(left=(1 - width) / 2, top=(1 - height) / 2, width=width, height=height)
-        return pixels, seen
+        square = min(decoded.height, decoded.width) * preprocessing.crop_ratio
+        sides = zip(decoded.pixels.shape[:2], (decoded.height, decoded.width), strict=True)
+        height, width = (square * seen / preprocessing.size / whole for seen, whole in sides)
+        return Seen(left=(1 - width) / 2, top=(1 - height) / 2, width=width, height=height)
 
     def _answer(self, questions: list[_Question]) -> list[tuple[np.ndarray, np.ndarray | None]]:
         images = self.predictor.images(np.stack([q.pixels for q in questions]))  # (B, C, H, W)

@@ -1,7 +1,8 @@
 """Pictures out of a request's body, its size checked while it arrives."""
 
+import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,12 +27,22 @@ class Upload:
     data: bytes
 
 
-async def _limited(request: "Request", max_bytes: int) -> AsyncIterator[bytes]:
+async def _limited(
+    request: "Request", max_bytes: int, silence: float, count: Callable[[int], None]
+) -> AsyncIterator[bytes]:
     received = 0
-    async for chunk in request.stream():
+    chunks = aiter(request.stream())
+    while True:
+        try:
+            chunk = await asyncio.wait_for(anext(chunks), silence)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            raise UploadError(408, f"the body paused for {silence:g} s") from error
         received += len(chunk)
         if received > max_bytes:
             raise UploadError(413, _too_large(max_bytes))
+        count(len(chunk))
         yield chunk
 
 
@@ -39,34 +50,36 @@ def _too_large(max_bytes: int) -> str:
     return f"the request is larger than {max_bytes / 2**20:.4g} MiB, the most this server takes"
 
 
-def declared_bytes(request: "Request", max_bytes: int) -> int:
-    """How much the body may take: its declared length, or ``max_bytes`` where none is declared.
-
-    Raises:
-        UploadError: 413 when more than ``max_bytes`` is declared, before any of it is read.
-    """
-    declared = request.headers.get("content-length", "")
-    length = int(declared) if declared.isdecimal() else max_bytes
-    if length > max_bytes:
-        raise UploadError(413, _too_large(max_bytes))
-    return length
-
-
-async def read_uploads(request: "Request", *, max_bytes: int, max_files: int) -> list[Upload]:
+async def read_uploads(
+    request: "Request",
+    *,
+    max_bytes: int,
+    max_files: int,
+    silence: float,
+    count: Callable[[int], None],
+) -> list[Upload]:
     """The files of a multipart form, or the body itself as one picture.
 
     Nothing is written to disk: at most ``max_bytes`` are held in memory.
 
+    Args:
+        silence: seconds the body may pause.
+        count: told the bytes as they arrive; may raise.
+
     Raises:
-        UploadError: 413 too large, 415 another type of body, 400 a malformed form, 422 no file.
+        UploadError: 408 a pause, 413 too large (before any of it is read where that is declared),
+            415 another type of body, 400 a malformed form, 422 no file.
     """
     from starlette.formparsers import MultiPartException, MultiPartParser
 
     class InMemory(MultiPartParser):
         spool_max_size = sys.maxsize  # bounded by max_bytes instead
 
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise UploadError(413, _too_large(max_bytes))
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    body = _limited(request, max_bytes)
+    body = _limited(request, max_bytes, silence, count)
     if kind.startswith("image/") or kind == "application/octet-stream":
         data = b"".join([chunk async for chunk in body])
         if not data:

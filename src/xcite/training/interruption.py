@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM, obeyed between two steps."""
+"""Signals that ask a run to stop, obeyed between two steps.
+
+Beside Ctrl-C and SIGTERM these are a closed terminal and what batch systems send before they
+requeue a job (SLURM's ``--signal``).
+"""
 
 import signal
 import threading
@@ -8,9 +12,14 @@ import numpy as np
 
 from xcite.engines.interface import Engine
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
 
 class StopRequest:
-    """Ctrl-C or SIGTERM: noted, and obeyed at the next step boundary; a second one at once.
+    """A signal is noted and obeyed at the next step boundary; a second Ctrl-C at once.
+
+    Any other second signal changes nothing: batch systems send several while a run is saving.
+    A hang-up that the caller ignores (``nohup``) stays ignored.
 
     Attributes:
         signal: the signal that this process got; None before.
@@ -23,7 +32,9 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         # Only the main thread may set handlers; elsewhere the caller's own are in charge.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in SIGNALS:
+                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue
                 self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -32,9 +43,10 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is None:
+            self.signal = number
+        elif number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = number
 
     def anywhere(self, engine: Engine) -> bool:
         """Whether any of the engine's processes got a signal; all of them must ask together."""

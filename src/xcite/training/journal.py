@@ -3,6 +3,7 @@
 Only process 0 tells anything; in the others every call does nothing.
 """
 
+import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from xcite.control_characters import visible
 from xcite.engines.interface import StepResult
 from xcite.recipe import Recipe
 from xcite.training.run_folder import RunFolder
@@ -27,56 +29,90 @@ from xcite.training.tensorboard import Board
 
 # Drawing takes about a second, so a run of many short epochs draws only now and then.
 SECONDS_BETWEEN_DRAWINGS = 60
+SECONDS_BETWEEN_STATUSES = 5.0
 
 # What turns metrics rows by run name into a picture file; figures lie above this layer.
 Draw = Callable[[dict[str, list[dict[str, Any]]], Path], None]
 
 
 class Journal:
-    """Console, log.txt, metrics.jsonl, skipped.txt, TensorBoard and curves.png of one run."""
+    """Console, log.txt, metrics.jsonl, skipped.txt, TensorBoard and curves.png of one run.
+
+    Attributes:
+        folder: where the files are.
+    """
 
     def __init__(
         self, folder: RunFolder, console: Console, draw: Draw | None, *, writes: bool
     ) -> None:
         self.writes = writes
-        self._folder = folder
+        self.folder = folder
         self._console = console
         self._draw = draw
         self._drawn_at = time.monotonic()
         self._board: Board | None = None
+        self._unwritten: list[dict[str, Any]] = []
+        self._told: dict[str, Any] = {}
+        self._told_at = 0.0
 
     def open_board(self) -> None:
         """Record rows for TensorBoard, too."""
         if self.writes:
-            self._board = Board(self._folder.path)
+            self._board = Board(self.folder.path)
 
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
 
     def say(self, text: str) -> None:
-        """Print a line and add it to log.txt."""
-        if self.writes:
+        """Print a line and add it to log.txt; a reader who has gone does not end the run."""
+        if not self.writes:
+            return
+        text = visible(text)
+        self.folder.write_log(text)
+        try:
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
-            self._folder.write_log(text)
+        except (OSError, SystemExit):  # rich leaves the program when a pipe is closed
+            self._console.quiet = True
+            self.folder.write_log("nobody reads the output any more; the run goes on with log.txt")
 
     def record(self, row: dict[str, Any]) -> None:
         """Add a row to metrics.jsonl and TensorBoard."""
         if self.writes:
-            self._folder.record(row)
+            self._unwritten.append(row)
             if self._board is not None:
                 self._board.add(row)
+            self.write_rows()
+
+    def write_rows(self) -> None:
+        """Add to metrics.jsonl what a failure has kept out of it, too."""
+        while self._unwritten:
+            self.folder.record(self._unwritten[0])
+            del self._unwritten[0]
+
+    def now_and_then(self, state: str, **values: Any) -> None:
+        """Tell `xcite status` where the run stands, unless it was told a moment ago."""
+        since = time.monotonic() - self._told_at
+        if since > SECONDS_BETWEEN_STATUSES or self._told.get("state") != state:
+            self.tell(state, **values)
+
+    def tell(self, state: str, **values: Any) -> None:
+        """Tell `xcite status` where the run stands; what is not given stays as it was told."""
+        if self.writes:
+            self._told_at = time.monotonic()
+            self._told |= {"state": state, "time": time.time(), "memory_mib": _memory(), **values}
+            self.folder.write_status(self._told)
 
     def skipped(self, names: Sequence[str]) -> None:
         """List the pictures that could not be decoded; nothing where there are none."""
         if names and self.writes:
-            self._folder.write_skipped(names)
+            self.folder.write_skipped(names)
 
     def draw(self) -> None:
         """Draw the curves of all rows so far."""
-        rows = self._folder.rows() if self.writes and self._draw else []
+        rows = self.folder.rows() if self.writes and self._draw else []
         if rows and self._draw:
-            self._draw({self._folder.path.name: rows}, self._folder.curves)
+            self._draw({self.folder.path.name: rows}, self.folder.curves)
         self._drawn_at = time.monotonic()
 
     def draw_now_and_then(self) -> None:
@@ -101,6 +137,48 @@ class Journal:
             yield progress
 
 
+class Pace:
+    """How long the rest of a run takes, from the steps and evaluations of this session."""
+
+    def __init__(self) -> None:
+        self._steps = _Mean()
+        self._evaluations = _Mean()
+
+    def step(self, seconds: float) -> None:
+        self._steps.add(seconds)
+
+    def evaluation(self, seconds: float) -> None:
+        self._evaluations.add(seconds)
+
+    def left(self, steps: int, evaluations: int) -> float | None:
+        """Seconds for so many steps and evaluations; None before the first step."""
+        if not self._steps.count:
+            return None
+        return steps * self._steps.value + evaluations * self._evaluations.value
+
+
+class _Mean:
+    """The mean of all values so far, later of about the last hundred."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+        self.count = 0
+
+    def add(self, value: float) -> None:
+        self.count = min(self.count + 1, 100)
+        self.value += (value - self.value) / self.count
+
+
+def clock(seconds: float | None) -> str:
+    """A span of time for people, such as "2 d 03:04:05"."""
+    if seconds is None:
+        return "unknown"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    return (f"{days} d " if days else "") + f"{hour}:{minute:02}:{second:02}"
+
+
 class StepLog:
     """The steps of an epoch as they are done: a progress bar, and a row every so many steps."""
 
@@ -113,11 +191,13 @@ class StepLog:
         epoch: int,
         steps: int,
         done: int,
+        left: Callable[[], float | None],
     ) -> None:
         """Args:
         epoch: counted from 0.
         steps: of an epoch.
         done: steps of this epoch that an earlier session did.
+        left: seconds that the whole run still takes, for the progress line and `xcite status`.
         """
         self._journal = journal
         self._recipe = recipe
@@ -125,6 +205,8 @@ class StepLog:
         self._bar: TaskID = progress.add_task(
             f"epoch {epoch + 1}/{recipe.optim.epochs}", total=steps, completed=done, note=""
         )
+        self._left = left
+        self._steps = steps
         self._epoch = epoch
         self._before = epoch * steps  # optimiser steps of the run before this epoch
         self._window = _Window()
@@ -141,7 +223,18 @@ class StepLog:
         self._progress.update(
             self._bar,
             completed=step,
-            note=f"loss {result.loss:.4f}  lr {rate:.2e}  {window.speed():.0f} pictures/s",
+            note=f"loss {result.loss:.4f}  lr {rate:.2e}  {window.speed():.0f} pictures/s  "
+            f"run {clock(self._left())} left",
+        )
+        self._journal.now_and_then(
+            "training",
+            epoch=self._epoch + 1,
+            epochs=self._recipe.optim.epochs,
+            step=step,
+            steps=self._steps,
+            loss=result.loss,
+            pictures_per_second=window.speed(),
+            seconds_left=self._left(),
         )
         if number % self._recipe.run.log_every == 0:
             self._journal.record(
@@ -175,3 +268,8 @@ class _Window:
 
     def speed(self) -> float:
         return self._pictures / max(time.monotonic() - self._started, 1e-9)
+
+
+def _memory() -> int:
+    """The most memory that this process has held, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

@@ -6,6 +6,7 @@ Everything random is a pure function of (seed, epoch, picture), and everything e
 checkpoint, so a run that was interrupted goes on as if nothing had happened.
 """
 
+import contextlib
 import math
 import time
 from dataclasses import dataclass, replace
@@ -23,16 +24,25 @@ from xcite.evaluation.accuracy import Accuracy
 from xcite.evaluation.evaluate import validation_line
 from xcite.randomness import drop_path_scales
 from xcite.recipe import Recipe
-from xcite.training import checkpoint, plan, tensorboard
-from xcite.training.checkpoint import Position
+from xcite.training import checkpoint, plan, tensorboard, validation
 from xcite.training.interruption import Stopped, StopRequest
-from xcite.training.journal import Draw, Journal, StepLog
+from xcite.training.journal import Draw, Journal, Pace, StepLog
+from xcite.training.ownership import refuse_owned
 from xcite.training.run_folder import RunFolder
 from xcite.training.saving import Saver
 from xcite.training.schedules import learning_rate
+from xcite.training.session import Session
 from xcite.training.teachers.build import build_teacher
 from xcite.training.teachers.teacher import Teacher
-from xcite.training.validation import validate
+
+# An evaluation is saved before, if more work than this would be lost with it.
+SECONDS_WORTH_SAVING = 20
+
+# What an error says -> what to add to the command that goes on.
+REMEDIES = {
+    "data.on_error: skip": " --set data.on_error=skip",
+    "lower optim.lr": " --set optim.lr=LR --allow-changes",
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,8 @@ def train(
     run_folder: str | Path,
     *,
     resume: bool = False,
+    numbered: bool = False,
+    allow_changes: bool = False,
     teacher: Teacher | None = None,
     checkpoint_file: Path | None = None,
     console: Console | None = None,
@@ -65,30 +77,26 @@ def train(
 
     Args:
         run_folder: new or empty; with ``resume`` the folder of the run to go on with.
+        numbered: append to ``run_folder`` the first number that is free.
+        allow_changes: go on though recipe or data make the result another one.
         teacher: who answers; by default built from ``recipe.distill``.
-        checkpoint_file: resume from this one instead of the folder's last.
+        checkpoint_file: resume from this one instead of the folder's newest.
         console: where progress goes; standard output by default.
         draw: writes curves.png from the rows of metrics.jsonl (`xcite.figures.curves.draw_curves`).
 
     Raises:
-        XciteError: anything the user can mend; nothing is written before all is checked.
+        XciteError: anything the user can mend; nothing is written before all is checked, and later
+            the last good state is saved on the way out.
     """
-    console = console or Console()
+    path = Path(run_folder)
     if resume:
-        folder = RunFolder.open(run_folder)
-        state, position = checkpoint.read(checkpoint_file or folder.checkpoint)
-    else:
-        folder, state, position = RunFolder(run_folder), None, Position()
-        folder.refuse_used()
+        refuse_owned(RunFolder.open(path).path)
+    elif not numbered:
+        RunFolder(path).refuse_used()
     if recipe.run.tensorboard:
         tensorboard.require()
-    prepared = plan.make(recipe, initialise=not resume)
-    fingerprint = prepared.train.fingerprint()
-    if resume and position.fingerprint != fingerprint:
-        raise XciteError(
-            f"the training pictures of {recipe.data.train} are not those that {folder.path} began "
-            "with; a resumed run needs the same files"
-        )
+    starts = not resume or not (checkpoint_file or checkpoint.candidates(RunFolder(path)))
+    prepared = plan.make(recipe, initialise=starts)
     engine = create_engine(
         recipe.run.engine,
         prepared.architecture,
@@ -108,15 +116,29 @@ def train(
     engine.start_training(
         recipe.optim, recipe.distill, recipe.preprocessing, frozen=prepared.frozen
     )
-    if state is not None:
-        engine.restore_training(state)
-    position = replace(position, fingerprint=fingerprint)
-    journal = Journal(folder, console, draw, writes=engine.rank == 0)
-    saver = Saver(folder, prepared, engine, teacher)
+    writes = engine.rank == 0
+    loader = TrainLoader(prepared.train, recipe, rank=engine.rank, world_size=engine.world_size)
     with StopRequest() as stop:
-        run = _Run(prepared, engine, teacher, position, journal, saver, stop)
-        run.begin(folder, resume)
-        return run.go()
+        if resume:
+            session = Session.go_on(
+                path,
+                prepared,
+                steps=loader.steps_per_epoch,
+                checkpoint_file=checkpoint_file,
+                allow_changes=allow_changes,
+                writes=writes,
+            )
+        else:
+            session = Session.begin(path, prepared, numbered=numbered, writes=writes)
+        try:
+            if session.state is not None:
+                engine.restore_training(session.state)
+                session.state = None
+            journal = Journal(session.folder, console or Console(), draw, writes=writes)
+            run = _Run(prepared, engine, teacher, loader, session, journal, stop)
+            return run.go()
+        finally:
+            session.close()
 
 
 class _Run:
@@ -127,61 +149,91 @@ class _Run:
         prepared: plan.Plan,
         engine: Engine,
         teacher: Teacher | None,
-        position: Position,
+        loader: TrainLoader,
+        session: Session,
         journal: Journal,
-        saver: Saver,
         stop: StopRequest,
     ) -> None:
         self.plan = prepared
         self.recipe = prepared.recipe
         self.engine = engine
         self.teacher = teacher
-        self.position = position
+        self.loader = loader
+        self.session = session
+        self.position = session.position
         self.journal = journal
-        self.saver = saver
+        self.saver = Saver(session, prepared, engine, teacher)
         self.stop = stop
-        self.loader = TrainLoader(
-            prepared.train, self.recipe, rank=engine.rank, world_size=engine.world_size
-        )
-        self.steps = self.loader.steps_per_epoch
+        self.steps = loader.steps_per_epoch
         self.saved_at = time.monotonic()
+        self.pace = Pace()
+        self.whole = True  # False while a step changes the weights
 
-    def begin(self, folder: RunFolder, resume: bool) -> None:
-        """Open the run folder and say what is going to happen."""
+    def go(self) -> Outcome:
+        """Train to the end, or until a stop is asked for.
+
+        Raises:
+            XciteError: training cannot go on; the last good state is saved.
+        """
+        try:
+            self._begin()
+            return self._go()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                "stopped at once; the run stays as its last checkpoint left it; go on with: "
+                + self._command()
+            ) from None
+        except Exception as error:
+            raise self._failed(error) from error
+        finally:
+            with contextlib.suppress(XciteError):
+                self.saver.wait()  # the folder is not given free while a thread writes to it
+            self.loader.close()
+            self.journal.close()
+
+    def _begin(self) -> None:
+        """Say what is going to happen, and save the state to begin with."""
         if not self.journal.writes:
             return
-        if resume:
-            folder.forget_after(self.position.epoch * self.steps + self.position.step)
-        else:
-            RunFolder.create(folder.path, self.recipe)
+        folder, resumed = self.session.folder, self.session.resumed
+        if resumed:
+            folder.forget_after(self._steps_done(), self.position.epoch)
         folder.write_environment(self.engine.name)
         if self.recipe.run.tensorboard:
             self.journal.open_board()
         self.journal.say(
-            f"{folder.path} {'resumed' if resume else 'begins'} on {self.engine.name}: epoch "
+            f"{folder.path} {'resumed' if resumed else 'begins'} on {self.engine.name}: epoch "
             f"{self.position.epoch + 1} of {self.recipe.optim.epochs}, {self.steps} steps each"
         )
-        for note in [*self.plan.notes, *(self.teacher.notes if self.teacher else [])]:
+        notes = [*self.session.notes, *self.plan.notes]
+        for note in [*notes, *(self.teacher.notes if self.teacher else [])]:
             self.journal.say(f"note: {note}")
+        self.journal.tell("starting", **self._place())
+        # A kill between two renames, or damage, may have left the state under another name.
+        if not self._steps_done() or not folder.checkpoint.exists():
+            self._save_checkpoint()
 
-    def go(self) -> Outcome:
-        """Train to the end, or until a stop is asked for."""
-        epochs, where = self.recipe.optim.epochs, self.saver.folder.path
+    def _go(self) -> Outcome:
+        epochs, where = self.recipe.optim.epochs, self.session.folder.path
         if self.position.epoch >= epochs:
             self.journal.say(f"{where} is complete: {epochs} epochs are done")
         while self.position.epoch < epochs:
             with self.journal.progress() as progress:
                 try:
                     self._train_epoch(progress)
-                    accuracies = validate(
-                        self.plan, self.engine, self.position.epoch + 1, progress, self.stop
-                    )
+                    accuracies = self._evaluate(progress)
                 except Stopped:
+                    accuracies = None
+                except XciteError:
+                    # A signal to the whole group has ended the loader's processes, too.
+                    if self.stop.signal is None:
+                        raise
                     accuracies = None
             if accuracies is None:
                 return self._interrupted()
             self._finish_epoch(accuracies)
         self.journal.draw()
+        self.saver.wait()
         return self._outcome(finished=True)
 
     def _train_epoch(self, progress: Progress) -> None:
@@ -191,21 +243,60 @@ class _Run:
             Stopped: a stop was asked for before.
         """
         epoch, done = self.position.epoch, self.position.step
-        log = StepLog(self.journal, self.recipe, progress, epoch=epoch, steps=self.steps, done=done)
+        log = StepLog(
+            self.journal,
+            self.recipe,
+            progress,
+            epoch=epoch,
+            steps=self.steps,
+            done=done,
+            left=self._seconds_left,
+        )
         if done >= self.steps:
             return  # only the evaluation is missing
         shown = self.teacher.data_epoch(epoch) if self.teacher else epoch
+        ended = time.monotonic()
         for batch in self.loader.epoch(shown, start_step=done):
             before = time.monotonic()
             rate = learning_rate(self.recipe, epoch * self.steps + self.position.step, self.steps)
             result = self._step(batch, rate)
             self.position = self.position.after(result.loss, time.monotonic() - before)
+            self.pace.step(time.monotonic() - ended)
+            ended = time.monotonic()
             log.add(self.position.step, result, rate)
+            self.saver.check()
             if self.stop.anywhere(self.engine):
                 raise Stopped
             minutes = self.recipe.run.checkpoint_minutes
             if minutes and time.monotonic() - self.saved_at > 60 * minutes:
                 self._save_checkpoint()
+
+    def _evaluate(self, progress: Progress) -> dict[str, Accuracy]:
+        """The accuracies after the epoch, if they are due; its steps are saved before.
+
+        Raises:
+            Stopped: a stop was asked for before they were known.
+        """
+        epoch, began = self.position.epoch + 1, time.monotonic()
+        if validation.is_due(self.plan, epoch):
+            if began - self.saved_at > SECONDS_WORTH_SAVING:
+                self._save_checkpoint()
+            self.journal.tell("evaluating", **self._place())
+        accuracies = validation.validate(self.plan, self.engine, epoch, progress, self.stop)
+        if accuracies:
+            self.pace.evaluation(time.monotonic() - began)
+        return accuracies
+
+    def _steps_done(self) -> int:
+        """Optimiser steps of the whole run so far."""
+        return self.position.epoch * self.steps + self.position.step
+
+    def _seconds_left(self) -> float | None:
+        epochs = range(self.position.epoch + 1, self.recipe.optim.epochs + 1)
+        return self.pace.left(
+            self.recipe.optim.epochs * self.steps - self._steps_done(),
+            sum(validation.is_due(self.plan, epoch) for epoch in epochs),
+        )
 
     def _step(self, batch: Batch, rate: float) -> StepResult:
         """One optimiser step.
@@ -216,20 +307,18 @@ class _Run:
         recipe, epoch = self.recipe, self.position.epoch
         blocks, drop = self.plan.architecture.drop_paths()
         parts = split(batch, recipe.optim.accumulate)
-        result = self.engine.train_step(
-            parts,
-            learning_rate=rate,
-            paths=[
-                drop_path_scales(recipe.run.seed, epoch, part.views, blocks, drop) for part in parts
-            ],
-            teacher=[self.teacher.answers(part) if self.teacher else None for part in parts],
-        )
+        paths = [
+            drop_path_scales(recipe.run.seed, epoch, part.views, blocks, drop) for part in parts
+        ]
+        answers = [self.teacher.answers(part) if self.teacher else None for part in parts]
+        self.whole = False
+        result = self.engine.train_step(parts, learning_rate=rate, paths=paths, teacher=answers)
+        self.whole = True
         if not math.isfinite(result.loss + result.gradient_norm):
             raise XciteError(
                 f"the loss is {result.loss}, the gradient's norm {result.gradient_norm}, "
                 f"in epoch {epoch + 1}, step {self.position.step + 1} of {self.steps} "
-                f"(learning rate {rate:.3g}); the weights before it are kept; "
-                "lower optim.lr, set optim.clip or use float32"
+                f"(learning rate {rate:.3g}); lower optim.lr, set optim.clip or use float32"
             )
         return result
 
@@ -237,15 +326,18 @@ class _Run:
         """Say, record and save what the epoch gave."""
         epoch = self.position.epoch + 1
         self._tell_epoch(accuracies)
+        leader = None
         if accuracies:
             leader = max(accuracies, key=lambda name: accuracies[name].top1)
             top1, top5 = accuracies[leader].top1, accuracies[leader].top5
             if self.position.best is None or top1 > self.position.best:
                 self.position = replace(self.position, best=top1, best_top5=top5, best_epoch=epoch)
-                self.saver.best(accuracies, epoch, leader)
+            else:
+                leader = None
         self.position = self.position.next_epoch()
-        if epoch == self.recipe.optim.epochs or epoch % self.recipe.run.checkpoint_every == 0:
-            self.saver.last(accuracies, epoch, self.position)
+        due = epoch == self.recipe.optim.epochs or epoch % self.recipe.run.checkpoint_every == 0
+        self.saver.epoch(accuracies, self.position, leader=leader, due=due)
+        if due:
             self.saved_at = time.monotonic()
         self.journal.draw_now_and_then()
 
@@ -282,18 +374,71 @@ class _Run:
         self.saved_at = time.monotonic()
 
     def _interrupted(self) -> Outcome:
-        self._save_checkpoint()
+        self.saver.rescue(self.position)
+        self.journal.folder = self.session.folder
         self.journal.skipped(self.loader.skipped)
         self.journal.draw()
-        self.journal.say(
-            f"stopped after step {self.position.step} of {self.steps} in epoch "
-            f"{self.position.epoch + 1}; go on with: xcite train --resume {self.saver.folder.path}"
-        )
+        self._close("stopped", signal=self.stop.signal)
+        self.journal.say(f"stopped {self._where()}; go on with: {self._command()}")
         return self._outcome(finished=False)
 
+    def _failed(self, error: Exception) -> XciteError:
+        """Save the last good state; the error to raise says how to go on."""
+        told = error if isinstance(error, XciteError) else None
+        what = str(told or f"{type(error).__name__}: {error}").strip().replace("\n", " ")
+        if not self.journal.writes:
+            return XciteError(what)
+        try:
+            if not self.whole:
+                raise XciteError("the step was interrupted while it changed the weights")
+            self.saver.rescue(self.position)
+            kept = f"saved {self._where()}"
+        except XciteError as second:
+            kept = (
+                "" if str(second) == what else f"the state in memory could not be saved: {second}; "
+            )
+            kept += "the last checkpoint stays"
+        self.journal.folder = self.session.folder
+        message = f"{what}; {kept}; go on with: {self._command(what)}"
+        with contextlib.suppress(XciteError, OSError):
+            self.journal.write_rows()
+            self.journal.skipped(self.loader.skipped)
+            self._close("failed", error=what)
+            self.session.folder.write_log(message)
+        return XciteError(message)
+
+    def _where(self) -> str:
+        position = self.position
+        return f"after step {position.step} of {self.steps} in epoch {position.epoch + 1}"
+
+    def _place(self) -> dict[str, int]:
+        """The position as `xcite status` shows it: a finished run stands at its last step."""
+        epochs, position = self.recipe.optim.epochs, self.position
+        done = position.epoch >= epochs
+        return {
+            "epoch": epochs if done else position.epoch + 1,
+            "epochs": epochs,
+            "step": self.steps if done else position.step,
+            "steps": self.steps,
+        }
+
+    def _command(self, error: str = "") -> str:
+        """The command that goes on, with the change that mends the error where one is known."""
+        remedy = next((more for sign, more in REMEDIES.items() if sign in error), "")
+        if "LR" in remedy:
+            remedy = remedy.replace("LR", f"{self.recipe.optim.lr / 2:g}")
+        return f"xcite train --resume {self.session.folder.path}{remedy}"
+
+    def _close(self, event: str, **more: object) -> None:
+        """Record how the session ended."""
+        if self.journal.writes:
+            self.journal.tell(event, **self._place())
+            self.session.history.add(event, self._steps_done(), **more)
+
     def _outcome(self, *, finished: bool) -> Outcome:
-        self.journal.close()
-        folder, position = self.saver.folder, self.position
+        folder, position = self.session.folder, self.position
+        if finished:
+            self._close("finished")
         if finished and position.best is not None:
             self.journal.say(
                 f"best: top-1 {position.best:.2f} %, top-5 {position.best_top5:.2f} % "

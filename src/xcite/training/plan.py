@@ -1,5 +1,6 @@
 """What a run will do, found out and checked before anything is trained or written."""
 
+import functools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -92,9 +93,14 @@ def make(recipe: Recipe, *, initialise: bool = True) -> Plan:
     """
     channels = recipe.preprocessing.channels
     names = read_class_names(recipe.data.classes) if recipe.data.classes else None
-    root = recipe.data.root
-    train = open_source(recipe.data.train, root=root, classes=names, channels=channels)
-    notes: list[str] = []
+    listed = functools.partial(
+        open_source,
+        root=recipe.data.root,
+        channels=channels,
+        outside_root=recipe.data.outside_root,
+    )
+    train = listed(recipe.data.train, classes=names)
+    notes = [*train.notes]
     if recipe.optim.min_lr > recipe.learning_rate() and recipe.optim.schedule != "constant":
         notes.append(
             f"optim.min_lr {recipe.optim.min_lr:g} is above the peak learning rate "
@@ -103,13 +109,10 @@ def make(recipe: Recipe, *, initialise: bool = True) -> Plan:
     _check_train(recipe, train)
     validation = None
     if recipe.data.validation:
-        validation = open_source(
-            recipe.data.validation,
-            root=root,
-            classes=list(train.class_names),
-            channels=channels,
-            split="validation",
+        validation = listed(
+            recipe.data.validation, classes=list(train.class_names), split="validation"
         )
+        notes += validation.notes
         unseen = np.bincount(validation.labels, minlength=len(train.class_names)) == 0
         if unseen.any():
             absent = [n for n, missing in zip(train.class_names, unseen, strict=True) if missing]

@@ -2,17 +2,22 @@
 
 recipe.yaml               the resolved recipe
 environment.json          versions, machine and command of every session of the run
+history.jsonl             who the run is; every session, change and error, one JSON object a line
 metrics.jsonl             one JSON object a line: "kind" is "step" or "epoch"
-log.txt                   what was printed
+log.txt                   what was printed; log.1.txt and log.2.txt are older
+status.json               where the run stands, for `xcite status`
+run.lock                  who trains in the folder now
 curves.png                loss, accuracy and learning rate
 skipped.txt               pictures that could not be decoded (with data.on_error: skip)
 best.safetensors          the better of model and moving average, by top-1
 last.safetensors          the model as it is; last_ema.safetensors its moving average
-checkpoint.safetensors    everything needed to go on; checkpoint-0012.safetensors after epoch 12
+checkpoint.safetensors    everything needed to go on; checkpoint-previous.safetensors is the one
+                          before, checkpoint-0012.safetensors that after epoch 12; each stands alone
 """
 
 import contextlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -24,9 +29,16 @@ from pathlib import Path
 from typing import Any
 
 from xcite import recipe as recipes
+from xcite.control_characters import visible
 from xcite.errors import XciteError
 from xcite.recipe import Recipe
+from xcite.training import json_lines
+from xcite.training.ownership import FILE as LOCK_FILE
+from xcite.training.ownership import PATIENCE, Ownership
 from xcite.whole_files import write_text
+
+LOG_LIMIT = 16 * 2**20  # bytes of log.txt before a new one is begun
+OLDER_LOGS = 2
 
 _PACKAGES = ("xcite", "numpy", "pillow", "grain", "safetensors", "paddlepaddle", "torch")
 
@@ -38,7 +50,9 @@ class RunFolder:
         self.path = Path(path)
         self.recipe = self.path / "recipe.yaml"
         self.environment = self.path / "environment.json"
+        self.history = self.path / "history.jsonl"
         self.metrics = self.path / "metrics.jsonl"
+        self.status = self.path / "status.json"
         self.log = self.path / "log.txt"
         self.curves = self.path / "curves.png"
         self.skipped = self.path / "skipped.txt"
@@ -46,22 +60,49 @@ class RunFolder:
         self.last = self.path / "last.safetensors"
         self.last_ema = self.path / "last_ema.safetensors"
         self.checkpoint = self.path / "checkpoint.safetensors"
+        self.previous = self.path / "checkpoint-previous.safetensors"
+        self.coming = self.path / "checkpoint-coming.safetensors"
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], recipe: Recipe) -> "RunFolder":
-        """Make the folder of a new run.
+    def create(
+        cls, path: str | os.PathLike[str], recipe: Recipe, *, numbered: bool = False
+    ) -> tuple["RunFolder", Ownership]:
+        """Make the folder of a new run and own it.
+
+        Args:
+            numbered: append the first number that is free; of several processes that do so at
+                once, each gets a folder.
 
         Raises:
-            XciteError: it exists and is not empty, or cannot be made.
+            XciteError: it exists and is not empty, another process owns it, or it cannot be made.
         """
-        folder = cls(path)
-        folder.refuse_used()
-        try:
-            folder.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise XciteError(f"cannot make the run folder {path}: {error.strerror}") from error
-        write_text(folder.recipe, recipes.dump(recipe))
-        return folder
+        name = Path(path)
+        while True:
+            folder = cls(next_run_folder(name) if numbered else name)
+            folder.refuse_used()
+            try:
+                folder.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise XciteError(
+                    f"cannot make the run folder {folder.path}: {error.strerror}"
+                ) from error
+            try:
+                owned = Ownership.take(folder.path, patience=0 if numbered else PATIENCE)
+            except XciteError:
+                if not numbered:
+                    raise
+                time.sleep(0.01)  # until the other one has written its recipe
+                continue
+            if folder.used():  # whoever owned it before has begun a run in it
+                owned.release()
+                continue
+            try:
+                folder.remove_leftovers()
+                write_text(folder.recipe, recipes.dump(recipe))
+            except BaseException:
+                owned.release()
+                raise
+            return folder, owned
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "RunFolder":
@@ -77,9 +118,21 @@ class RunFolder:
             raise XciteError(f"{path} is not a run folder: it has no recipe.yaml")
         return folder
 
+    def used(self) -> bool:
+        """Whether there is anything but what a start that was killed at once leaves."""
+        if not self.path.exists():
+            return False
+        return not self.path.is_dir() or not all(map(_is_leftover, self.path.iterdir()))
+
+    def remove_leftovers(self) -> None:
+        """Remove what a dead owner had begun to write; only for who owns the folder."""
+        for path in self.path.iterdir():
+            if _is_leftover(path) and path.name != LOCK_FILE:
+                path.unlink(missing_ok=True)
+
     def refuse_used(self) -> None:
         """Raise XciteError where something is already there, or nothing can be made."""
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.used():
             raise XciteError(
                 f"{self.path} already exists; give another --out, or go on with "
                 f"`xcite train --resume {self.path}`"
@@ -90,6 +143,12 @@ class RunFolder:
 
     def write_log(self, text: str) -> None:
         """Append a line to log.txt, with the time."""
+        with contextlib.suppress(OSError):
+            if self.log.stat().st_size > LOG_LIMIT:
+                names = [self.log, *(self.path / f"log.{n + 1}.txt" for n in range(OLDER_LOGS))]
+                for newer, older in reversed([*itertools.pairwise(names)]):
+                    if newer.is_file():
+                        newer.replace(older)
         self._append(self.log, f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
 
     def record(self, row: dict[str, Any]) -> None:
@@ -100,17 +159,28 @@ class RunFolder:
         """The rows of metrics.jsonl; a last line cut off by a crash is left out."""
         return read_metrics(self.metrics) if self.metrics.is_file() else []
 
-    def forget_after(self, step: int) -> None:
-        """Drop rows later than ``step``, those of work that a resumed run does again."""
-        kept = [row for row in self.rows() if row.get("step", 0) <= step]
+    def forget_after(self, step: int, epochs: int) -> None:
+        """Drop the rows of work that a resumed run does again.
+
+        Args:
+            step: optimiser steps that are done.
+            epochs: how many are complete; the last step of an epoch may be done without its
+                evaluation.
+        """
+        kept = [
+            row
+            for row in self.rows()
+            if row["step"] <= step and (row["kind"] != "epoch" or row.get("epoch", 0) <= epochs)
+        ]
         write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write_environment(self, engine: str) -> None:
         """Add this session to environment.json."""
         sessions: list[dict[str, Any]] = []
         if self.environment.is_file():
-            with contextlib.suppress(OSError, ValueError):
-                sessions = json.loads(self.environment.read_text(encoding="utf-8"))["sessions"]
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                known = json.loads(self.environment.read_text(encoding="utf-8"))["sessions"]
+                sessions = [session for session in known if isinstance(session, dict)]
         sessions.append(
             {
                 "started": time.strftime("%Y-%m-%d %H:%M:%S%z"),
@@ -124,9 +194,16 @@ class RunFolder:
         )
         write_text(self.environment, json.dumps({"sessions": sessions}, indent=2) + "\n")
 
+    def write_status(self, values: dict[str, Any]) -> None:
+        """Replace status.json; where it cannot be written, the run does without."""
+        with contextlib.suppress(OSError):
+            aside = self.path / ".status.json.part"
+            aside.write_text(json.dumps(values), encoding="utf-8")
+            aside.replace(self.status)
+
     def write_skipped(self, names: Sequence[str]) -> None:
-        """List the pictures that were left out."""
-        write_text(self.skipped, "".join(f"{name}\n" for name in sorted(set(names))))
+        """List the pictures that were left out, one a line whatever their names hold."""
+        write_text(self.skipped, "".join(f"{visible(name)}\n" for name in sorted(set(names))))
 
     def numbered(self, epoch: int) -> Path:
         """The checkpoint written after ``epoch`` (counted from 1)."""
@@ -142,44 +219,47 @@ class RunFolder:
         return [found[epoch] for epoch in sorted(found)]
 
     def _append(self, path: Path, text: str) -> None:
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(text)
-        except OSError as error:
-            raise XciteError(f"cannot write {path}: {error.strerror or error}") from error
+        if not self.path.is_dir():
+            raise XciteError(f"the run folder {self.path} is gone: it was deleted or moved")
+        json_lines.append(path, text)
 
 
-def next_run_folder(name: str, root: str | os.PathLike[str] = "runs") -> Path:
-    """``root/<name>-<number>`` with the first number above all that are there."""
-    stem = Path(name).stem if name.endswith((".yaml", ".yml")) else Path(name).name
-    stem = stem or "run"
+def stem(recipe: str) -> str:
+    """What the folders of a recipe's runs are called, before their number."""
+    name = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else Path(recipe).name
+    return name or "run"
+
+
+def next_run_folder(path: str | os.PathLike[str]) -> Path:
+    """``path`` with "-" and the first number above all that are in use."""
+    path = Path(path)
     taken = [
         int(match[1])
-        for path in Path(root).glob("*")
-        if (match := re.fullmatch(re.escape(stem) + r"-(\d+)", path.name))
+        for other in path.parent.glob("*")
+        if (match := re.fullmatch(re.escape(path.name) + r"-(\d+)", other.name))
+        # A start that was killed at once leaves its lock and nothing else.
+        and (not (other / LOCK_FILE).exists() or RunFolder(other).used())
     ]
-    return Path(root) / f"{stem}-{max(taken, default=0) + 1}"
+    return path.with_name(f"{path.name}-{max(taken, default=0) + 1}")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl; lines that are not JSON objects are left out.
+    """Rows of a metrics.jsonl; lines that are none are left out.
 
     Raises:
         XciteError: the file cannot be read.
     """
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise XciteError(f"cannot read {path}: {error.strerror or error}") from error
-    rows = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
+    return [
+        row
+        for row in json_lines.read(path)
+        if isinstance(row.get("kind"), str)
+        and json_lines.is_count(row.get("step"))
+        and all(json_lines.is_number(value) for key, value in row.items() if key != "kind")
+    ]
+
+
+def _is_leftover(path: Path) -> bool:
+    return path.name == LOCK_FILE or (path.name.startswith(".") and path.name.endswith(".part"))
 
 
 def _versions() -> Iterator[tuple[str, str]]:

@@ -1,63 +1,184 @@
-"""The weights and checkpoints that a run leaves behind."""
+"""The weights and checkpoints that a run leaves behind, written while the run goes on."""
 
-from dataclasses import asdict, dataclass
+import contextlib
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from xcite import recipe as recipes
 from xcite.engines.interface import Engine
+from xcite.engines.training_state import section
+from xcite.errors import XciteError
 from xcite.evaluation.accuracy import Accuracy
 from xcite.training import checkpoint
-from xcite.training.checkpoint import Position
+from xcite.training.checkpoint import Identity, Position
 from xcite.training.plan import Plan
-from xcite.training.run_folder import RunFolder
+from xcite.training.session import Session
 from xcite.training.teachers.teacher import Teacher
 from xcite.weights import Metadata, save_weights
 
+Job = Callable[[], None]
 
-@dataclass(frozen=True)
+
+class Writer:
+    """Does jobs in a thread, one batch of them at a time; what one raises comes out later."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def start(self, jobs: list[Job]) -> None:
+        """Begin with the jobs; those before must have been waited for."""
+        self._thread = threading.Thread(target=self._work, args=(jobs,), name="xcite saving")
+        self._thread.start()
+
+    @property
+    def failed(self) -> bool:
+        """Whether a job has raised something by now."""
+        return self._error is not None
+
+    def wait(self) -> None:
+        """Wait until everything is written; raises what a job raised."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _work(self, jobs: list[Job]) -> None:
+        try:
+            for job in jobs:
+                job()
+        except BaseException as error:
+            self._error = error
+
+
 class Saver:
-    """Writes what the engine holds; only process 0 writes."""
+    """Writes what the engine holds; only process 0 writes.
 
-    folder: RunFolder
-    plan: Plan
-    engine: Engine
-    teacher: Teacher | None
+    Every state is copied in one piece between two steps, and a thread writes the copy.
+    """
+
+    def __init__(
+        self, session: Session, plan: Plan, engine: Engine, teacher: Teacher | None
+    ) -> None:
+        self.session = session
+        self.plan = plan
+        self.engine = engine
+        self.teacher = teacher
+        self._writer = Writer()
+        self.saved: Position | None = None  # the last one whose writing has begun
 
     @property
     def writes(self) -> bool:
         return self.engine.rank == 0
 
+    def check(self) -> None:
+        """Raise XciteError if a save that was begun has failed."""
+        if self._writer.failed:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until all is on disk; raises XciteError if it is not."""
+        try:
+            self._writer.wait()
+        except BaseException:
+            self.saved = None
+            raise
+
     def checkpoint(self, position: Position) -> None:
-        """Everything needed to go on from ``position``."""
-        state = self.engine.training_state()
+        """Begin to write everything needed to go on from ``position``."""
         if self.writes:
-            metadata = self._metadata({"epoch": position.epoch})
-            checkpoint.save(self.folder.checkpoint, state, position, metadata)
+            self.session.require_folder()
+            self._start(position, self._checkpoint_jobs(self._state(), position))
 
-    def best(self, accuracies: dict[str, Accuracy], epoch: int, leader: str) -> None:
-        """The better one of model and moving average after ``epoch``, counted from 1."""
-        self._weights(self.folder.best, accuracies, epoch, ema=leader == "ema")
-
-    def last(self, accuracies: dict[str, Accuracy], epoch: int, position: Position) -> None:
-        """Weights and checkpoint after ``epoch``, counted from 1; ``position`` follows it."""
-        self._weights(self.folder.last, accuracies, epoch, ema=False)
-        if self.plan.recipe.optim.ema is not None:
-            self._weights(self.folder.last_ema, accuracies, epoch, ema=True)
-        self.checkpoint(position)
-        if self.writes:
-            checkpoint.keep_numbered(self.folder, epoch, self.plan.recipe.run.keep)
-
-    def _weights(
-        self, path: Path, accuracies: dict[str, Accuracy], epoch: int, *, ema: bool
+    def epoch(
+        self,
+        accuracies: dict[str, Accuracy],
+        position: Position,
+        *,
+        leader: str | None,
+        due: bool,
     ) -> None:
-        if not self.writes:
+        """Begin to write weights and checkpoint after an epoch; ``position`` follows it.
+
+        Args:
+            leader: "model" or "ema", whichever is the best so far; None if neither is.
+            due: whether a checkpoint and the last weights are to be written.
+        """
+        if not self.writes or not (leader or due):
             return
+        self.session.require_folder()
+        state, epoch, folder = self._state(), position.epoch, self.session.folder
+        write = partial(self._weights_job, state, accuracies, epoch)
+        jobs = [write(folder.best, ema=leader == "ema")] if leader else []
+        if due:
+            jobs.append(write(folder.last, ema=False))
+            if self.plan.recipe.optim.ema is not None:
+                jobs.append(write(folder.last_ema, ema=True))
+            jobs += self._checkpoint_jobs(state, position, number=epoch)
+        self._start(position if due else self.saved, jobs)
+
+    def rescue(self, position: Position) -> None:
+        """Write the state in memory now, if it is not there yet, whatever happened before.
+
+        Raises:
+            XciteError: it cannot be written.
+        """
+        with contextlib.suppress(XciteError):
+            self.wait()
+            if self.saved == position:
+                return
+        self.session.follow_folder()
+        self.checkpoint(position)
+        self.wait()
+
+    def _start(self, position: Position | None, jobs: list[Job]) -> None:
+        self.wait()
+        self._writer.start(jobs)
+        self.saved = position
+
+    def _state(self) -> dict[str, np.ndarray]:
+        return self.engine.training_state()
+
+    def _checkpoint_jobs(
+        self, state: dict[str, np.ndarray], position: Position, number: int | None = None
+    ) -> list[Job]:
+        folder, keep = self.session.folder, self.plan.recipe.run.keep
+        identity = Identity(self.session.history.run, recipes.digest(self.plan.recipe))
+        metadata = self._metadata({"epoch": position.epoch})
+        paths = [folder.coming]
+        if number is not None and keep:
+            paths.insert(0, folder.numbered(number))
+        jobs: list[Job] = [
+            partial(checkpoint.save, path, state, position, metadata, identity) for path in paths
+        ]
+        jobs.append(partial(checkpoint.publish, folder))
+        if number is not None:
+            jobs.append(partial(checkpoint.keep_numbered, folder, keep))
+        return jobs
+
+    def _weights_job(
+        self,
+        state: Mapping[str, np.ndarray],
+        accuracies: dict[str, Accuracy],
+        epoch: int,
+        path: Path,
+        *,
+        ema: bool,
+    ) -> Job:
         metrics: dict[str, float | int | bool] = {"epoch": epoch, "ema": ema}
         accuracy = accuracies.get("ema" if ema else "model")
         if accuracy is not None:
             metrics |= {"top1": accuracy.top1, "top5": accuracy.top5, "loss": accuracy.loss}
-        save_weights(path, self.engine.read_weights(ema=ema), self._metadata(metrics))
+        weights = section(state, "ema" if ema else "weights")
+        return partial(save_weights, path, weights, self._metadata(metrics))
 
     def _metadata(self, metrics: dict[str, float | int | bool]) -> Metadata:
         """What travels with the weights."""

@@ -14,6 +14,13 @@ from xcite.training.plan import Plan
 PICTURES_PER_WORKER = 500
 
 
+def is_due(prepared: Plan, epoch: int) -> bool:
+    """Whether an evaluation follows ``epoch`` (counted from 1)."""
+    recipe = prepared.recipe
+    last = epoch == recipe.optim.epochs
+    return prepared.validation is not None and (last or epoch % recipe.run.evaluate_every == 0)
+
+
 def validate(
     prepared: Plan, engine: Engine, epoch: int, progress: Progress, stop: StopRequest
 ) -> dict[str, Accuracy]:
@@ -26,8 +33,7 @@ def validate(
         Stopped: a stop was asked for before the evaluation was done.
     """
     recipe, source = prepared.recipe, prepared.validation
-    due = epoch % recipe.run.evaluate_every == 0 or epoch == recipe.optim.epochs
-    if source is None or not due:
+    if source is None or not is_due(prepared, epoch):
         return {}
     loader = EvaluationLoader(
         source,
@@ -36,6 +42,7 @@ def validate(
         workers=min(recipe.data.workers, len(source) // PICTURES_PER_WORKER),
         on_error=recipe.data.on_error,
         max_pixels=recipe.data.max_pixels,
+        timeout=recipe.data.worker_timeout,
         rank=engine.rank,
         world_size=engine.world_size,
     )

@@ -2,6 +2,7 @@
 
 import re
 
+from xcite.control_characters import visible
 from xcite.errors import XciteError
 from xcite.variants import find
 from xcite.weights import catalog
@@ -89,5 +90,5 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 def _cell(value: object) -> str:
     """A stranger's text on one line, unable to start a table, a tag or a link of its own."""
-    text = " ".join(str(value).split())[:300]
+    text = visible(" ".join(str(value).split())[:300])
     return re.sub(r"([\\`|<>\[\]*])", r"\\\1", text)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from xcite.errors import XciteError
+from xcite.weights.checksums import take_checksums, verify, with_checksums
 from xcite.weights.stored import StoredTensor, read_section
 from xcite.whole_files import whole_file
 
@@ -20,12 +21,16 @@ _DTYPES = {
 def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """Names to tensors, and the file's metadata.
 
+    Where the file carries checksums (`write_safetensors` adds them), the metadata are verified at
+    once and every tensor when it is loaded.
+
     The library judges the header (sizes, offsets without gaps or overlaps, the file's length).
     The numbers are then read tensor by tensor: the library's memory map would keep the file's pages
     resident beside the arrays.
 
     Raises:
-        XciteError: damaged or oversized header, truncated data, unknown number type.
+        XciteError: damaged or oversized header, truncated data, unknown number type; loading a
+            tensor: its numbers differ from their checksum.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -45,6 +50,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str
         raise XciteError(f"{path} is not a sound safetensors file: {error}") from error
     header = json.loads(header_text)
     metadata = header.pop("__metadata__", None) or {}
+    sums = take_checksums(path, metadata)
     tensors = {}
     for name, entry in header.items():
         dtype = _DTYPES.get(entry["dtype"])
@@ -54,9 +60,15 @@ def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str
         offset = 8 + length + entry["data_offsets"][0]
 
         def load(
-            offset: int = offset, shape: tuple[int, ...] = shape, dtype: str = dtype
+            name: str = name,
+            offset: int = offset,
+            shape: tuple[int, ...] = shape,
+            dtype: str = dtype,
         ) -> np.ndarray:
-            return read_section(path, offset, shape, dtype)
+            numbers = read_section(path, offset, shape, dtype)
+            if sums is not None:
+                verify(path, name, numbers, dtype, sums)
+            return numbers
 
         tensors[name] = StoredTensor(shape, dtype, load)
     return tensors, metadata
@@ -65,7 +77,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str
 def write_safetensors(
     path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file, whole or not at all.
+    """Write a safetensors file with checksums, whole or not at all.
 
     Raises:
         XciteError: the folder cannot be written or the disk is full.
@@ -79,6 +91,6 @@ def write_safetensors(
     }
     with whole_file(path) as aside:
         try:
-            save_file(laid_out, aside, metadata=dict(metadata or {}))
+            save_file(laid_out, aside, metadata=with_checksums(metadata or {}, laid_out))
         except SafetensorError as error:
             raise XciteError(f"cannot write {path}: {error}") from error

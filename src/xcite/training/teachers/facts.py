@@ -12,7 +12,7 @@ from xcite import canonical
 from xcite.errors import XciteError
 from xcite.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from xcite.recipe import Recipe
-from xcite.runtime.bundle import is_bundle, read_info
+from xcite.runtime.bundle import is_bundle, program_files, read_info
 from xcite.variants import Architecture, find
 from xcite.weights import open_weights
 
@@ -115,8 +115,8 @@ def program_facts(path: str, recipe: Recipe) -> Facts:
     program, notes = Path(path), []
     own, names, fixed = recipe.preprocessing, None, None
     try:
-        if is_bundle(program.parent):
-            bundle = read_info(program.parent)
+        bundle = read_info(program.parent) if is_bundle(program.parent) else None
+        if bundle is not None and program_files(program) <= set(bundle.files):
             own, names = bundle.preprocessing, bundle.class_names or None
             fixed = bundle.size[0] if bundle.size else None
         else:

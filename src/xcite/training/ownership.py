@@ -1,0 +1,159 @@
+"""Who trains in a run folder: one process at a time, and a dead one keeps nothing."""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from xcite.data.shared_memory import born
+from xcite.errors import XciteError
+
+FILE = "run.lock"
+PATIENCE = 2.0  # seconds: a killed owner with much memory takes a moment to be gone
+# Where a file system has no locks, an owner on another machine counts as dead after this silence.
+SILENCE = 600.0
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that trains in a folder.
+
+    Attributes:
+        born: when the kernel started it, in its own ticks; None where it does not say.
+        since: when it took the folder, in words.
+    """
+
+    host: str
+    pid: int
+    born: int | None
+    since: str
+
+    def in_words(self) -> str:
+        return f"process {self.pid} on {self.host} since {self.since}"
+
+
+class Ownership:
+    """The lock on a run folder; the kernel gives it back when its owner ends, however it ends.
+
+    Processes that the owner starts do not inherit it. Locks by ``flock`` hold on one machine and,
+    with Linux' NFS and most cluster file systems, between machines. Where there are none, the
+    owner's name in the file decides: by its process on this machine, by its silence on others.
+    """
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+
+    @classmethod
+    def take(cls, folder: Path, *, patience: float = PATIENCE) -> "Ownership":
+        """Own ``folder``.
+
+        Raises:
+            XciteError: another process owns it, or nothing can be written there.
+        """
+        try:
+            handle = os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise XciteError(f"cannot write {folder / FILE}: {error.strerror}") from error
+        until = time.monotonic() + patience
+        while not _locked(handle, fcntl.LOCK_EX):
+            if time.monotonic() >= until:
+                owner = _read(handle)
+                os.close(handle)
+                raise _owned_error(folder, owner)
+            time.sleep(0.05)
+        owner = Owner(
+            socket.gethostname(), os.getpid(), born(os.getpid()), time.strftime("%Y-%m-%d %H:%M:%S")
+        )
+        try:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps(asdict(owner)).encode(), 0)
+        except OSError as error:
+            os.close(handle)
+            raise XciteError(f"cannot write {folder / FILE}: {error.strerror}") from error
+        return cls(handle)
+
+    def alive(self) -> None:
+        """Tell other machines that the owner lives, where only its silence could tell them."""
+        with contextlib.suppress(OSError):
+            os.utime(self._handle)
+
+    def place(self) -> Path | None:
+        """Where the folder is now; None if it was deleted."""
+        try:
+            if os.fstat(self._handle).st_nlink == 0:
+                return None
+            return Path(os.readlink(f"/proc/self/fd/{self._handle}")).parent
+        except OSError:
+            return None
+
+    def owns(self, folder: Path) -> bool:
+        """Whether the folder of that name is still the one that was taken."""
+        try:
+            return os.path.samestat(os.stat(folder / FILE), os.fstat(self._handle))
+        except OSError:
+            return False
+
+    def release(self) -> None:
+        """Give the folder free."""
+        if self._handle >= 0:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._handle, 0)
+            os.close(self._handle)
+            self._handle = -1
+
+
+def owner_of(folder: Path) -> Owner | None:
+    """The living owner of a run folder; None if nobody trains there."""
+    try:
+        handle = os.open(folder / FILE, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        return None if _locked(handle, fcntl.LOCK_SH) else _read(handle)
+    finally:
+        os.close(handle)
+
+
+def refuse_owned(folder: Path) -> None:
+    """Raise XciteError, with its name, while another process trains in the folder."""
+    owner = owner_of(folder)
+    if owner is not None:
+        raise _owned_error(folder, owner)
+
+
+def _owned_error(folder: Path, owner: Owner | None) -> XciteError:
+    return XciteError(
+        f"{folder} is being trained by {owner.in_words() if owner else 'another process'}; "
+        f"wait for it or stop it; `xcite status {folder}` says where it is"
+    )
+
+
+def _locked(handle: int, kind: int) -> bool:
+    """Whether the lock was got."""
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:  # this file system has no locks
+        owner = _read(handle)
+        return owner is None or not _lives(owner, os.fstat(handle).st_mtime)
+
+
+def _lives(owner: Owner, heard: float) -> bool:
+    if owner.host == socket.gethostname():
+        return owner.pid != os.getpid() and owner.born is not None and born(owner.pid) == owner.born
+    return time.time() - heard < SILENCE
+
+
+def _read(handle: int) -> Owner | None:
+    try:
+        values: dict[str, Any] = json.loads(os.pread(handle, 4096, 0))
+        return Owner(str(values["host"]), int(values["pid"]), values["born"], str(values["since"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,171 @@
+"""Where a run stands, read from its folder while it trains and when it is dead."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xcite.errors import XciteError
+from xcite.training import checkpoint
+from xcite.training.history import History
+from xcite.training.json_lines import is_count, is_number
+from xcite.training.ownership import Owner, owner_of
+from xcite.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class CheckpointHealth:
+    """One checkpoint file.
+
+    Attributes:
+        problem: why it cannot be used; "" if it is whole.
+        age: seconds since it was written.
+    """
+
+    path: Path
+    problem: str
+    epoch: int
+    step: int
+    age: float
+    size: int
+
+    def in_words(self) -> str:
+        place = f"epoch {self.epoch + 1}, step {self.step}" if not self.problem else "DAMAGED"
+        return (
+            f"{self.path.name:32} {place}, {self.size / 2**20:.1f} MiB, "
+            f"{self.age / 60:.0f} min old" + (f": {self.problem}" if self.problem else "")
+        )
+
+
+@dataclass(frozen=True)
+class Status:
+    """What `xcite status` knows.
+
+    Attributes:
+        state: "starting", "training", "evaluating", "stopped", "failed", "finished", "killed" (it
+            ended without a word) or "unknown".
+        owner: who trains there now.
+        told: what the run has told last: epoch, step, loss, speed, memory, seconds left.
+        error: the last one; "" without any.
+    """
+
+    folder: Path
+    run: str
+    state: str
+    owner: Owner | None
+    told: dict[str, Any]
+    checkpoints: list[CheckpointHealth]
+    error: str
+    command: str
+
+    def lines(self) -> list[str]:
+        """The status for people, a label and a value a line."""
+        from xcite.training.journal import clock
+
+        told = self.told
+        lines = [
+            f"run          {self.folder}" + (f" ({self.run[:8]})" if self.run else ""),
+            f"state        {self.state}" + (f", {self.owner.in_words()}" if self.owner else ""),
+        ]
+        if "epoch" in told:
+            total = told.get("epochs", 0) * told.get("steps", 0)
+            done = (told["epoch"] - 1) * told.get("steps", 0) + told.get("step", 0)
+            share = f", {100 * done / total:.1f} % of the run" if total else ""
+            lines.append(
+                f"position     epoch {told['epoch']} of {told.get('epochs', '?')}, step "
+                f"{told.get('step', '?')} of {told.get('steps', '?')}{share}"
+            )
+        if "pictures_per_second" in told:
+            lines.append(
+                f"speed        {told['pictures_per_second']:.1f} pictures/s, "
+                f"loss {told.get('loss', float('nan')):.4f}"
+            )
+        if "seconds_left" in told and self.owner:
+            lines.append(f"left         {clock(told['seconds_left'])}")
+        if "memory_mib" in told:
+            lines.append(f"memory       {told['memory_mib']} MiB at most, loader processes aside")
+        if "time" in told:
+            lines.append(f"last heard   {max(0, time.time() - told['time']):.0f} s ago")
+        lines += [f"checkpoint   {health.in_words()}" for health in self.checkpoints]
+        if not self.checkpoints:
+            lines.append("checkpoint   none yet")
+        if self.error:
+            lines.append(f"last error   {self.error}")
+        if self.command:
+            lines.append(f"go on with   {self.command}")
+        return lines
+
+
+class StatusReader:
+    """Reads a run's status again and again; a checkpoint is read only when it has changed."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._folder = RunFolder.open(path)
+        self._known: dict[tuple[str, int], CheckpointHealth] = {}
+
+    def read(self) -> Status:
+        """The status now.
+
+        Raises:
+            XciteError: the folder's files cannot be read.
+        """
+        folder = self._folder
+        history, owner = History(folder.history), owner_of(folder.path)
+        told = _told(folder.status)
+        state = str(told.get("state", "unknown"))
+        if owner is None and state in ("starting", "training", "evaluating"):
+            state = "killed"
+        errors = [row["error"] for row in history.rows if isinstance(row.get("error"), str)]
+        command = "" if owner or state == "finished" else f"xcite train --resume {folder.path}"
+        return Status(
+            folder.path,
+            history.run,
+            state,
+            owner,
+            told,
+            self._checkpoints(),
+            errors[-1] if errors else "",
+            command,
+        )
+
+    def _checkpoints(self) -> list[CheckpointHealth]:
+        found = []
+        for path in checkpoint.candidates(self._folder):
+            try:
+                stat = path.stat()
+            except OSError:
+                continue  # just renamed by the run
+            key = (path.name, stat.st_mtime_ns)
+            if key not in self._known:
+                self._known[key] = _health(path, stat.st_mtime, stat.st_size)
+            found.append(self._known[key])
+        return found
+
+
+def _health(path: Path, written: float, size: int) -> CheckpointHealth:
+    age = time.time() - written
+    try:
+        position = checkpoint.load(path).position
+    except XciteError as error:
+        return CheckpointHealth(path, str(error), 0, 0, age, size)
+    return CheckpointHealth(path, "", position.epoch, position.step, age, size)
+
+
+def _told(path: Path) -> dict[str, Any]:
+    """The values of status.json that make sense."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(values, dict):
+        return {}
+    counts = ("epoch", "epochs", "step", "steps", "memory_mib")
+    numbers = ("time", "loss", "pictures_per_second", "seconds_left")
+    return {
+        key: value
+        for key, value in values.items()
+        if (key in counts and is_count(value))
+        or (key in numbers and is_number(value))
+        or (key == "state" and isinstance(value, str))
+    }
