@@ -1,5 +1,6 @@
 """`xcite serve` as a process: it starts, answers, and stops without losing what it accepted."""
 
+import contextlib
 import os
 import re
 import signal
@@ -123,13 +124,15 @@ def _silent(port, count, sent):
 
 
 def _closed(one):
-    one.settimeout(0.01)
+    one.settimeout(0)
     try:
-        return one.recv(4096) == b""
-    except TimeoutError:
+        while one.recv(4096):
+            pass  # a refusal in words
+    except BlockingIOError:
         return False
     except OSError:
-        return True
+        pass
+    return True
 
 
 HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
@@ -152,7 +155,8 @@ def test_silent_connections_keep_nobody_out_and_are_closed(limited, sent):
     assert time.monotonic() - started < 8
     assert sum(map(_closed, silent)) >= 300  # those above the limit made room
     while not all(map(_closed, silent)):
-        assert time.monotonic() - started < 25
+        assert time.monotonic() - started < 40
+        time.sleep(0.1)
     for one in silent:
         one.close()
 
@@ -162,7 +166,9 @@ def test_a_head_that_comes_in_drops_is_given_up(limited):
     [one] = _silent(port, 1, HEAD)
     started = time.monotonic()
     while not _closed(one) and time.monotonic() - started < 30:
-        one.sendall(b"X")
+        with contextlib.suppress(OSError):
+            one.settimeout(5)
+            one.sendall(b"X")
         time.sleep(0.3)
     assert 9 < time.monotonic() - started < 20
     assert httpx.get(f"{address}/health").status_code == 200
