@@ -97,5 +97,7 @@ def train(
     except KeyboardInterrupt as stopped:
         say(str(stopped) or "stopped before the run began", err=True)
         raise typer.Exit(130) from None
+    except OSError as error:  # of a disk or a file system that fails where nothing else can
+        raise XciteError(f"{error.filename}: {error.strerror or error}") from error
     if not outcome.finished:
         raise typer.Exit(130)

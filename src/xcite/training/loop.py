@@ -393,7 +393,7 @@ class _Run:
                 raise XciteError("the step was interrupted while it changed the weights")
             self.saver.rescue(self.position)
             kept = f"saved {self._where()}"
-        except XciteError as second:
+        except Exception as second:
             kept = (
                 "" if str(second) == what else f"the state in memory could not be saved: {second}; "
             )

@@ -196,10 +196,13 @@ class RunFolder:
 
     def write_status(self, values: dict[str, Any]) -> None:
         """Replace status.json; where it cannot be written, the run does without."""
-        with contextlib.suppress(OSError):
-            aside = self.path / ".status.json.part"
+        aside = self.path / ".status.json.part"
+        try:
             aside.write_text(json.dumps(values), encoding="utf-8")
             aside.replace(self.status)
+        except OSError:
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
 
     def write_skipped(self, names: Sequence[str]) -> None:
         """List the pictures that were left out, one a line whatever their names hold."""

@@ -13,7 +13,6 @@ import numpy as np
 from xcite import recipe as recipes
 from xcite.engines.interface import Engine
 from xcite.engines.training_state import section
-from xcite.errors import XciteError
 from xcite.evaluation.accuracy import Accuracy
 from xcite.training import checkpoint
 from xcite.training.checkpoint import Identity, Position
@@ -31,6 +30,7 @@ class Writer:
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._left: list[Job] = []
 
     def start(self, jobs: list[Job]) -> None:
         """Begin with the jobs; those before must have been waited for."""
@@ -51,12 +51,25 @@ class Writer:
         if error is not None:
             raise error
 
+    def retry(self) -> None:
+        """Do, in this thread, what a failure has left undone; raises what fails again."""
+        self._do(self._left)
+
+    def forget(self) -> None:
+        """Let undone what a failure has left undone."""
+        self._left = []
+
     def _work(self, jobs: list[Job]) -> None:
         try:
-            for job in jobs:
-                job()
+            self._do(jobs)
         except BaseException as error:
             self._error = error
+
+    def _do(self, jobs: list[Job]) -> None:
+        self._left = list(jobs)
+        while self._left:
+            self._left[0]()
+            del self._left[0]
 
 
 class Saver:
@@ -128,20 +141,25 @@ class Saver:
     def rescue(self, position: Position) -> None:
         """Write the state in memory now, if it is not there yet, whatever happened before.
 
+        What a failure has left undone comes first: a checkpoint never stands without the weights
+        that belong to an earlier position.
+
         Raises:
-            XciteError: it cannot be written.
+            Exception: it cannot be written.
         """
-        with contextlib.suppress(XciteError):
+        with contextlib.suppress(Exception):
             self.wait()
-            if self.saved == position:
-                return
-        self.session.follow_folder()
-        self.checkpoint(position)
-        self.wait()
+        if self.session.follow_folder():
+            self._writer.forget()  # its names are those of the old place
+        self.session.require_folder()  # one that was deleted is not made anew
+        self._writer.retry()
+        if self.saved != position:
+            self.checkpoint(position)
+            self.wait()
 
     def _start(self, position: Position | None, jobs: list[Job]) -> None:
         self.wait()
-        self._writer.start(jobs)
+        self._writer.start([self.session.require_folder, *jobs])
         self.saved = position
 
     def _state(self) -> dict[str, np.ndarray]:

@@ -34,7 +34,8 @@ class Session:
     def __init__(self, folder: RunFolder, owned: Ownership | None) -> None:
         self.folder = folder
         self.owned = owned
-        self.history = History(folder.history)
+        with self._owned_on_success():
+            self.history = History(folder.history)
         self.state: dict[str, np.ndarray] | None = None
         self.position = Position()
         self.resumed = False
@@ -181,10 +182,14 @@ class Session:
             + " while the run was writing to it"
         )
 
-    def follow_folder(self) -> None:
-        """Write where the folder has been moved to from now on."""
-        if self.owned and not self.owned.owns(self.folder.path) and (place := self.owned.place()):
+    def follow_folder(self) -> bool:
+        """Write where the folder has been moved to from now on; whether it has been moved."""
+        if self.owned is None or self.owned.owns(self.folder.path):
+            return False
+        place = self.owned.place()
+        if place is not None:
             self.folder = RunFolder(place)
+        return place is not None
 
     def close(self) -> None:
         """Give the folder free."""
