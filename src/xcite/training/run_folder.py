@@ -79,7 +79,12 @@ class RunFolder:
         name = Path(path)
         while True:
             folder = cls(next_run_folder(name) if numbered else name)
-            folder.refuse_used()
+            try:
+                folder.refuse_used()
+            except XciteError:
+                if numbered and folder.used():  # taken since the number was found free
+                    continue
+                raise
             try:
                 folder.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
