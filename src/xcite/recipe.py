@@ -58,6 +58,11 @@ class InitRecipe(Section):
     adapt_channels: bool = Field(False, description="fit the stem to other input channels")
     freeze_patch_embed: bool = Field(False, description="the official 'surgery': the stem stays")
 
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Prefixes of the names of weights that are not trained."""
+        return ("patch_embed.",) if self.freeze_patch_embed else ()
+
 
 class DataRecipe(Section):
     """Where the pictures are."""

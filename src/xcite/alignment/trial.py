@@ -76,7 +76,7 @@ def trial(
         recipe.optim,
         recipe.distill,
         recipe.run,
-        ("patch_embed.",) if recipe.init.freeze_patch_embed else (),
+        recipe.init.frozen,
     )
 
 

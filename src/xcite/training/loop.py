@@ -114,7 +114,7 @@ def train(
             recipe, prepared.train, prepared.class_names, processes=engine.world_size
         )
     engine.start_training(
-        recipe.optim, recipe.distill, recipe.preprocessing, frozen=prepared.frozen
+        recipe.optim, recipe.distill, recipe.preprocessing, frozen=recipe.init.frozen
     )
     writes = engine.rank == 0
     loader = TrainLoader(prepared.train, recipe, rank=engine.rank, world_size=engine.world_size)

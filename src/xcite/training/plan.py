@@ -42,11 +42,6 @@ class Plan:
     def class_names(self) -> list[str]:
         return list(self.train.class_names)
 
-    @property
-    def frozen(self) -> tuple[str, ...]:
-        """Prefixes of the names of weights that are not trained."""
-        return ("patch_embed.",) if self.recipe.init.freeze_patch_embed else ()
-
     def lines(self) -> list[str]:
         """The plan in words, for `xcite train --dry-run`."""
         recipe, a = self.recipe, self.architecture
