@@ -127,9 +127,7 @@ def measure(
     work: Callable[[], object]
     if train:
         runner.start_training(OptimRecipe(batch=batch), DistillRecipe(), preprocessing)
-        rate = getattr(architecture, "drop_path", 0.0)
-        depth = architecture.depth
-        paths = drop_path_scales(0, 0, pictures.views, depth, rate)
+        paths = drop_path_scales(0, 0, pictures.views, *architecture.drop_paths())
 
         def work() -> object:
             return runner.train_step([pictures], learning_rate=1e-4, paths=[paths], teacher=[None])
