@@ -49,8 +49,9 @@ class Session:
         remove_segments_of_the_dead()
         session = cls(*RunFolder.create(path, prepared.recipe, numbered=numbered))
         with session._owned_on_success():
-            session.history.begin(prepared.recipe, facts_of(prepared.train))
-        session.position = Position(fingerprint=prepared.train.fingerprint())
+            facts = facts_of(prepared.train)
+            session.history.begin(prepared.recipe, facts)
+        session.position = Position(fingerprint=facts["listing"])
         return session
 
     @classmethod
