@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_train import run, small
+from small_runs import run, small
 
 from xcite import engines
 from xcite.training import checkpoint

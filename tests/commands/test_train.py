@@ -13,32 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_runs import run, small
 
 from xcite import engines
-from xcite.cli import main
 from xcite.training import checkpoint
-
-SMALL = [
-    "model.embed_dim=16",
-    "model.depth=1",
-    "model.num_heads=2",
-    "optim.epochs=2",
-    "optim.batch=256",
-    "optim.warmup_epochs=1",
-    "run.log_every=1",
-]
-
-
-def run(*arguments: str) -> int:
-    try:
-        main([*map(str, arguments)])
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
-def small(*more: str) -> list[str]:
-    return [part for setting in (*SMALL, *more) for part in ("--set", setting)]
 
 
 def test_dry_run(
@@ -115,7 +93,8 @@ def test_control_c_and_resume(
     assert run("train", "--resume", "broken") == 0
     assert run("train", *arguments, "--out", "whole") == 0
     one, other = (
-        checkpoint.read(tmp_path / run / "checkpoint.safetensors")[0] for run in ("whole", "broken")
+        checkpoint.load(tmp_path / run / "checkpoint.safetensors").state
+        for run in ("whole", "broken")
     )
     assert one.keys() == other.keys()
     for name, array in one.items():

@@ -57,7 +57,7 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(
         assert rows(run, "step") == rows(finished, "step")
         assert rows(run, "epoch") == rows(finished, "epoch")
         state, whole = (
-            checkpoint.read(path / "checkpoint.safetensors")[0] for path in (run, finished)
+            checkpoint.load(path / "checkpoint.safetensors").state for path in (run, finished)
         )
         assert {name: array.tobytes() for name, array in state.items()} == {
             name: array.tobytes() for name, array in whole.items()

@@ -225,7 +225,7 @@ def runs():
         (folder / name).write_bytes(data[1:])
         run = RunFolder.open(folder)
         if name == "checkpoint.safetensors":
-            checkpoint.read(run.checkpoint)
+            checkpoint.load(run.checkpoint)
         elif name == "metrics.jsonl":
             read_metrics(run.metrics)
         elif name == "recipe.yaml":

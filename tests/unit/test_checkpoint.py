@@ -36,7 +36,8 @@ def full_disk(at: int) -> Iterator[None]:
 
 def test_there_and_back(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "c.safetensors", STATE, POSITION)
-    state, position = checkpoint.read(tmp_path / "c.safetensors")
+    found = checkpoint.load(tmp_path / "c.safetensors")
+    state, position = found.state, found.position
     assert position == POSITION
     assert state.keys() == STATE.keys()
     for name, array in STATE.items():
@@ -58,16 +59,16 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:
 def test_damaged_checkpoints(tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
     with pytest.raises(XciteError, match="there is no checkpoint"):
-        checkpoint.read(path)
+        checkpoint.load(path)
     checkpoint.save(path, STATE, POSITION)
     whole = path.read_bytes()
     for cut in (0, 5, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:cut])
         with pytest.raises(XciteError, match="damaged"):
-            checkpoint.read(path)
+            checkpoint.load(path)
     path.write_bytes(whole.replace(b'\\"epoch\\"', b'\\"epoxh\\"'))
     with pytest.raises(XciteError, match="checksum"):
-        checkpoint.read(path)
+        checkpoint.load(path)
 
 
 def written(path: Path, changed: dict[str, Any], **more: str) -> Path:
@@ -95,7 +96,7 @@ def written(path: Path, changed: dict[str, Any], **more: str) -> Path:
 )
 def test_values_that_cannot_be(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
     with pytest.raises(XciteError, match=message) as caught:
-        checkpoint.read(written(tmp_path / "c.safetensors", changed))
+        checkpoint.load(written(tmp_path / "c.safetensors", changed))
     assert "\n" not in str(caught.value)
 
 
@@ -112,14 +113,14 @@ def test_values_that_cannot_be(tmp_path: Path, changed: dict[str, Any], message:
 )
 def test_metadata_that_cannot_be(tmp_path: Path, more: dict[str, str], message: str) -> None:
     with pytest.raises(XciteError, match=message):
-        checkpoint.read(written(tmp_path / "c.safetensors", {}, **more))
+        checkpoint.load(written(tmp_path / "c.safetensors", {}, **more))
 
 
 def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
     state = {**STATE, "ema/a": np.array([1, np.nan], np.float32)}
     checkpoint.save(tmp_path / "c.safetensors", state, POSITION)
     with pytest.raises(XciteError, match="ema/a is not finite"):
-        checkpoint.read(tmp_path / "c.safetensors")
+        checkpoint.load(tmp_path / "c.safetensors")
 
 
 def test_a_checkpoint_of_before_has_no_run(tmp_path: Path) -> None:
@@ -167,7 +168,7 @@ def test_the_last_ones_are_kept(tmp_path: Path) -> None:
         checkpoint.keep_numbered(folder, keep=2)
     kept = folder.numbered_checkpoints()
     assert [path.stem for path in kept] == ["checkpoint-0004", "checkpoint-0005"]
-    assert checkpoint.read(kept[0])[1].epoch == 4
+    assert checkpoint.load(kept[0]).position.epoch == 4
     checkpoint.keep_numbered(folder, keep=0)
     assert folder.numbered_checkpoints() == []
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from noise_runs import EPOCHS, STEPS, interrupt, make_both, make_pictures, tensors, tiny
 from rich.console import Console
-from test_training_loop import EPOCHS, STEPS, interrupt, make_pictures, tensors, tiny
 
 from xcite import engines
 from xcite import recipe as recipes
@@ -33,10 +33,7 @@ QUIET = Console(quiet=True)
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    make_pictures(folder / "train", 8)
-    make_pictures(folder / "val", 3, seed=1)
-    return folder
+    return make_both(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="module")
@@ -278,8 +275,7 @@ class TestBelongingTogether:
     def test_pictures_with_other_contents(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        make_pictures(tmp_path / "train", 8)
-        make_pictures(tmp_path / "val", 3, seed=1)
+        make_both(tmp_path)
         run = stopped(tmp_path, tmp_path / "run", monkeypatch)
         for path in (tmp_path / "train").rglob("*.png"):
             os.utime(path, (1, 1))
@@ -292,8 +288,7 @@ class TestBelongingTogether:
     def test_copied_pictures_have_other_times_only(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        make_pictures(tmp_path / "train", 8)
-        make_pictures(tmp_path / "val", 3, seed=1)
+        make_both(tmp_path)
         run = stopped(tmp_path, tmp_path / "run", monkeypatch)
         for path in (tmp_path / "train").rglob("*.png"):
             os.utime(path, (1, 1))
@@ -304,7 +299,8 @@ class TestBelongingTogether:
         self, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         run = stopped(pictures, tmp_path / "run", monkeypatch)
-        state, position = checkpoint.read(run / "checkpoint.safetensors")
+        found = checkpoint.load(run / "checkpoint.safetensors")
+        state, position = found.state, found.position
         state["step"] = np.array(3, np.int64)
         checkpoint.save(run / "checkpoint.safetensors", state, position)
         with pytest.raises(XciteError, match="which cannot be with 4 steps an epoch"):

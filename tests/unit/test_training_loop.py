@@ -7,57 +7,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from noise_runs import EPOCHS, STEPS, interrupt, make_both, make_pictures, tensors, tiny
 
 from xcite import engines
 from xcite import recipe as recipes
 from xcite.errors import XciteError
-from xcite.recipe import Recipe
 from xcite.training import checkpoint, loop, validation
 from xcite.training.run_folder import RunFolder
 from xcite.weights import open_weights
 
 ENGINES = [pytest.param(name, marks=getattr(pytest.mark, name)) for name in engines.installed()]
-EPOCHS, STEPS = 2, 4
-
-# Everything with a state or a draw of its own is on: mixing, drop path, warm-up, EMA, accumulation.
-RECIPE = """
-model: {patch_size: 8, embed_dim: 16, depth: 2, num_heads: 2, cls_attn_layers: 1, drop_path: 0.2}
-data: {workers: 0}
-preprocessing: {size: 16}
-augment: {randaugment: null, erasing: 0.3}
-optim: {epochs: 2, batch: 6, accumulate: 2, lr: 1e-2, lr_per: null, warmup_epochs: 0.5, ema: 0.9}
-run: {log_every: 1, keep: 1}
-"""
-
-
-def make_pictures(folder: Path, per_class: int, classes: str = "abc", seed: int = 0) -> Path:
-    """One folder per class with pictures of noise around a colour of its own."""
-    rng = np.random.default_rng(seed)
-    for number, name in enumerate(classes):
-        (folder / name).mkdir(parents=True)
-        for index in range(per_class):
-            pixels = rng.integers(0, 128, (20, 24, 3), dtype=np.uint8)
-            pixels[..., number % 3] += 120
-            Image.fromarray(pixels).save(folder / name / f"{index}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    make_pictures(folder / "train", 8)
-    make_pictures(folder / "val", 3, seed=1)
-    return folder
-
-
-def tiny(pictures: Path, engine: str, *settings: str) -> Recipe:
-    where = [f"data.train={pictures / 'train'}", f"data.validation={pictures / 'val'}"]
-    return recipes.parse(RECIPE, "tiny", [*where, f"run.engine={engine}", *settings])
-
-
-def tensors(path: Path) -> dict[str, bytes]:
-    return {name: array.tobytes() for name, array in checkpoint.read(path)[0].items()}
+    return make_both(tmp_path_factory.mktemp("pictures"))
 
 
 def epochs_of(folder: Path) -> list[dict[str, Any]]:
@@ -71,18 +35,6 @@ def uninterrupted(request: pytest.FixtureRequest, pictures: Path, tmp_path_facto
     folder = tmp_path_factory.mktemp(request.param) / "run"
     outcome = loop.train(tiny(pictures, request.param), folder)
     return request.param, outcome
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Send a real Ctrl-C while optimiser step ``step`` (counted from 0) is about to be done."""
-    real = loop.learning_rate
-
-    def rate(recipe: Recipe, number: int, steps: int) -> float:
-        if number == step:
-            signal.raise_signal(signal.SIGINT)
-        return real(recipe, number, steps)
-
-    monkeypatch.setattr(loop, "learning_rate", rate)
 
 
 def test_what_a_run_leaves(uninterrupted: Any, pictures: Path) -> None:
@@ -105,7 +57,8 @@ def test_what_a_run_leaves(uninterrupted: Any, pictures: Path) -> None:
     assert best.metadata.class_names == ["a", "b", "c"]
     assert best.metadata.preprocessing == tiny(pictures, engine).preprocessing
     assert best.metadata.recipe_hash == recipes.digest(tiny(pictures, engine))
-    state, position = checkpoint.read(folder.checkpoint)
+    found = checkpoint.load(folder.checkpoint)
+    state, position = found.state, found.position
     assert (position.epoch, position.step, int(state["step"])) == (EPOCHS, 0, EPOCHS * STEPS)
     for name, array in open_weights(folder.last).tensors.items():
         assert np.array_equal(array, state[f"weights/{name}"])
@@ -130,7 +83,7 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(
         stopped = loop.train(recipe, tmp_path / "run")
     assert not stopped.finished
     assert f"xcite train --resume {tmp_path / 'run'}" in capsys.readouterr().out
-    position = checkpoint.read(tmp_path / "run" / "checkpoint.safetensors")[1]
+    position = checkpoint.load(tmp_path / "run" / "checkpoint.safetensors").position
     assert position.epoch * STEPS + position.step == step + 1, "saved at the step's end"
     again = loop.train(recipe, tmp_path / "run", resume=True)
     assert again.finished

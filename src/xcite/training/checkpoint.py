@@ -118,12 +118,6 @@ def publish(folder: RunFolder) -> None:
         raise XciteError(f"cannot write {folder.checkpoint}: {error.strerror}") from error
 
 
-def read(path: Path) -> tuple[dict[str, np.ndarray], Position]:
-    """A checkpoint's training state and position; see `load`."""
-    found = load(path)
-    return found.state, found.position
-
-
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint.
 
