@@ -80,7 +80,7 @@ def test_started_again_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert f"process {process.pid} on " in capsys.readouterr().out
     for arguments in ([*again, "--auto-resume"], ["train", "--resume", str(folder)]):
         assert run(*arguments) == 2
-        assert f"is being trained by process {process.pid} on " in capsys.readouterr().err
+        assert f"is in use by process {process.pid} on " in capsys.readouterr().err
 
     process.kill()
     process.communicate()

@@ -12,8 +12,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors.numpy import load_file
 from tiny_runs import SETTINGS, fingerprint, left_behind
 
 from xcite import engines
@@ -27,19 +29,34 @@ SEED = int(os.environ.get("XCITE_SEED", "0"))
 pytestmark = pytest.mark.slow
 
 
-def start(engine: str, out: Path) -> "subprocess.Popen[str]":
-    settings = [part for setting in SETTINGS for part in ("--set", setting)]
-    command = [sys.executable, "-m", "xcite.cli", "train", "digits", "--engine", engine, *settings]
+def start(engine: str, out: Path, teacher: Path | None = None) -> "subprocess.Popen[str]":
+    """Training in ``out``, or, with a teacher, its answers going there."""
+    words = ["train", "--auto-resume"]
+    settings = SETTINGS
+    if teacher:
+        words, settings = ["teach"], [*SETTINGS, "distill.loss=soft", f"distill.teacher={teacher}"]
+    for setting in settings:
+        words += ["--set", setting]
     return subprocess.Popen(
-        [*command, "--out", str(out), "--auto-resume"],
+        [
+            sys.executable,
+            "-m",
+            "xcite.cli",
+            *words,
+            "--engine",
+            engine,
+            "--out",
+            str(out),
+            "digits",
+        ],
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
 
 
-def finish(engine: str, out: Path) -> None:
-    process = start(engine, out)
+def finish(engine: str, out: Path, teacher: Path | None = None) -> None:
+    process = start(engine, out, teacher)
     _, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
 
@@ -109,3 +126,44 @@ def test_killed_runs(engine: str, tmp_path: Path) -> None:
     print(
         f"{engine}: {kills} kills ({dict(phases)}), {number} runs, at most {max(lost)} steps lost"
     )
+
+
+@pytest.mark.parametrize("engine", engines.installed())
+def test_killed_teachers(engine: str, tmp_path: Path) -> None:
+    moments = random.Random(SEED)
+    finish(engine, tmp_path / "run")
+    teacher = RunFolder(tmp_path / "run").best
+    before = segments()
+    began = time.monotonic()
+    finish(engine, tmp_path / "whole", teacher)
+    whole = time.monotonic() - began
+    expected = contents(tmp_path / "whole")
+    kills, begun, number = 0, 0, 0
+    while kills < KILLS // 4:
+        cache = tmp_path / f"cache{number}"
+        process = start(engine, cache, teacher)
+        time.sleep(moments.uniform(whole / 4, whole))
+        process.send_signal(signal.SIGKILL)
+        _, error = process.communicate(timeout=60)
+        if process.returncode != -signal.SIGKILL:
+            assert process.returncode == 0, error
+        else:
+            kills += 1
+            begun += cache.exists()
+            if moments.random() < 0.6:
+                continue  # kill it again
+            finish(engine, cache, teacher)
+        assert contents(cache) == expected
+        number += 1
+    finish(engine, tmp_path / "last", teacher)
+    assert segments() - before == set()
+    print(f"{engine}: {kills} kills of a teacher, {begun} with a cache begun, {number} caches")
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {path.name: path.read_bytes() for path in folder.glob("*.json")}
+    for path in folder.glob("*.safetensors"):
+        found[path.name] = {name: a.tobytes() for name, a in sorted(load_file(path).items())}
+    assert left_behind(folder) == []
+    assert {path.name for path in folder.iterdir()} == {*found, "run.lock"}
+    return found

@@ -41,7 +41,7 @@ def holder(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
 def test_a_second_owner_is_refused_with_the_name_of_the_first(
     holder: "subprocess.Popen[str]", tmp_path: Path
 ) -> None:
-    with pytest.raises(XciteError, match=f"is being trained by process {holder.pid} on "):
+    with pytest.raises(XciteError, match=f"is in use by process {holder.pid} on "):
         Ownership.take(tmp_path, patience=0)
     owner = owner_of(tmp_path)
     assert owner is not None

@@ -20,7 +20,8 @@ from xcite.preprocessing import Preprocessing
 from xcite.recipe import Recipe
 from xcite.training import plan
 from xcite.training.loop import train
-from xcite.training.teachers import computing
+from xcite.training.ownership import Ownership
+from xcite.training.teachers import cache_files, computing
 from xcite.training.teachers.cached import CachedTeacher, log_probabilities, open_cache
 from xcite.training.teachers.computing import compute
 from xcite.training.teachers.live import LiveTeacher, live_teacher
@@ -140,8 +141,10 @@ def test_answers_are_small_and_those_of_the_live_teacher(place: Path, cache: Pat
     loader.close()
     assert len(given) > 1  # else the comparison says nothing
     names = sorted(path.name for path in cache.iterdir())
-    assert names == ["manifest.json", "view-00000.safetensors", "view-00001.safetensors"]
-    view = load_file(cache / names[1])
+    assert names == [
+        "manifest.json", "run.lock", "view-00000.safetensors", "view-00001.safetensors"
+    ]  # fmt: skip
+    view = load_file(cache / names[2])
     assert view["classes"].dtype == np.uint16
     assert len(view["classes"]) == 24
     assert len(view["present"]) == 4  # a bit a picture
@@ -251,7 +254,9 @@ def test_an_interrupted_computation_goes_on(
         assert list(found) == list(expected)
         for column, values in found.items():
             np.testing.assert_array_equal(values, expected[column])
-    assert len(list(tmp_path.iterdir())) == 3
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "manifest.json", "run.lock", "view-00000.safetensors", "view-00001.safetensors"
+    }  # fmt: skip
     other = recipe_of(place, "run.seed=7")
     with pytest.raises(XciteError, match=r"does not fit this recipe: run\.seed"):
         compute(other, prepared.train, prepared.class_names, teacher, tmp_path)
@@ -293,6 +298,35 @@ def test_the_rest_is_spread_evenly() -> None:
     assert np.isfinite(certain).all()
 
 
+def test_one_process_computes_and_sweeps_what_a_dead_one_left(place: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(place, "distill.views=1")
+    prepared, teacher = teacher_of(recipe)
+    arguments = (recipe, prepared.train, prepared.class_names, teacher, tmp_path)
+    (tmp_path / ".view-00000.safetensors.abc.part").write_bytes(b"half")
+    owned = Ownership.take(tmp_path)
+    with pytest.raises(XciteError, match="is in use by process"):
+        compute(*arguments)
+    owned.release()
+    assert compute(*arguments) == 1
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".part"]
+
+
+def test_answers_that_no_teacher_gives_are_refused(place: Path, cache: Path) -> None:
+    hashed = json.loads((cache / "manifest.json").read_text())["hash"]
+    columns = {
+        "present": np.array([128], np.uint8),
+        "top_classes": np.zeros((1, 1), np.uint16),
+        "top_probabilities": np.array([[-0.5]], np.float16),
+        "rest": np.array([0.5], np.float16),
+    }
+    for wrong in (-0.5, np.nan, 1.5):
+        columns["top_probabilities"][:] = wrong
+        cache_files.save(cache / "view-00007.safetensors", columns, hashed, 7)
+        with pytest.raises(XciteError, match="is damaged"):
+            cache_files.read_view(cache, 7, hashed, 3)
+    (cache / "view-00007.safetensors").unlink()
+
+
 def test_damage_is_noticed(place: Path, cache: Path, tmp_path: Path) -> None:
     for path in cache.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -301,7 +335,7 @@ def test_damage_is_noticed(place: Path, cache: Path, tmp_path: Path) -> None:
         np.zeros((1, 16, 16, 1), np.uint8), np.zeros(1, np.int64), np.zeros((1, 2), np.int64)
     )
     view.write_bytes(view.read_bytes()[:-3])
-    with pytest.raises(XciteError, match="is damaged"):
+    with pytest.raises(XciteError, match="delete it and run `xcite teach`"):
         cached(place, tmp_path).answers(batch)
     view.write_bytes((cache / "view-00001.safetensors").read_bytes())
     with pytest.raises(XciteError, match="belongs to another teacher cache"):

@@ -1,4 +1,4 @@
-"""Who trains in a run folder: one process at a time, and a dead one keeps nothing."""
+"""Who writes in a run folder or teacher cache: one process, and a dead one keeps nothing."""
 
 import contextlib
 import fcntl
@@ -21,7 +21,7 @@ SILENCE = 600.0
 
 @dataclass(frozen=True)
 class Owner:
-    """The process that trains in a folder.
+    """The process that writes in a folder.
 
     Attributes:
         born: when the kernel started it, in its own ticks; None where it does not say.
@@ -38,7 +38,7 @@ class Owner:
 
 
 class Ownership:
-    """The lock on a run folder; the kernel gives it back when its owner ends, however it ends.
+    """The lock on a folder; the kernel gives it back when its owner ends, however it ends.
 
     Processes that the owner starts do not inherit it. Locks by ``flock`` hold on one machine and,
     with Linux' NFS and most cluster file systems, between machines. Where there are none, the
@@ -108,7 +108,7 @@ class Ownership:
 
 
 def owner_of(folder: Path) -> Owner | None:
-    """The living owner of a run folder; None if nobody trains there."""
+    """The living owner of a folder; None if nobody writes there."""
     try:
         handle = os.open(folder / FILE, os.O_RDONLY)
     except OSError:
@@ -120,16 +120,28 @@ def owner_of(folder: Path) -> Owner | None:
 
 
 def refuse_owned(folder: Path) -> None:
-    """Raise XciteError, with its name, while another process trains in the folder."""
+    """Raise XciteError, with its name, while another process writes in the folder."""
     owner = owner_of(folder)
     if owner is not None:
         raise _owned_error(folder, owner)
 
 
+def is_leftover(path: Path) -> bool:
+    """Whether a file is what a start that was killed at once leaves."""
+    return path.name == FILE or (path.name.startswith(".") and path.name.endswith(".part"))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a dead owner had begun to write; only for who owns the folder."""
+    for path in folder.iterdir():
+        if is_leftover(path) and path.name != FILE:
+            path.unlink(missing_ok=True)
+
+
 def _owned_error(folder: Path, owner: Owner | None) -> XciteError:
     return XciteError(
-        f"{folder} is being trained by {owner.in_words() if owner else 'another process'}; "
-        f"wait for it or stop it; `xcite status {folder}` says where it is"
+        f"{folder} is in use by {owner.in_words() if owner else 'another process'}; "
+        f"wait for it or stop it (`xcite status {folder}` shows where a run is)"
     )
 
 

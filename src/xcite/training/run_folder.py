@@ -34,7 +34,7 @@ from xcite.errors import XciteError
 from xcite.recipe import Recipe
 from xcite.training import json_lines
 from xcite.training.ownership import FILE as LOCK_FILE
-from xcite.training.ownership import PATIENCE, Ownership
+from xcite.training.ownership import PATIENCE, Ownership, is_leftover, remove_leftovers
 from xcite.whole_files import write_text
 
 LOG_LIMIT = 16 * 2**20  # bytes of log.txt before a new one is begun
@@ -102,7 +102,7 @@ class RunFolder:
                 owned.release()
                 continue
             try:
-                folder.remove_leftovers()
+                remove_leftovers(folder.path)
                 write_text(folder.recipe, recipes.dump(recipe))
             except BaseException:
                 owned.release()
@@ -127,13 +127,7 @@ class RunFolder:
         """Whether there is anything but what a start that was killed at once leaves."""
         if not self.path.exists():
             return False
-        return not self.path.is_dir() or not all(map(_is_leftover, self.path.iterdir()))
-
-    def remove_leftovers(self) -> None:
-        """Remove what a dead owner had begun to write; only for who owns the folder."""
-        for path in self.path.iterdir():
-            if _is_leftover(path) and path.name != LOCK_FILE:
-                path.unlink(missing_ok=True)
+        return not self.path.is_dir() or not all(map(is_leftover, self.path.iterdir()))
 
     def refuse_used(self) -> None:
         """Raise XciteError where something is already there, or nothing can be made."""
@@ -264,10 +258,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         and json_lines.is_count(row.get("step"))
         and all(json_lines.is_number(value) for key, value in row.items() if key != "kind")
     ]
-
-
-def _is_leftover(path: Path) -> bool:
-    return path.name == LOCK_FILE or (path.name.startswith(".") and path.name.endswith(".part"))
 
 
 def _versions() -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ from xcite.errors import XciteError
 from xcite.training import changes, checkpoint
 from xcite.training.checkpoint import Checkpoint, Position
 from xcite.training.history import History, differing_facts, facts_of
-from xcite.training.ownership import Ownership
+from xcite.training.ownership import Ownership, remove_leftovers
 from xcite.training.plan import Plan
 from xcite.training.run_folder import RunFolder
 from xcite.whole_files import write_text
@@ -93,7 +93,7 @@ class Session:
     def _open(self, prepared: Plan, steps: int, file: Path | None, allow_changes: bool) -> None:
         self.resumed = True
         if self.owned:
-            self.folder.remove_leftovers()
+            remove_leftovers(self.folder.path)
             remove_segments_of_the_dead()
         found, problems = (checkpoint.load(file), {}) if file else checkpoint.newest(self.folder)
         if found is not None:

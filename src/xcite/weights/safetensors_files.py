@@ -14,7 +14,9 @@ from xcite.whole_files import whole_file
 HEADER_LIMIT = 16 * 2**20  # bytes; a checkpoint of the largest model needs about 0.4 MB
 _DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
-    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U32": "uint32",
+    "U16": "uint16", "U8": "uint8",
+    "BOOL": "bool",
 }  # fmt: skip
 
 

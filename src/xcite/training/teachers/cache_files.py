@@ -17,11 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from xcite.errors import XciteError
-from xcite.whole_files import whole_file
+from xcite.weights.safetensors_files import read_safetensors, write_safetensors
 
 FORMAT = "xcite teacher cache 1"
 _MANIFEST_LIMIT = 16 * 2**20  # bytes
@@ -51,11 +49,7 @@ def part_path(folder: Path, view: int, part: int) -> Path:
 
 def save(path: Path, columns: Columns, hashed: str, view: int) -> None:
     """Write a view or a part of it; ``hashed`` says which cache it belongs to."""
-    with whole_file(path) as aside:
-        try:
-            save_file(columns, aside, {"format": FORMAT, "hash": hashed, "view": str(view)})
-        except SafetensorError as error:
-            raise XciteError(f"cannot write {path}: {error}") from error
+    write_safetensors(path, columns, {"format": FORMAT, "hash": hashed, "view": str(view)})
 
 
 def read(path: Path, hashed: str, view: int) -> Columns:
@@ -64,14 +58,17 @@ def read(path: Path, hashed: str, view: int) -> Columns:
     Raises:
         XciteError: damaged, or of another cache or view.
     """
+    remedy = "delete it and run `xcite teach`"
     try:
-        with safe_open(path, "numpy") as file:
-            said = file.metadata() or {}
-            if (said.get("hash"), said.get("view")) != (hashed, str(view)):
-                raise XciteError(f"{path} belongs to another teacher cache; delete it")
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise XciteError(f"{path} is damaged: {error}; delete it and run `xcite teach`") from error
+        tensors, said = read_safetensors(path)
+        columns = {name: tensor.load() for name, tensor in tensors.items()}
+    except XciteError as error:
+        raise XciteError(f"{error}; for a teacher cache: {remedy}") from error
+    except OSError as error:
+        raise XciteError(f"cannot read {path}: {error.strerror or error}; {remedy}") from error
+    if (said.get("hash"), said.get("view")) != (hashed, str(view)):
+        raise XciteError(f"{path} belongs to another teacher cache; {remedy}")
+    return columns
 
 
 def read_view(folder: Path, view: int, hashed: str, classes: int) -> Columns:
@@ -94,6 +91,8 @@ def read_view(folder: Path, view: int, hashed: str, classes: int) -> Columns:
     if ids.dtype.kind != "u" or any(len(column) != rows for column in (ids, *others)):
         raise wrong
     if ids.size and ids.max() >= classes:
+        raise wrong
+    if not all(((column >= 0) & (column <= 1)).all() for column in others):  # NaN is neither
         raise wrong
     return columns
 

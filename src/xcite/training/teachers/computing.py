@@ -12,6 +12,7 @@ from xcite.data.pipeline import TrainLoader
 from xcite.data.sources import Source
 from xcite.errors import XciteError
 from xcite.recipe import Recipe
+from xcite.training.ownership import Ownership, is_leftover, remove_leftovers
 from xcite.training.teachers.cache_files import (
     FORMAT,
     Columns,
@@ -67,16 +68,25 @@ def compute(
     }
     if (folder / "manifest.json").is_file():
         refuse_differences(folder, depends, read_manifest(folder)["depends"])
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and not all(map(is_leftover, folder.iterdir())):
         raise XciteError(f"{folder} is not empty and holds no teacher cache; give another --out")
-    else:
-        write_text(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-    loaders = [
-        TrainLoader(source, recipe, rank=rank, world_size=processes) for rank in range(processes)
-    ]
-    work = _Work(recipe, loaders, teacher, folder, manifest["hash"], len(class_names), len(source))
-    each = work.steps * recipe.optim.batch
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise XciteError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+    owned = Ownership.take(folder)
+    loaders: list[TrainLoader] = []
+    try:
+        remove_leftovers(folder)
+        if not (folder / "manifest.json").is_file():
+            write_text(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+        loaders += [
+            TrainLoader(source, recipe, rank=r, world_size=processes) for r in range(processes)
+        ]
+        work = _Work(
+            recipe, loaders, teacher, folder, manifest["hash"], len(class_names), len(source)
+        )
+        each = work.steps * recipe.optim.batch
         for view in range(views):
             if not view_path(folder, view).is_file():
                 for steps in work.compute(view):
@@ -85,6 +95,7 @@ def compute(
     finally:
         for loader in loaders:
             loader.close()
+        owned.release()
     return views
 
 
