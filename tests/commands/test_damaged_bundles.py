@@ -8,11 +8,15 @@ import pytest
 pytest.importorskip("openvino")
 pytest.importorskip("onnxruntime")
 
-from serving import make_bundle
+from serving import ARCHITECTURE, PREPROCESSING, make_bundle
 
+from xcite.canonical import initial_weights
+from xcite.engines import installed
 from xcite.errors import XciteError
+from xcite.export.export import ExportOptions, export
 from xcite.runtime.bundle import DESCRIPTION, read_info, seal_folder
 from xcite.runtime.predictor import Predictor
+from xcite.weights import Metadata, open_weights, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +97,20 @@ def test_a_short_model_file(sound, tmp_path, share, runtime):
 @pytest.mark.parametrize("name", ["model.xml", "model.bin"])
 def test_short_openvino_files(sound_openvino, tmp_path, share, name):
     _one_line(_resealed(sound_openvino, tmp_path / "bundle", cut=(name, share)))
+
+
+@pytest.mark.paddle
+@pytest.mark.skipif("paddle" not in installed(), reason="needs PaddlePaddle")
+def test_short_paddle_files(tmp_path):
+    weights = initial_weights(ARCHITECTURE, seed=3)
+    metadata = Metadata(architecture=ARCHITECTURE, preprocessing=PREPROCESSING)
+    save_weights(tmp_path / "w.safetensors", weights, metadata)
+    export(
+        open_weights(tmp_path / "w.safetensors"),
+        tmp_path / "sound",
+        ExportOptions(format="paddle"),
+    )
+    for number, name in enumerate(read_info(tmp_path / "sound").files):
+        for share in (0, 0.3, 0.99):
+            folder = tmp_path / f"{number}-{share}"
+            _one_line(_resealed(tmp_path / "sound", folder, cut=(name, share)))

@@ -259,6 +259,19 @@ def test_a_failure_leaves_the_earlier_bundle(bundle):
     read_info(bundle)
 
 
+def test_files_beside_a_replaced_bundle_are_kept(bundle):
+    (bundle / "README.md").write_text("how it was made")
+    (bundle / "pictures").mkdir()
+    with whole_folder(bundle) as folder:
+        (folder / "model.onnx").write_bytes(GRAPH[:2])
+        seal_folder(folder, info())
+    assert (bundle / "README.md").read_text() == "how it was made"
+    assert (bundle / "pictures").is_dir()
+    assert (bundle / "model.onnx").read_bytes() == GRAPH[:2]
+    assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
+    read_info(bundle)
+
+
 def test_nothing_but_a_bundle_is_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(XciteError, match="not a bundle"), whole_folder(tmp_path):

@@ -122,7 +122,8 @@ def checksum(path: Path) -> str:
 def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield an empty folder that becomes ``path`` on success and vanishes on failure.
 
-    An earlier bundle at ``path`` is replaced; anything else there is refused.
+    An earlier bundle at ``path`` is replaced, files beside it that are not its own are kept;
+    any other folder there is refused.
 
     Raises:
         XciteError: ``path`` is not ours to replace, or cannot be written.
@@ -141,15 +142,38 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         mask = os.umask(0)
         os.umask(mask)
         aside.chmod(0o777 & ~mask)
-        old = aside.with_suffix(".old")
         if target.exists():
-            target.rename(old)
-        aside.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+            _replace_folder(target, aside)
+        else:
+            aside.rename(target)
     except OSError as error:
         raise XciteError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _replace_folder(target: Path, by: Path) -> None:
+    """Put a bundle in another one's place, which stays as it was if that fails."""
+    old = by.with_suffix(".old")
+    target.rename(old)
+    try:
+        by.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    for path in _strangers(old):
+        if not (target / path.name).exists():
+            path.rename(target / path.name)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _strangers(folder: Path) -> list[Path]:
+    """What lies in a bundle's folder and is not its own; all of it if that cannot be told."""
+    try:
+        own = {DESCRIPTION, *json.loads((folder / DESCRIPTION).read_text("utf-8"))["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        own = {DESCRIPTION}
+    return [path for path in folder.iterdir() if path.name not in own]
 
 
 def seal_folder(folder: Path, info: BundleInfo) -> BundleInfo:
