@@ -7,7 +7,7 @@ refused before anything runs, with the key's path and the nearest valid name.
 import difflib
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -35,7 +35,10 @@ class Section(BaseModel):
 
 
 class _Named(Section):
-    name: str = Field("xcit_nano_12_p8", description="architecture, see `xcite models`")
+    name: str = Field(
+        "xcit_nano_12_p8",
+        description="architecture, see `xcite models`; left out beside init.weights: theirs",
+    )
 
 
 class ModelRecipe(Settings, _Named):
@@ -54,7 +57,9 @@ class InitRecipe(Section):
 
     weights: str | None = Field(None, description="a file, a run folder or a published name")
     dialect: str | None = Field(None, description="only when it is not recognised by itself")
-    reset_head: bool = Field(False, description="draw the classifier anew")
+    reset_head: bool | Literal["auto"] = Field(
+        False, description="draw the classifier anew; auto: unless the weights know these classes"
+    )
     adapt_channels: bool = Field(False, description="fit the stem to other input channels")
     freeze_patch_embed: bool = Field(False, description="the official 'surgery': the stem stays")
 
@@ -68,7 +73,10 @@ class DataRecipe(Section):
     """Where the pictures are."""
 
     train: str = Field("digits", description="folder, tar shards (glob), list file or 'digits'")
-    validation: str | None = Field("digits", description="the same; empty: no validation")
+    validation: str | None = Field(None, description="the same; empty: none but what is held out")
+    holdout: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="share of the training pictures held out where validation is empty"
+    )
     root: str | None = Field(None, description="folder that a list file's paths start from")
     outside_root: bool = Field(
         False,
@@ -204,6 +212,7 @@ class RunRecipe(Section):
 
     seed: int = Field(0, ge=0)
     engine: Literal["paddle", "torch"] = "paddle"
+    device: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto: a GPU if there is one")
     precision: Literal["float32", "bf16"] = "float32"
     operators: Literal["fast", "plain"] = Field(
         "fast", description="plain: slower, computed as the paper writes it"
@@ -270,10 +279,13 @@ class Recipe(Section):
         if self.distill.loss != "none" and not (self.distill.teacher or self.distill.cache):
             raise ValueError("distill.loss needs distill.teacher or distill.cache")
         if self.optim.warmup_epochs > self.optim.epochs:
-            raise ValueError("optim.warmup_epochs is longer than optim.epochs")
+            raise ValueError(
+                f"optim.warmup_epochs {self.optim.warmup_epochs:g} is longer than optim.epochs "
+                f"{self.optim.epochs}; set optim.warmup_epochs lower"
+            )
         if max(self.optim.betas) >= 1:
             raise ValueError("optim.betas must be below 1")
-        if self.init.reset_head and not self.init.weights:
+        if self.init.reset_head is True and not self.init.weights:
             raise ValueError("init.reset_head needs init.weights")
         if self.init.freeze_patch_embed and not self.init.weights:
             raise ValueError("init.freeze_patch_embed needs init.weights, or the stem stays random")
@@ -300,13 +312,35 @@ def shipped() -> list[str]:
     )
 
 
+def is_recipe(name: str) -> bool:
+    """Whether `load` takes ``name``: a shipped one, a .yaml file or a run folder."""
+    path = Path(name)
+    return (
+        name in shipped() or path.suffix in (".yaml", ".yml") or (path / "recipe.yaml").is_file()
+    )
+
+
+def reads_like_one(path: Path) -> bool:
+    """Whether a file, whatever its name, is YAML with a recipe's sections."""
+    try:
+        values = _yaml(read_regular(path, size=_LONGEST).decode(), str(path))
+    except (OSError, UnicodeDecodeError, XciteError):
+        return False
+    return isinstance(values, dict) and 0 < len(values) and {*values} <= {*Recipe.model_fields}
+
+
 def digest(recipe: Recipe) -> str:
     """A hash of everything the recipe says, SHA-256 in hexadecimal."""
     return hashlib.sha256(dump(recipe).encode()).hexdigest()
 
 
-def load(name: str, settings: Sequence[str] = ()) -> Recipe:
+def load(
+    name: str, settings: Sequence[str] = (), fitted: Mapping[str, Any] | None = None
+) -> Recipe:
     """Read a shipped recipe or a YAML file and apply ``a.b=c`` settings.
+
+    Args:
+        fitted: dotted key to value, put over the recipe's own and under the settings.
 
     Raises:
         XciteError: no such recipe, not YAML, unknown key, wrong type or a contradiction.
@@ -324,17 +358,27 @@ def load(name: str, settings: Sequence[str] = ()) -> Recipe:
     else:
         near = difflib.get_close_matches(name, shipped(), n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"shipped: {', '.join(shipped())}"
-        raise XciteError(f"no recipe {name!r}; give a .yaml file or a shipped name; {hint}")
-    return parse(text, name, settings)
+        raise XciteError(
+            f"no recipe {name!r}, nor pictures of that name; give a .yaml file, a shipped name or "
+            f"a folder of pictures; {hint}"
+        )
+    return parse(text, name, settings, fitted)
 
 
-def parse(text: str, origin: str, settings: Sequence[str] = ()) -> Recipe:
-    """Make a `Recipe` of YAML text; ``origin`` names it in errors."""
+def parse(
+    text: str,
+    origin: str,
+    settings: Sequence[str] = (),
+    fitted: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """Make a `Recipe` of YAML text; ``origin`` names it in errors, for the rest see `load`."""
     values = _yaml(text, origin)
     if values is None:
         values = {}
     if not isinstance(values, dict):
         raise XciteError(f"{origin}: a recipe is a mapping of sections, not a {_kind(values)}")
+    for name, found in (fitted or {}).items():
+        _place(values, name.split("."), found, name)
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key:

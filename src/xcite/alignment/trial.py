@@ -96,6 +96,7 @@ def prepare(
     """
     if not random:
         prepared = plan.make(recipe)
+        recipe = prepared.recipe
         loader = TrainLoader(prepared.train, recipe)
         try:
             epochs = (loader.epoch(epoch) for epoch in itertools.count())

@@ -19,6 +19,7 @@ from xcite.errors import XciteError
 from xcite.families import Architecture
 
 PRECISIONS = ("float32", "bf16")
+DEVICES = ("auto", "cpu", "gpu")
 
 
 class BaseEngine(Engine):
@@ -41,21 +42,25 @@ class BaseEngine(Engine):
         attention: str = "auto",
         activation_checkpointing: bool = False,
         compile: bool = False,
+        device: str = "auto",
         threads: int | None = None,
     ) -> None:
         """Build the model with `xcite.canonical.initial_weights(architecture, seed)`.
 
         Raises:
-            XciteError: unknown precision, operators or form of attention, or something that the
-                framework cannot do on this machine.
+            XciteError: unknown precision, device, operators or form of attention, or something that
+                the framework cannot do on this machine.
         """
         if precision not in PRECISIONS:
             raise XciteError(f"unknown precision {precision!r}; choose {' or '.join(PRECISIONS)}")
+        if device not in DEVICES:
+            raise XciteError(f"unknown device {device!r}; choose {', '.join(DEVICES)}")
         keep_freed_memory()
         self.architecture = architecture
         self.rank, self.world_size = self._processes.start()
         self._seed = seed
         self._bf16 = precision == "bf16"
+        self._device_asked = device
         self._operators = operators
         self._attention = attention
         self._averaged: Any | None = None

@@ -22,6 +22,7 @@ FREE = {
     "distill": ("teacher", "cache", "teacher_engine"),
     "run": (
         "engine",
+        "device",
         "keep",
         "checkpoint_every",
         "checkpoint_minutes",
@@ -34,7 +35,7 @@ FREE = {
 NEVER = {
     "model": None,  # all of it
     "init": ("dialect", "reset_head", "adapt_channels", "freeze_patch_embed"),
-    "data": ("classes", "repeats"),
+    "data": ("classes", "repeats", "holdout"),
     "optim": ("batch",),
 }
 

@@ -96,7 +96,8 @@ def train(
     if recipe.run.tensorboard:
         tensorboard.require()
     starts = not resume or not (checkpoint_file or checkpoint.candidates(RunFolder(path)))
-    prepared = plan.make(recipe, initialise=starts)
+    prepared = plan.make(recipe, initialise=starts, split_file=RunFolder(path).split if resume else None)
+    recipe = prepared.recipe
     engine = create_engine(
         recipe.run.engine,
         prepared.architecture,
@@ -106,6 +107,7 @@ def train(
         attention=recipe.run.attention,
         activation_checkpointing=recipe.run.activation_checkpointing,
         compile=recipe.run.compile,
+        device=recipe.run.device,
     )
     if prepared.weights is not None:
         engine.load_weights(prepared.weights)

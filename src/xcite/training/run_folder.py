@@ -8,6 +8,7 @@ log.txt                   what was printed; log.1.txt and log.2.txt are older
 status.json               where the run stands, for `xcite status`
 run.lock                  who trains in the folder now
 curves.png                loss, accuracy and learning rate
+split.json                the pictures that were held out for validation, if any
 skipped.txt               pictures that could not be decoded (with data.on_error: skip)
 best.safetensors          the better of model and moving average, by top-1
 last.safetensors          the model as it is; last_ema.safetensors its moving average
@@ -16,6 +17,7 @@ checkpoint.safetensors    everything needed to go on; checkpoint-previous.safete
 """
 
 import contextlib
+import glob
 import importlib.metadata
 import itertools
 import json
@@ -55,6 +57,7 @@ class RunFolder:
         self.status = self.path / "status.json"
         self.log = self.path / "log.txt"
         self.curves = self.path / "curves.png"
+        self.split = self.path / "split.json"
         self.skipped = self.path / "skipped.txt"
         self.best = self.path / "best.safetensors"
         self.last = self.path / "last.safetensors"
@@ -226,10 +229,17 @@ class RunFolder:
         json_lines.append(path, text)
 
 
-def stem(recipe: str) -> str:
-    """What the folders of a recipe's runs are called, before their number."""
-    name = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else Path(recipe).name
-    return name or "run"
+def stem(what: str) -> str:
+    """What the folders of a recipe's or some pictures' runs are called, before their number.
+
+    Only letters, digits and ``._-`` are kept, so that the name needs no quotes.
+    """
+    path = Path(what).expanduser()
+    if glob.has_magic(what) and not path.exists():
+        path = path.parent  # a pattern of shards
+    path = path.resolve()
+    name = path.name if path.is_dir() else path.name.partition(".")[0] or path.name
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
 
 
 def next_run_folder(path: str | os.PathLike[str]) -> Path:

@@ -49,6 +49,8 @@ class Session:
         remove_segments_of_the_dead()
         session = cls(*RunFolder.create(path, prepared.recipe, numbered=numbered))
         with session._owned_on_success():
+            if prepared.split:
+                prepared.split.write(session.folder.split)
             facts = facts_of(prepared.train)
             session.history.begin(prepared.recipe, facts)
         session.position = Position(fingerprint=facts["listing"])
@@ -109,6 +111,8 @@ class Session:
         facts = facts_of(prepared.train)
         self._check_data(prepared, facts, allow_changes)
         self.position = replace(self.position, fingerprint=facts["listing"])
+        if prepared.split and not self.folder.split.is_file():  # killed before it was written
+            prepared.split.write(self.folder.split)
         for path in problems:  # or it would soon take the place of a good one
             path.replace(path.with_name(f"{path.name}.damaged"))
         step = self.position.epoch * steps + self.position.step

@@ -221,6 +221,17 @@ def identify(path: Path, contents: Contents, part: str, dialect: str | None = No
     return Identified(stored, architecture, dialect, metadata, assumed)
 
 
+def recognise_weights(source: str | Path, *, dialect: str | None = None) -> Identified:
+    """Which model a file of `open_weights` holds; its tensors are not read.
+
+    Raises:
+        XciteError: unreadable or hostile file, or no model that we know.
+    """
+    path = locate(source)
+    contents = read_contents(path)
+    return identify(path, contents, choose_part(contents, None, path), dialect)
+
+
 def _metadata_from_outside(architecture: Architecture, variant: str | None) -> Metadata:
     """What the name and the shapes of a published model imply."""
     preprocessing = None

@@ -1,0 +1,114 @@
+"""The data of a recipe and of a run: training pictures, validation pictures, and what looks odd."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from xcite import recipe as recipes
+from xcite.data.overlap import shared_pictures
+from xcite.data.sources import Source, open_source, read_class_names
+from xcite.errors import XciteError
+from xcite.recipe import Recipe
+from xcite.runtime.classes import brief
+from xcite.training import splitting
+from xcite.training.run_folder import RunFolder
+from xcite.training.splitting import Split
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a recipe's data section stands for.
+
+    Attributes:
+        validation: with the same classes as ``train``; None without any.
+        split: where the validation pictures were held out of the training pictures.
+        notes: what people should know, suspicious finds included.
+    """
+
+    train: Source
+    validation: Source | None
+    split: Split | None
+    notes: list[str]
+
+
+def open_data(recipe: Recipe, split_file: Path | None = None) -> RunData:
+    """Open a recipe's pictures.
+
+    Args:
+        split_file: of a run; where there is none a split is drawn.
+
+    Raises:
+        XciteError: pictures that cannot be listed, or a split of other pictures.
+    """
+    train = open_training(recipe)
+    if recipe.data.validation is None and recipe.data.holdout is not None:
+        split = splitting.read(train, split_file) if split_file else None
+        if split is None:
+            channels = recipe.preprocessing.channels
+            split = splitting.draw(
+                train, recipe.data.holdout, recipe.run.seed, channels=channels
+            )
+        notes = [*train.notes, *split.notes, *_absent_classes(split.train, split.validation)]
+        return RunData(split.train, split.validation, split, notes)
+    if recipe.data.validation is None:
+        return RunData(train, None, None, [*train.notes])
+    validation = _listed(
+        recipe, recipe.data.validation, classes=list(train.class_names), split="validation"
+    )
+    notes = [*train.notes, *validation.notes]
+    notes += [*_absent_classes(train, validation), *_overlap(train, validation)]
+    return RunData(train, validation, None, notes)
+
+
+def open_training(recipe: Recipe) -> Source:
+    """The pictures of ``data.train``, held-out ones included."""
+    names = read_class_names(recipe.data.classes) if recipe.data.classes else None
+    return _listed(recipe, recipe.data.train, classes=names)
+
+
+def open_validation(run: str | Path) -> Source:
+    """The validation pictures of a run folder, with the run's classes, as training saw them.
+
+    Raises:
+        XciteError: no run folder, a run without validation, or data that are not where they were.
+    """
+    folder = RunFolder.open(run)
+    recipe = recipes.load(str(folder.recipe))
+    found = open_data(recipe, folder.split).validation
+    if found is None:
+        raise XciteError(
+            f"{run} was trained without validation pictures; say what to evaluate on with --data"
+        )
+    return found
+
+
+def _listed(recipe: Recipe, spec: str, **more: object) -> Source:
+    listed = functools.partial(
+        open_source,
+        spec,
+        root=recipe.data.root,
+        channels=recipe.preprocessing.channels,
+        outside_root=recipe.data.outside_root,
+    )
+    return listed(**more)  # type: ignore[arg-type]
+
+
+def _absent_classes(train: Source, validation: Source | None) -> list[str]:
+    if validation is None:
+        return []
+    unseen = np.bincount(validation.labels, minlength=len(train.class_names)) == 0
+    absent = [name for name, missing in zip(train.class_names, unseen, strict=True) if missing]
+    return [f"no validation pictures of {brief(absent, 8)}"] if absent else []
+
+
+def _overlap(train: Source, validation: Source) -> list[str]:
+    shared = shared_pictures(train, validation)
+    if not shared:
+        return []
+    one, other = shared[0]
+    return [
+        f"warning: {len(shared):,} validation pictures are training pictures, such as "
+        f"{validation.name(other)} ({train.name(one)}): the accuracy will be too good"
+    ]
