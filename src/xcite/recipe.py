@@ -315,9 +315,7 @@ def shipped() -> list[str]:
 def is_recipe(name: str) -> bool:
     """Whether `load` takes ``name``: a shipped one, a .yaml file or a run folder."""
     path = Path(name)
-    return (
-        name in shipped() or path.suffix in (".yaml", ".yml") or (path / "recipe.yaml").is_file()
-    )
+    return name in shipped() or path.suffix in (".yaml", ".yml") or (path / "recipe.yaml").is_file()
 
 
 def reads_like_one(path: Path) -> bool:
@@ -326,7 +324,7 @@ def reads_like_one(path: Path) -> bool:
         values = _yaml(read_regular(path, size=_LONGEST).decode(), str(path))
     except (OSError, UnicodeDecodeError, XciteError):
         return False
-    return isinstance(values, dict) and 0 < len(values) and {*values} <= {*Recipe.model_fields}
+    return isinstance(values, dict) and bool(values) and {*values} <= {*Recipe.model_fields}
 
 
 def digest(recipe: Recipe) -> str:

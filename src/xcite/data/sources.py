@@ -92,8 +92,6 @@ def open_source(
         return TarShards(spec, shards, names, outside_root)
     path = Path(spec)
     if path.is_dir():
-        if has_split(path, "train") and has_split(path, "validation"):
-            path = path / {"train": "train", "validation": "val"}[split]
         shards = sorted(str(shard) for shard in path.glob("*.tar"))
         return TarShards(spec, shards, names, outside_root) if shards else ImageFolder(path, names)
     if path.suffix == ".tar" and path.is_file():
@@ -414,34 +412,3 @@ def _fingerprint(names: Names, labels: np.ndarray, class_names: list[str]) -> st
     digest.update(labels.tobytes())
     Names(class_names).update(digest)
     return digest.hexdigest()
-
-
-class Subset:
-    """Some pictures of a source, in the order of ``indices``."""
-
-    def __init__(self, source: Source, indices: np.ndarray) -> None:
-        self._source = source
-        self._indices = np.asarray(indices, np.int64)
-        self.class_names = source.class_names
-        self.labels = source.labels[self._indices]
-        self.notes = source.notes
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def read(self, index: int) -> bytes | np.ndarray:
-        return self._source.read(int(self._indices[index]))
-
-    def name(self, index: int) -> str:
-        return self._source.name(int(self._indices[index]))
-
-    def files(self) -> Iterable[str]:
-        return self._source.files()
-
-    def fingerprint(self) -> str:
-        return _fingerprint(Names(map(self.name, range(len(self)))), self.labels, self.class_names)
-
-
-def has_split(spec: str | os.PathLike[str], split: str) -> bool:
-    part = {"train": "train", "validation": "val"}[split]
-    return (Path(spec) / part).is_dir()

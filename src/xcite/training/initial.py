@@ -102,7 +102,8 @@ def open_initial(
     assert recipe.init.weights is not None
     recipe, notes = _decide_head(recipe, architecture, class_names)
     init = recipe.init
-    assert init.weights is not None and init.reset_head != "auto"
+    assert init.weights is not None
+    assert init.reset_head != "auto"
     file = open_weights(
         init.weights,
         architecture=architecture,

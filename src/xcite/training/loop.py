@@ -96,7 +96,8 @@ def train(
     if recipe.run.tensorboard:
         tensorboard.require()
     starts = not resume or not (checkpoint_file or checkpoint.candidates(RunFolder(path)))
-    prepared = plan.make(recipe, initialise=starts, split_file=RunFolder(path).split if resume else None)
+    split_file = RunFolder(path).split if resume else None
+    prepared = plan.make(recipe, initialise=starts, split_file=split_file)
     recipe = prepared.recipe
     engine = create_engine(
         recipe.run.engine,

@@ -14,7 +14,7 @@ from xcite.errors import XciteError
 from xcite.families import Architecture
 from xcite.recipe import Recipe
 from xcite.training import initial, schedules
-from xcite.training.run_data import open_data
+from xcite.training.run_data import RunData, open_data
 from xcite.training.splitting import Split
 from xcite.variants import find
 
@@ -99,7 +99,7 @@ def make(recipe: Recipe, *, initialise: bool = True, split_file: Path | None = N
             f"optim.min_lr {recipe.optim.min_lr:g} is above the peak learning rate "
             f"{recipe.learning_rate():g}: the rate will rise to it"
         )
-    _check_train(recipe, train)
+    _check_batch(recipe, data)
     architecture = find(
         recipe.model.name,
         num_classes=len(train.class_names),
@@ -109,27 +109,21 @@ def make(recipe: Recipe, *, initialise: bool = True, split_file: Path | None = N
     _check_model(recipe, architecture)
     weights = None
     if recipe.init.weights and initialise:
-        recipe, weights, more = initial.open_initial(
-            recipe, architecture, list(train.class_names)
-        )
+        recipe, weights, more = initial.open_initial(recipe, architecture, list(train.class_names))
         notes += more
     return Plan(recipe, train, data.validation, architecture, weights, notes, data.split)
 
 
-def _check_train(recipe: Recipe, train: Source) -> None:
-    where = f"data.train {recipe.data.train}"
-    names = list(train.class_names)
-    if len(names) < 2:
-        raise XciteError(f"{where} has {len(names)} class; there must be at least two")
-    missing = np.bincount(train.labels, minlength=len(names)) == 0
-    if missing.any():
-        without = [name for name, empty in zip(names, missing, strict=True) if empty]
-        more = f" and {len(without) - 8} more" if len(without) > 8 else ""
-        raise XciteError(f"{where} has no picture of {', '.join(without[:8])}{more}")
+def _check_batch(recipe: Recipe, data: RunData) -> None:
+    train = data.train
     if recipe.optim.batch > len(train):
+        held = (
+            f", {len(data.validation)} more are held out" if data.split and data.validation else ""
+        )
         raise XciteError(
-            f"optim.batch {recipe.optim.batch} is larger than the data: {where} holds "
-            f"{len(train)} pictures"
+            f"optim.batch {recipe.optim.batch} is larger than the data: data.train "
+            f"{recipe.data.train} holds {len(train)} pictures{held}; set optim.batch to "
+            f"{len(train)} or less"
         )
 
 

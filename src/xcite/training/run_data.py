@@ -43,14 +43,13 @@ def open_data(recipe: Recipe, split_file: Path | None = None) -> RunData:
         XciteError: pictures that cannot be listed, or a split of other pictures.
     """
     train = open_training(recipe)
+    _check_classes(recipe, train)
     if recipe.data.validation is None and recipe.data.holdout is not None:
         split = splitting.read(train, split_file) if split_file else None
         if split is None:
             channels = recipe.preprocessing.channels
-            split = splitting.draw(
-                train, recipe.data.holdout, recipe.run.seed, channels=channels
-            )
-        notes = [*train.notes, *split.notes, *_absent_classes(split.train, split.validation)]
+            split = splitting.draw(train, recipe.data.holdout, recipe.run.seed, channels=channels)
+        notes = [*train.notes, *split.notes, *_absent_classes(split.validation)]
         return RunData(split.train, split.validation, split, notes)
     if recipe.data.validation is None:
         return RunData(train, None, None, [*train.notes])
@@ -58,7 +57,7 @@ def open_data(recipe: Recipe, split_file: Path | None = None) -> RunData:
         recipe, recipe.data.validation, classes=list(train.class_names), split="validation"
     )
     notes = [*train.notes, *validation.notes]
-    notes += [*_absent_classes(train, validation), *_overlap(train, validation)]
+    notes += [*_absent_classes(validation), *_overlap(train, validation)]
     return RunData(train, validation, None, notes)
 
 
@@ -95,11 +94,25 @@ def _listed(recipe: Recipe, spec: str, **more: object) -> Source:
     return listed(**more)  # type: ignore[arg-type]
 
 
-def _absent_classes(train: Source, validation: Source | None) -> list[str]:
-    if validation is None:
-        return []
-    unseen = np.bincount(validation.labels, minlength=len(train.class_names)) == 0
-    absent = [name for name, missing in zip(train.class_names, unseen, strict=True) if missing]
+def _check_classes(recipe: Recipe, train: Source) -> None:
+    where, count = f"data.train {recipe.data.train}", len(train.class_names)
+    if count < 2:
+        raise XciteError(
+            f"{where} has {count} class ({brief(train.class_names)}); there must be at least two: "
+            "give the folder that holds a folder of pictures for every class"
+        )
+    if missing := _without_pictures(train):
+        raise XciteError(f"{where} has no picture of {brief(missing, 8)}")
+
+
+def _without_pictures(source: Source) -> list[str]:
+    """The classes that no picture belongs to."""
+    counts = np.bincount(source.labels, minlength=len(source.class_names))
+    return [name for name, count in zip(source.class_names, counts, strict=True) if not count]
+
+
+def _absent_classes(validation: Source | None) -> list[str]:
+    absent = _without_pictures(validation) if validation else []
     return [f"no validation pictures of {brief(absent, 8)}"] if absent else []
 
 

@@ -100,8 +100,9 @@ def read(source: Source, path: Path) -> Split | None:
 def relative_names(source: Source) -> list[str]:
     """Names of all pictures from the folder that they have in common, with forward slashes."""
     names = [source.name(index).replace(os.sep, "/") for index in range(len(source))]
-    common = os.path.commonprefix([min(names), max(names)])
-    start = common.rfind("/") + 1
+    first, last = min(names), max(names)
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
+    start = first.rfind("/", 0, same) + 1
     return [name[start:] for name in names]
 
 
