@@ -52,9 +52,11 @@ def teach(
         raise XciteError("no folder for the answers is named; give --out or set distill.cache")
     console = Console()
     prepared = plan.make(chosen, initialise=False)
+    chosen = prepared.recipe
     teacher = live_teacher(chosen, prepared.class_names)
-    for note in teacher.notes:
-        console.print(cell(f"note: {note}"), highlight=False, soft_wrap=True)
+    notes = [f"note: {note}" for note in (*prepared.notes, *teacher.notes)]
+    for line in (*prepared.found, *notes):
+        console.print(cell(line), highlight=False, soft_wrap=True)
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),

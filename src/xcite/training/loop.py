@@ -208,6 +208,8 @@ class _Run:
             f"{folder.path} {'resumed' if resumed else 'begins'} on {self.engine.name}: epoch "
             f"{self.position.epoch + 1} of {self.recipe.optim.epochs}, {self.steps} steps each"
         )
+        for line in self.plan.found:
+            self.journal.say(line)
         notes = [*self.session.notes, *self.plan.notes]
         for note in [*notes, *(self.teacher.notes if self.teacher else [])]:
             self.journal.say(f"note: {note}")

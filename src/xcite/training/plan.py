@@ -30,6 +30,7 @@ class Plan:
         architecture: the model to be built, its channels and classes settled.
         weights: canonical weights to start from; None draws them from the seed.
         notes: what a person should know though it is no error.
+        found: what the data are, in lines for people.
         split: where validation pictures were held out of the training pictures.
     """
 
@@ -40,6 +41,7 @@ class Plan:
     weights: dict[str, np.ndarray] | None = None
     notes: list[str] = field(default_factory=list)
     split: Split | None = None
+    found: list[str] = field(default_factory=list)
 
     @property
     def class_names(self) -> list[str]:
@@ -76,7 +78,7 @@ class Plan:
                 f"teacher          {recipe.distill.teacher or recipe.distill.cache} "
                 f"({recipe.distill.loss}, weight {recipe.distill.alpha:g})"
             )
-        return lines + [f"note             {note}" for note in self.notes]
+        return [*self.found, *lines, *(f"note             {note}" for note in self.notes)]
 
 
 def make(recipe: Recipe, *, initialise: bool = True, split_file: Path | None = None) -> Plan:
@@ -111,7 +113,9 @@ def make(recipe: Recipe, *, initialise: bool = True, split_file: Path | None = N
     if recipe.init.weights and initialise:
         recipe, weights, more = initial.open_initial(recipe, architecture, list(train.class_names))
         notes += more
-    return Plan(recipe, train, data.validation, architecture, weights, notes, data.split)
+    return Plan(
+        recipe, train, data.validation, architecture, weights, notes, data.split, data.found
+    )
 
 
 def _check_batch(recipe: Recipe, data: RunData) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from xcite import recipe as recipes
+from xcite.data.findings import describe
 from xcite.data.overlap import shared_pictures
 from xcite.data.sources import Source, open_source, read_class_names
 from xcite.errors import XciteError
@@ -24,12 +25,14 @@ class RunData:
     Attributes:
         validation: with the same classes as ``train``; None without any.
         split: where the validation pictures were held out of the training pictures.
-        notes: what people should know, suspicious finds included.
+        found: lines that say what is there and what was left out.
+        notes: what else people should know, suspicious finds included.
     """
 
     train: Source
     validation: Source | None
     split: Split | None
+    found: list[str]
     notes: list[str]
 
 
@@ -44,21 +47,24 @@ def open_data(recipe: Recipe, split_file: Path | None = None) -> RunData:
     """
     train = open_training(recipe)
     _check_classes(recipe, train)
+    found = [f"training: {line}" for line in describe(train)]
     if recipe.data.validation is None and recipe.data.holdout is not None:
         split = splitting.read(train, split_file) if split_file else None
         if split is None:
             channels = recipe.preprocessing.channels
             split = splitting.draw(train, recipe.data.holdout, recipe.run.seed, channels=channels)
-        notes = [*train.notes, *split.notes, *_absent_classes(split.validation)]
-        return RunData(split.train, split.validation, split, notes)
+        notes = [*train.notes, *_lonely_classes(train), *split.notes]
+        notes += _absent_classes(split.validation)
+        return RunData(split.train, split.validation, split, found, notes)
     if recipe.data.validation is None:
-        return RunData(train, None, None, [*train.notes])
+        return RunData(train, None, None, found, [*train.notes, *_lonely_classes(train)])
     validation = _listed(
         recipe, recipe.data.validation, classes=list(train.class_names), split="validation"
     )
-    notes = [*train.notes, *validation.notes]
+    found += [f"validation: {line}" for line in describe(validation)]
+    notes = [*train.notes, *validation.notes, *_lonely_classes(train)]
     notes += [*_absent_classes(validation), *_overlap(train, validation)]
-    return RunData(train, validation, None, notes)
+    return RunData(train, validation, None, found, notes)
 
 
 def open_training(recipe: Recipe) -> Source:
@@ -90,6 +96,7 @@ def _listed(recipe: Recipe, spec: str, **more: object) -> Source:
         root=recipe.data.root,
         channels=recipe.preprocessing.channels,
         outside_root=recipe.data.outside_root,
+        columns=recipe.data.columns,
     )
     return listed(**more)  # type: ignore[arg-type]
 
@@ -109,6 +116,12 @@ def _without_pictures(source: Source) -> list[str]:
     """The classes that no picture belongs to."""
     counts = np.bincount(source.labels, minlength=len(source.class_names))
     return [name for name, count in zip(source.class_names, counts, strict=True) if not count]
+
+
+def _lonely_classes(train: Source) -> list[str]:
+    counts = np.bincount(train.labels, minlength=len(train.class_names))
+    lonely = [name for name, count in zip(train.class_names, counts, strict=True) if count == 1]
+    return [f"warning: a single training picture of {brief(lonely, 8)}"] if lonely else []
 
 
 def _absent_classes(validation: Source | None) -> list[str]:
