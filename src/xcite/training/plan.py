@@ -29,8 +29,8 @@ class Plan:
         validation: the pictures to evaluate on, with the same classes; None without them.
         architecture: the model to be built, its channels and classes settled.
         weights: canonical weights to start from; None draws them from the seed.
+        found: what the data are and what looks wrong about them, in lines for people.
         notes: what a person should know though it is no error.
-        found: what the data are, in lines for people.
         split: where validation pictures were held out of the training pictures.
     """
 
@@ -39,9 +39,9 @@ class Plan:
     validation: Source | None
     architecture: Architecture
     weights: dict[str, np.ndarray] | None = None
+    found: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     split: Split | None = None
-    found: list[str] = field(default_factory=list)
 
     @property
     def class_names(self) -> list[str]:
@@ -114,7 +114,7 @@ def make(recipe: Recipe, *, initialise: bool = True, split_file: Path | None = N
         recipe, weights, more = initial.open_initial(recipe, architecture, list(train.class_names))
         notes += more
     return Plan(
-        recipe, train, data.validation, architecture, weights, notes, data.split, data.found
+        recipe, train, data.validation, architecture, weights, data.found, notes, data.split
     )
 
 

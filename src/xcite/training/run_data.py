@@ -25,8 +25,8 @@ class RunData:
     Attributes:
         validation: with the same classes as ``train``; None without any.
         split: where the validation pictures were held out of the training pictures.
-        found: lines that say what is there and what was left out.
-        notes: what else people should know, suspicious finds included.
+        found: lines that say what is there, what was left out and what looks wrong.
+        notes: what else people should know.
     """
 
     train: Source
@@ -53,18 +53,18 @@ def open_data(recipe: Recipe, split_file: Path | None = None) -> RunData:
         if split is None:
             channels = recipe.preprocessing.channels
             split = splitting.draw(train, recipe.data.holdout, recipe.run.seed, channels=channels)
-        notes = [*train.notes, *_lonely_classes(train), *split.notes]
-        notes += _absent_classes(split.validation)
+        found += [*_lonely_classes(train), *_absent_classes(split.validation)]
+        notes = [*train.notes, *split.notes]
         return RunData(split.train, split.validation, split, found, notes)
     if recipe.data.validation is None:
-        return RunData(train, None, None, found, [*train.notes, *_lonely_classes(train)])
+        found += _lonely_classes(train)
+        return RunData(train, None, None, found, [*train.notes])
     validation = _listed(
         recipe, recipe.data.validation, classes=list(train.class_names), split="validation"
     )
     found += [f"validation: {line}" for line in describe(validation)]
-    notes = [*train.notes, *validation.notes, *_lonely_classes(train)]
-    notes += [*_absent_classes(validation), *_overlap(train, validation)]
-    return RunData(train, validation, None, found, notes)
+    found += [*_lonely_classes(train), *_absent_classes(validation), *_overlap(train, validation)]
+    return RunData(train, validation, None, found, [*train.notes, *validation.notes])
 
 
 def open_training(recipe: Recipe) -> Source:
@@ -126,7 +126,7 @@ def _lonely_classes(train: Source) -> list[str]:
 
 def _absent_classes(validation: Source | None) -> list[str]:
     absent = _without_pictures(validation) if validation else []
-    return [f"no validation pictures of {brief(absent, 8)}"] if absent else []
+    return [f"warning: no validation pictures of {brief(absent, 8)}"] if absent else []
 
 
 def _overlap(train: Source, validation: Source) -> list[str]:
