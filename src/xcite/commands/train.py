@@ -141,12 +141,20 @@ def with_options(settings: list[str], options: Mapping[str, object]) -> list[str
     for key, value in options.items():
         if value is None:
             continue
-        if said.get(key, str(value)) != str(value):
+        if key in said and not _same(said[key], str(value)):
             raise XciteError(
                 f"--set {key}={said[key]} and an option that means --set {key}={value}: give one"
             )
         more.append(f"{key}={value}")
     return [*settings, *more]
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two values of a setting mean the same: 1e-3 and 0.001 do."""
+    try:
+        return float(one) == float(other)
+    except ValueError:
+        return one.replace(" ", "") == other.replace(" ", "")
 
 
 def parse_size(size: str | None) -> str | None:

@@ -15,8 +15,8 @@ from xcite.data.decoding import Opened
 from xcite.data.sources import Source
 from xcite.errors import XciteError
 
-BITS = 12  # of 256 that may differ
-LEVELS = 10  # of 255 by which each mean colour may differ
+BITS = 24  # of 256 that may differ
+LEVELS = 16  # of 255 by which each mean colour may differ
 _SIDE = 16
 
 

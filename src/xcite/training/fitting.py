@@ -26,6 +26,7 @@ from xcite.variants import architecture_name, find
 from xcite.weights import catalog
 
 HOLDOUT = 0.2
+DROP_PATH = 0.05
 LOOKED_AT = 32  # pictures whose size and colours decide
 
 
@@ -95,7 +96,12 @@ def recipe_for(pictures: str, settings: Sequence[str] = ()) -> tuple[Recipe, lis
     if installed():
         found["run.engine"] = installed()[0]
     loose = {"optim.warmup_epochs": 0}  # a longer one would contradict fewer epochs
+    if "model.name" in asked:  # then the widths of the small model are not meant
+        widths = ("embed_dim", "depth", "num_heads", "drop_path")
+        found |= dict.fromkeys(f"model.{field}" for field in widths)
     draft = recipes.load("scratch", settings, found | loose)
+    if "model.name" in asked and hasattr(find(draft.model.name), "drop_path"):
+        found["model.drop_path"] = DROP_PATH
     others = []
     base = "finetune" if draft.init.weights else "scratch"
     if "init.weights" not in asked:
@@ -113,7 +119,7 @@ def recipe_for(pictures: str, settings: Sequence[str] = ()) -> tuple[Recipe, lis
         draft = recipes.load(base, settings, found | loose)
     found |= _fit_training(seen, draft, asked, _PACES[base])
     recipe = recipes.load(base, settings, found)
-    return recipe, [_why(recipe, "init.weights" in asked, others), _fitted(recipe, seen)]
+    return recipe, [_why(recipe, asked, others), _fitted(recipe, seen)]
 
 
 def look(source: Source, recipe: Recipe) -> Look:
@@ -156,11 +162,7 @@ def _fit_model(seen: Look, draft: Recipe, asked: set[str]) -> dict[str, Any]:
     size = found.get("preprocessing.size", draft.preprocessing.size)
     small = size <= 48
     patch = 4 if small else 8 if size <= 96 else 16
-    if "model.name" in asked:  # then the widths of the small model are not meant
-        found |= dict.fromkeys(("model.embed_dim", "model.depth", "model.num_heads"))
-        if not hasattr(find(draft.model.name), "drop_path"):
-            found["model.drop_path"] = None
-    else:
+    if "model.name" not in asked:
         found["model.name"] = f"xcit_nano_12_p{max(patch, 8)}"
         found["model.patch_size"] = None if patch >= 8 else patch
     if seen.mean is not None and not asked & {"preprocessing.mean", "preprocessing.std"}:
@@ -220,16 +222,19 @@ def _weights_at_hand(model: str | None) -> list[str]:
     return [entry.name for entry in there]
 
 
-def _why(recipe: Recipe, named: bool, others: list[str]) -> str:
-    if recipe.init.weights is None:
-        return (
-            "recipe scratch: no weights are named (--weights NAME) and no published ones lie here, "
-            f"so a small {recipe.model.name.partition('_')[0]} is trained from its first step on"
-        )
-    if named:
-        return f"recipe finetune, because weights are named: {recipe.init.weights}"
+def _why(recipe: Recipe, asked: set[str], others: list[str]) -> str:
+    weights = recipe.init.weights
+    if weights is None:
+        model = recipe.model.name if "model.name" in asked else "a small XCiT"
+        reason = "init.weights is null"
+        if "init.weights" not in asked:
+            these = f"of {model} " if "model.name" in asked else ""
+            reason = f"no weights are named (--weights NAME) and no published ones {these}lie here"
+        return f"recipe scratch, because {reason}: {model} is trained from scratch"
+    if "init.weights" in asked:
+        return f"recipe finetune, because weights are named: {weights}"
     more = f"; also here: {', '.join(others[:5])} (--weights NAME)" if others else ""
-    return f"recipe finetune, because these published weights lie here: {recipe.init.weights}{more}"
+    return f"recipe finetune, because these published weights lie here: {weights}{more}"
 
 
 def _fitted(recipe: Recipe, seen: Look) -> str:
@@ -237,7 +242,8 @@ def _fitted(recipe: Recipe, seen: Look) -> str:
     grey = "grey " if seen.mean is not None else ""
     return (
         f"fitted to {seen.pictures:,} {grey}training pictures of {seen.classes} classes, about "
-        f"{seen.side} px: {optim.epochs} epochs in batches of {optim.batch}, rate {optim.lr:g}"
+        f"{seen.side} px: {optim.epochs} epoch{'s' * (optim.epochs > 1)} in batches of "
+        f"{optim.batch}, rate {optim.lr:g}"
         + ("" if recipe.init.weights else f", input {recipe.preprocessing.size} px")
         + " (--epochs, --batch, --lr, --size change them)"
     )

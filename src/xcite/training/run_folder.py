@@ -237,7 +237,7 @@ def stem(what: str) -> str:
     path = Path(what).expanduser()
     if glob.has_magic(what) and not path.exists():
         path = path.parent  # a pattern of shards
-    path = path.resolve()
+    path = Path(os.path.abspath(path))  # a link keeps its own name
     name = path.name if path.is_dir() else path.name.partition(".")[0] or path.name
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
 
