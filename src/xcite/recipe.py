@@ -322,12 +322,13 @@ def is_recipe(name: str) -> bool:
 
 
 def reads_like_one(path: Path) -> bool:
-    """Whether a file, whatever its name, is YAML with a recipe's sections."""
+    """Whether a line near the beginning of a file, whatever its name, opens a recipe's section."""
     try:
-        values = _yaml(read_regular(path, size=_LONGEST).decode(), str(path))
-    except (OSError, UnicodeDecodeError, XciteError):
+        text = read_regular(path, size=1 << 16)
+    except (OSError, XciteError):
         return False
-    return isinstance(values, dict) and bool(values) and {*values} <= {*Recipe.model_fields}
+    sections = "|".join(Recipe.model_fields).encode()
+    return re.search(rb"^(?:" + sections + rb"):", text, re.MULTILINE) is not None
 
 
 def digest(recipe: Recipe) -> str:

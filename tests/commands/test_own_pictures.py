@@ -14,16 +14,8 @@ from xcite import recipe as recipes
 from xcite.errors import XciteError
 from xcite.training.run_data import open_data, open_validation
 
-SMALL = [
-    "--set",
-    "model.embed_dim=16",
-    "--set",
-    "model.depth=1",
-    "--set",
-    "model.num_heads=2",
-    "--epochs",
-    "2",
-]
+WIDTHS = ("model.embed_dim=16", "model.depth=1", "model.num_heads=2")
+SMALL = [*(part for setting in WIDTHS for part in ("--set", setting)), "--epochs", "2"]
 ENGINE = engines.installed()[-1]
 
 
@@ -107,6 +99,8 @@ def test_train_and_val_folders_are_taken_as_they_are(capsys: pytest.CaptureFixtu
         (["d", "--batch", "30"], "optim.batch 30 is larger than the data"),
         (["d", "--batch", "1", "--size", "4"], "leaves BatchNorm a single value"),
         (["d/a"], "d/a"),
+        (["."], "would lie among the pictures"),
+        (["d", "--out", "d/run"], "would lie among the pictures"),
         (["one"], "at least two"),
         (["nowhere"], "nor pictures of that name"),
         (["./nowhere"], "nor pictures of that name"),

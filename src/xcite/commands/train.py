@@ -164,6 +164,11 @@ def parse_size(size: str | None) -> str | None:
     return f"[{', '.join(size.lower().split('x'))}]"
 
 
+def _inside(folder: Path, pictures: Path) -> bool:
+    """Whether a folder lies in that of the pictures."""
+    return pictures.is_dir() and folder.resolve().is_relative_to(pictures.resolve())
+
+
 def _resumed(run: Path, settings: list[str]) -> _Start:
     from xcite import recipe as recipes
     from xcite.training.run_folder import RunFolder
@@ -199,4 +204,9 @@ def _begun(what: str | None, settings: list[str], out: Path | None, auto_resume:
         recipe = recipes.load(str(folder.recipe), settings)
     else:
         recipe, notes = recipe_for(what, settings)
+        if recipe.data.validation is None and _inside(folder.path, Path(what).expanduser()):
+            raise XciteError(
+                f"the run folder {folder.path} would lie among the pictures, as a class of its own;"
+                " give another --out, or start from the folder above them"
+            )
     return _Start(recipe, folder, tuple(notes), resume, numbered)

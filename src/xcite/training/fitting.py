@@ -27,6 +27,7 @@ from xcite.weights import catalog
 
 HOLDOUT = 0.2
 DROP_PATH = 0.05
+MANY = 4_000  # pictures, to decode which people wait
 LOOKED_AT = 32  # pictures whose size and colours decide
 
 
@@ -119,7 +120,13 @@ def recipe_for(pictures: str, settings: Sequence[str] = ()) -> tuple[Recipe, lis
         draft = recipes.load(base, settings, found | loose)
     found |= _fit_training(seen, draft, asked, _PACES[base])
     recipe = recipes.load(base, settings, found)
-    return recipe, [_why(recipe, asked, others), _fitted(recipe, seen)]
+    notes = [_why(recipe, asked, others), _fitted(recipe, seen)]
+    if recipe.data.validation is None and recipe.data.holdout and seen.pictures > MANY:
+        notes.append(
+            "first of all near-duplicates are looked for, to stay together in the split: about as "
+            "long as decoding every picture once"
+        )
+    return recipe, notes
 
 
 def look(source: Source, recipe: Recipe) -> Look:

@@ -40,7 +40,7 @@ def open_data(recipe: Recipe, split_file: Path | None = None) -> RunData:
     """Open a recipe's pictures.
 
     Args:
-        split_file: of a run; where there is none a split is drawn.
+        split_file: of a run that was begun before; where there is none a split is drawn.
 
     Raises:
         XciteError: pictures that cannot be listed, or a split of other pictures.
@@ -63,7 +63,9 @@ def open_data(recipe: Recipe, split_file: Path | None = None) -> RunData:
         recipe, recipe.data.validation, classes=list(train.class_names), split="validation"
     )
     found += [f"validation: {line}" for line in describe(validation)]
-    found += [*_lonely_classes(train), *_absent_classes(validation), *_overlap(train, validation)]
+    found += [*_lonely_classes(train), *_absent_classes(validation)]
+    if split_file is None:  # a run that goes on was warned when it began
+        found += _overlap(train, validation)
     return RunData(train, validation, None, found, [*train.notes, *validation.notes])
 
 
