@@ -232,9 +232,11 @@ class RunFolder:
 def stem(what: str) -> str:
     """What the folders of a recipe's or some pictures' runs are called, before their number.
 
-    Only letters, digits and ``._-`` are kept, so that the name needs no quotes.
+    Of pictures' names only letters, digits and ``._-`` are kept, so that a run needs no quotes.
     """
     path = Path(what).expanduser()
+    if path.suffix in (".yaml", ".yml"):
+        return path.stem
     if glob.has_magic(what) and not path.exists():
         path = path.parent  # a pattern of shards
     path = Path(os.path.abspath(path))  # a link keeps its own name
