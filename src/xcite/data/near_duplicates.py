@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-from xcite.data.decoding import Opened
+from xcite.data.decoding import decode
 from xcite.data.sources import Source
 from xcite.errors import XciteError
 
@@ -40,11 +40,17 @@ def groups(source: Source, *, channels: int = 3) -> np.ndarray:
 def _print(source: Source, index: int, channels: int) -> tuple[np.ndarray, np.ndarray] | None:
     """The hash as uint64 (4,) and the colours as int16 (12,); None of an unreadable picture."""
     try:
-        opened = Opened(source.read(index), origin=source.name(index))
-        scale = opened.jpeg_scale(min(opened.size), 4 * _SIDE)
-        picture = opened.pixels(channels=channels, scale=scale).convert("RGB")
+        pixels = decode(
+            source.read(index),
+            channels=channels,
+            origin=source.name(index),
+            reduce_to=4 * _SIDE,
+        )
     except (XciteError, MemoryError):
         return None
+    # Of more channels than a screen shows the first three tell pictures apart as well.
+    shown = pixels[..., :3] if channels >= 3 else np.repeat(pixels[..., :1], 3, axis=2)
+    picture = Image.fromarray(np.ascontiguousarray(shown))
     grey = np.asarray(picture.convert("L").resize((_SIDE + 1, _SIDE), Image.Resampling.BOX))
     bits = np.packbits(grey[:, :-1] < grey[:, 1:])
     colours = np.asarray(picture.resize((2, 2), Image.Resampling.BOX), np.int16)

@@ -16,7 +16,7 @@ import numpy as np
 
 from xcite import recipe as recipes
 from xcite.cost import multiply_adds
-from xcite.data.decoding import Opened
+from xcite.data.decoding import Opened, decode
 from xcite.data.sources import Source, has_split
 from xcite.engines import installed
 from xcite.errors import XciteError
@@ -136,18 +136,25 @@ def look(source: Source, recipe: Recipe) -> Look:
         XciteError: none of them can be read; says why the first cannot.
     """
     sides, greys, coloured = [], [], False
+    channels = recipe.preprocessing.channels
     problem = None
     for index in np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).astype(int)).tolist():
         name = source.name(index)
         try:
             opened = Opened(source.read(index), max_pixels=recipe.data.max_pixels, origin=name)
-            pixels = np.asarray(opened.pixels(scale=opened.jpeg_scale(min(opened.size), 32)))
+            pixels = decode(
+                source.read(index),
+                channels=channels,
+                max_pixels=recipe.data.max_pixels,
+                origin=name,
+                reduce_to=32,
+            )
         except XciteError as error:
             problem = problem or error
             continue
         sides.append(min(opened.size))
         # A grey picture stored as colour JPEG is grey but for rounding.
-        coloured |= bool((pixels.max(axis=2) - pixels.min(axis=2)).max() > 4)
+        coloured |= channels != 3 or bool((pixels.max(axis=2) - pixels.min(axis=2)).max() > 4)
         greys.append(pixels.mean(axis=2).ravel() / 255)
     if not sides:
         raise XciteError(f"none of the pictures looked at can be read; the first: {problem}")
@@ -167,8 +174,9 @@ def _fit_model(seen: Look, draft: Recipe, asked: set[str]) -> dict[str, Any]:
     if "preprocessing.size" not in asked:
         found["preprocessing.size"] = min(128, max(24, seen.side // 8 * 8))
     size = found.get("preprocessing.size", draft.preprocessing.size)
-    small = size <= 48
-    patch = 4 if small else 8 if size <= 96 else 16
+    side = size if isinstance(size, int) else min(size)
+    small = side <= 48
+    patch = 4 if small else 8 if side <= 96 else 16
     if "model.name" not in asked:
         found["model.name"] = f"xcit_nano_12_p{max(patch, 8)}"
         found["model.patch_size"] = None if patch >= 8 else patch

@@ -85,7 +85,7 @@ def read(source: Source, path: Path) -> Split | None:
     names = relative_names(source)
     wanted = set(known)
     held = np.fromiter((name in wanted for name in names), bool, len(names))
-    missing = len(wanted) - int(held.sum())
+    missing = len(wanted.difference(names))
     if known and not held.any():
         raise XciteError(
             f"none of the {len(known):,} pictures that {path} holds out is there; the first was "
