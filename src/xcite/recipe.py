@@ -315,22 +315,6 @@ def shipped() -> list[str]:
     )
 
 
-def is_recipe(name: str) -> bool:
-    """Whether `load` takes ``name``: a shipped one, a .yaml file or a run folder."""
-    path = Path(name)
-    return name in shipped() or path.suffix in (".yaml", ".yml") or (path / "recipe.yaml").is_file()
-
-
-def reads_like_one(path: Path) -> bool:
-    """Whether a line near the beginning of a file, whatever its name, opens a recipe's section."""
-    try:
-        text = read_regular(path, size=1 << 16)
-    except (OSError, XciteError):
-        return False
-    sections = "|".join(Recipe.model_fields).encode()
-    return re.search(rb"^(?:" + sections + rb"):", text, re.MULTILINE) is not None
-
-
 def digest(recipe: Recipe) -> str:
     """A hash of everything the recipe says, SHA-256 in hexadecimal."""
     return hashlib.sha256(dump(recipe).encode()).hexdigest()

@@ -55,6 +55,9 @@ def test_a_folder_of_class_folders(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(open_validation(folder)) == 6
     assert not any("new.png" in open_validation(folder).name(index) for index in range(6))
 
+    assert run("report", str(folder), "--pictures", "1") == 0
+    assert "6 pictures of held-out pictures" in (folder / "report.html").read_text()
+    capsys.readouterr()
     assert run("export", str(folder)) == 0
     assert "xcite serve runs/my-photos-1/bundle" in capsys.readouterr().out
     assert (folder / "bundle" / "bundle.json").is_file()
@@ -89,6 +92,16 @@ def test_train_and_val_folders_are_taken_as_they_are(capsys: pytest.CaptureFixtu
     assert "warning: 1 validation pictures are training pictures, such as " in out
     assert "held out" not in out
     assert not Path("runs").exists()
+
+
+def test_validation_pictures_need_no_training_pictures() -> None:
+    make_pictures(Path("d/train"), 8)
+    make_pictures(Path("d/val"), 2, classes="bc", seed=1)
+    settings = [*SMALL, "--set", "data.validation=d/val"]
+    assert run("train", "d/train", "--engine", ENGINE, *settings, "--out", "r") == 0
+    shutil.rmtree("d/train")
+    assert open_validation("r").class_names == ["a", "b", "c"]
+    assert open_validation("r").labels.tolist() == [1, 1, 2, 2]
 
 
 @pytest.mark.parametrize(

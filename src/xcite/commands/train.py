@@ -86,8 +86,8 @@ def train(
     if dry_run:
         from xcite.training import plan
 
-        split_file = start.folder.split if start.resume else None
-        for line in plan.make(start.recipe, split_file=split_file).lines():
+        run = start.folder.path if start.resume else None
+        for line in plan.make(start.recipe, run=run).lines():
             say(line)
         path = start.folder.path
         shown = run_folder.next_run_folder(path) if start.numbered else path
@@ -97,10 +97,10 @@ def train(
         return
 
     from xcite.figures.curves import draw_curves
-    from xcite.training.loop import train as run
+    from xcite.training.loop import train as train_run
 
     try:
-        outcome = run(
+        outcome = train_run(
             start.recipe,
             start.folder.path,
             resume=start.resume,

@@ -16,6 +16,7 @@ from xcite.control_characters import visible, visible_lines
 from xcite.cost import multiply_adds
 from xcite.errors import XciteError
 from xcite.figures.attention import attention_maps, overlay_png, patch_size, picture_png
+from xcite.training.run_data import open_validation
 from xcite.training.run_folder import RunFolder
 from xcite.whole_files import write_text
 
@@ -108,10 +109,12 @@ def write_report(
         weights = open_weights(folder.path)
         if weights.metadata.preprocessing is None:
             weights.metadata.preprocessing = recipe.preprocessing
-    spec = data or recipe.data.validation
+    held_out = "held-out pictures" if folder.split.is_file() else None
+    spec = data or recipe.data.validation or held_out
     findings = None
     if weights is not None and spec:
-        findings = _examine(weights, recipe, spec, data is None, engine, pictures)
+        held = open_validation(folder.path) if spec == held_out else None
+        findings = _examine(weights, recipe, spec, data is None, engine, pictures, held)
     name = folder.path.resolve().name
     parts = [
         _head(name, recipe, rows, weights, findings),
@@ -140,6 +143,7 @@ def _examine(
     own: bool,
     engine: str | None,
     pictures: int,
+    held_out: "Source | None",
 ) -> _Findings:
     """Show the model every validation picture; keep the counts and the most telling pictures."""
     from xcite.data.pipeline import EvaluationLoader
@@ -151,15 +155,18 @@ def _examine(
     if engine is None and recipe.run.engine in installed():
         engine = recipe.run.engine
     model = on_engine(weights, engine, called="this run")
-    source, names, _ = open_labelled(
-        spec,
-        model.class_names,
-        model.architecture.num_classes,
-        channels=model.preprocessing.channels,
-        root=recipe.data.root if own else None,
-        outside_root=recipe.data.outside_root if own else False,
-        model="this run",
-    )
+    if held_out is not None:
+        source, names = held_out, held_out.class_names
+    else:
+        source, names, _ = open_labelled(
+            spec,
+            model.class_names,
+            model.architecture.num_classes,
+            channels=model.preprocessing.channels,
+            root=recipe.data.root if own else None,
+            outside_root=recipe.data.outside_root if own else False,
+            model="this run",
+        )
     loader = EvaluationLoader(
         source,
         model.preprocessing,

@@ -7,6 +7,7 @@ and average fitted to how many pictures there are, and patch and input to how la
 import glob
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from xcite.data.sources import Source, has_split
 from xcite.engines import installed
 from xcite.errors import XciteError
 from xcite.recipe import Recipe
+from xcite.regular_files import read_regular
 from xcite.training.run_data import open_training
 from xcite.variants import architecture_name, find
 from xcite.weights import catalog
@@ -74,9 +76,9 @@ def names_pictures(what: str) -> bool:
         XciteError: a text file that holds a recipe but is not called one.
     """
     path = Path(what).expanduser()
-    if recipes.is_recipe(what) or not (path.exists() or glob.has_magic(what)):
+    if _is_recipe(what) or not (path.exists() or glob.has_magic(what)):
         return False
-    if path.is_file() and recipes.reads_like_one(path):
+    if path.is_file() and _reads_like_a_recipe(path):
         raise XciteError(f"{what} reads like a recipe; give it a name that ends in .yaml")
     return True
 
@@ -127,6 +129,23 @@ def recipe_for(pictures: str, settings: Sequence[str] = ()) -> tuple[Recipe, lis
             "long as decoding every picture once"
         )
     return recipe, notes
+
+
+def _is_recipe(name: str) -> bool:
+    """A shipped recipe, a .yaml file or a run folder."""
+    path = Path(name)
+    shipped = name in recipes.shipped()
+    return shipped or path.suffix in (".yaml", ".yml") or (path / "recipe.yaml").is_file()
+
+
+def _reads_like_a_recipe(path: Path) -> bool:
+    """Whether a line near the beginning of a file, whatever its name, opens a recipe's section."""
+    try:
+        text = read_regular(path, size=1 << 16)
+    except (OSError, XciteError):
+        return False
+    sections = "|".join(Recipe.model_fields).encode()
+    return re.search(rb"^(?:" + sections + rb"):", text, re.MULTILINE) is not None
 
 
 def look(source: Source, recipe: Recipe) -> Look:

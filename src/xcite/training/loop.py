@@ -96,8 +96,7 @@ def train(
     if recipe.run.tensorboard:
         tensorboard.require()
     starts = not resume or not (checkpoint_file or checkpoint.candidates(RunFolder(path)))
-    split_file = RunFolder(path).split if resume else None
-    prepared = plan.make(recipe, initialise=starts, split_file=split_file)
+    prepared = plan.make(recipe, initialise=starts, run=path if resume else None)
     recipe = prepared.recipe
     engine = create_engine(
         recipe.run.engine,
@@ -208,11 +207,10 @@ class _Run:
             f"{folder.path} {'resumed' if resumed else 'begins'} on {self.engine.name}: epoch "
             f"{self.position.epoch + 1} of {self.recipe.optim.epochs}, {self.steps} steps each"
         )
-        for line in self.plan.found:
-            self.journal.say(line)
         notes = [*self.session.notes, *self.plan.notes]
-        for note in [*notes, *(self.teacher.notes if self.teacher else [])]:
-            self.journal.say(f"note: {note}")
+        notes += self.teacher.notes if self.teacher else []
+        for line in [*self.plan.found, *(f"note: {note}" for note in notes)]:
+            self.journal.say(line)
         self.journal.tell("starting", **self._place())
         # A kill between two renames, or damage, may have left the state under another name.
         if not self._steps_done() or not folder.checkpoint.exists():

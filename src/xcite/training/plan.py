@@ -15,6 +15,7 @@ from xcite.families import Architecture
 from xcite.recipe import Recipe
 from xcite.training import initial, schedules
 from xcite.training.run_data import RunData, open_data
+from xcite.training.run_folder import RunFolder
 from xcite.training.splitting import Split
 from xcite.variants import find
 
@@ -81,19 +82,19 @@ class Plan:
         return [*self.found, *lines, *(f"note             {note}" for note in self.notes)]
 
 
-def make(recipe: Recipe, *, initialise: bool = True, split_file: Path | None = None) -> Plan:
+def make(recipe: Recipe, *, initialise: bool = True, run: Path | None = None) -> Plan:
     """Open the data, settle the model and refuse what cannot work.
 
     Args:
         initialise: read ``init.weights``; False for a resumed run, whose weights are its own.
-        split_file: of the run, where it was begun before.
+        run: folder of the run, where it was begun before: its split of the data is taken.
 
     Raises:
         XciteError: data that cannot be read, classes without pictures or unknown to the other part,
             a batch larger than the data, weights that do not fit or expect other pixels.
     """
     recipe, notes = initial.settle(recipe)
-    data = open_data(recipe, split_file)
+    data = open_data(recipe, RunFolder(run).split if run else None)
     train = data.train
     notes += data.notes
     if recipe.optim.min_lr > recipe.learning_rate() and recipe.optim.schedule != "constant":

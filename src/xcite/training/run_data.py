@@ -16,6 +16,7 @@ from xcite.runtime.classes import brief
 from xcite.training import splitting
 from xcite.training.run_folder import RunFolder
 from xcite.training.splitting import Split
+from xcite.weights.opening import recognise_weights
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,23 @@ def open_validation(run: str | Path) -> Source:
     """
     folder = RunFolder.open(run)
     recipe = recipes.load(str(folder.recipe))
+    if recipe.data.validation is not None:
+        names = _known_classes(folder) or open_training(recipe).class_names
+        return _listed(recipe, recipe.data.validation, classes=names, split="validation")
     found = open_data(recipe, folder.split).validation
     if found is None:
         raise XciteError(
             f"{run} was trained without validation pictures; say what to evaluate on with --data"
         )
     return found
+
+
+def _known_classes(folder: RunFolder) -> list[str] | None:
+    """The class names that the run's weights carry: its training pictures may be gone by now."""
+    try:
+        return recognise_weights(folder.path).metadata.class_names
+    except XciteError:  # no weights yet
+        return None
 
 
 def _listed(recipe: Recipe, spec: str, **more: object) -> Source:
