@@ -143,7 +143,9 @@ def test_nothing_there(tmp_path):
     with pytest.raises(XciteError, match="no pictures"):
         open_source(str(tmp_path))
     (tmp_path / "cat").mkdir()
-    with pytest.raises(XciteError, match=r"no pictures found .*left out: 1 empty class folders \(cat\)"):
+    with pytest.raises(
+        XciteError, match=r"no pictures found .*left out: 1 empty class folders \(cat\)"
+    ):
         open_source(str(tmp_path))
 
 

@@ -1,19 +1,23 @@
-"""Folders of class folders."""
+"""Folders of class folders, and ImageNet's flat folder of validation pictures."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from xcite.data.sources.answers import Answers, answers_beside
 from xcite.data.sources.class_names import class_order
 from xcite.data.sources.index import indexed
 from xcite.data.sources.listing import Listed, Listing
-from xcite.data.sources.source import Found, State, read_file
+from xcite.data.sources.source import Found, State, read_file, state
 from xcite.data.sources.strays import stray_file, stray_folder
 from xcite.errors import XciteError
 
 
 class ImageFolder(Listed):
-    """One folder per class, pictures anywhere below it; sorted by class, then path."""
+    """One folder per class, pictures anywhere below it; sorted by class, then path.
+
+    Or pictures alone, where a table beside them says what they show (`answers_beside`).
+    """
 
     def __init__(self, folder: Path, classes: list[str] | None) -> None:
         self._root = os.path.abspath(folder)
@@ -59,7 +63,11 @@ def _listed(root: str) -> Listing:
     of_class: list[str] = []
     empty: list[str] = []
     classes: dict[tuple[int, int], str] = {}
-    for class_name in class_folders(root, found):
+    folders = class_folders(root, found)
+    loose = found.left_out.get("pictures in no class folder")
+    if loose and not folders and (answers := answers_beside(Path(root))) is not None:
+        return _flat(root, answers, watched)
+    for class_name in folders:
         identity = _identity(os.stat(os.path.join(root, class_name)))
         if identity in above:
             found.leave_out("links that lead in a circle", class_name)
@@ -74,10 +82,19 @@ def _listed(root: str) -> Listing:
             empty.append(class_name)
         names += members
         of_class += [class_name] * len(members)
-    if loose := found.left_out.get("pictures in no class folder"):
+    if loose:
         found.warnings.append(f"{loose} pictures lie in no class folder and were left out")
     listing = Listing.of(names, of_class, classes=class_order(of_class), in_order=True)
     listing.empty, listing.found, listing.watched = empty, found, watched
+    return listing
+
+
+def _flat(root: str, answers: Answers, watched: dict[str, State]) -> Listing:
+    """Pictures in one folder, with a table that says what they show."""
+    names = [name for name in os.listdir(root) if stray_file(name) is None]
+    listing = Listing.of(names, [answers.wnid(name) for name in names])
+    listing.notes = [answers.note]
+    listing.watched = {**watched, answers.origin: state(answers.origin)}
     return listing
 
 
