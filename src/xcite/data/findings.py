@@ -1,12 +1,14 @@
 """What was found in a source of pictures, in words."""
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 from xcite.data.decoding import FORMATS
 from xcite.data.sources import Source
+from xcite.data.sources.layouts import PARTS
 from xcite.errors import XciteError
 
 SAMPLE = 16  # pictures whose size is looked at
@@ -25,13 +27,24 @@ def describe(source: Source) -> list[str]:
     elif len(counts) > 1:
         line += f", {counts[largest]:,} each"
     lines = [line + _sizes(source)]
-    if source.found.left_out:
-        kinds = [
-            f"{count:,} {kind} ({source.found.examples[kind]})"
-            for kind, count in source.found.left_out.items()
-        ]
-        lines.append(f"left out: {', '.join(kinds)}")
-    return lines + [f"warning: {warning}" for warning in source.found.warnings]
+    if left_out := source.found.left_out_in_words():
+        lines.append(f"left out: {left_out}")
+    warnings = [*source.found.warnings, *_suspicions(source.class_names, counts)]
+    return lines + [f"warning: {warning}" for warning in warnings]
+
+
+def _suspicions(names: Sequence[str], counts: np.ndarray) -> list[str]:
+    """What is probably not meant, going by names and numbers alone."""
+    found = []
+    single = [name for name, count in zip(names, counts, strict=True) if count == 1]
+    if single:
+        shown = ", ".join(single[:5]) + (", ..." if single[5:] else "")
+        found.append(f"{len(single)} classes have one picture: {shown}")
+    parts = {part: [n for n in names if n.casefold() in words] for part, words in PARTS.items()}
+    if all(parts.values()):
+        called = " and ".join(of_part[0] for of_part in parts.values())
+        found.append(f"classes are called {called}: are these parts of a data set?")
+    return found
 
 
 def _sizes(source: Source) -> str:

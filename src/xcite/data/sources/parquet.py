@@ -142,9 +142,9 @@ def _classes(
 ) -> tuple[list[str], list[str], list[str]]:
     if all(isinstance(label, str) for label in labels):
         return list(labels), [], []
-    wrong = next((v for v in labels if not isinstance(v, int) or not 0 <= v <= LARGEST_LABEL), None)
-    if wrong is not None or any(isinstance(label, bool) for label in labels):
-        raise XciteError(f"{where}: a label is {wrong!r}; is this a part without labels?")
+    wrong = [v for v in labels if type(v) is not int or not 0 <= v <= LARGEST_LABEL]
+    if wrong:
+        raise XciteError(f"{where}: a label is {wrong[0]!r}; is this a part without labels?")
     numbers, classes, notes = named_numbers(np.array(labels, np.int64), known, where)
     return [classes[number] for number in numbers.tolist()], classes, notes
 

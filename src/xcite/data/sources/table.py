@@ -58,14 +58,17 @@ def read_table(path: Path, columns: Sequence[str], exists: Callable[[str], bool]
         XciteError: unreadable, a row without path or label, or columns that are not there.
     """
 
-    def is_right(line: str) -> bool:
+    def names_a_file(line: str) -> bool:
         return exists(_plain(line)[0])
 
-    text, notes = read_text(path, is_right)
+    def names_bytes(line: str) -> bool:
+        return not _plain(line)[0].isascii() and names_a_file(line)
+
+    text, notes = read_text(path, names_bytes)
     lines = [
         (number, line)
         for number, line in enumerate(text.split("\n"), 1)
-        if line.strip() and not (line.startswith("#") and not is_right(line))
+        if line.strip() and not (line.startswith("#") and not names_a_file(line))
     ]
     if not lines:
         raise XciteError(f"{path}: no pictures listed")
