@@ -161,8 +161,9 @@ def test_classes_called_as_parts_are_warned_of(tmp_path):
     for name in ("train", "val", "tram"):
         put(tmp_path / name / "0.png")
     lines = describe(open_source(tmp_path))
-    assert "warning: classes are called train and val: are these parts of a data set?" in lines
-    assert any("3 classes have one picture: train, tram, val" in line for line in lines)
+    assert lines[1:] == [
+        "warning: classes are called train and val: are these parts of a data set?"
+    ]
 
 
 def test_parts_in_one_archive(tmp_path):

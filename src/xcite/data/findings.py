@@ -29,22 +29,17 @@ def describe(source: Source) -> list[str]:
     lines = [line + _sizes(source)]
     if left_out := source.found.left_out_in_words():
         lines.append(f"left out: {left_out}")
-    warnings = [*source.found.warnings, *_suspicions(source.class_names, counts)]
+    warnings = [*source.found.warnings, *_suspicions(source.class_names)]
     return lines + [f"warning: {warning}" for warning in warnings]
 
 
-def _suspicions(names: Sequence[str], counts: np.ndarray) -> list[str]:
-    """What is probably not meant, going by names and numbers alone."""
-    found = []
-    single = [name for name, count in zip(names, counts, strict=True) if count == 1]
-    if single:
-        shown = ", ".join(single[:5]) + (", ..." if single[5:] else "")
-        found.append(f"{len(single)} classes have one picture: {shown}")
+def _suspicions(names: Sequence[str]) -> list[str]:
+    """What is probably not meant, going by the names of the classes alone."""
     parts = {part: [n for n in names if n.casefold() in words] for part, words in PARTS.items()}
-    if all(parts.values()):
-        called = " and ".join(of_part[0] for of_part in parts.values())
-        found.append(f"classes are called {called}: are these parts of a data set?")
-    return found
+    if not all(parts.values()):
+        return []
+    called = " and ".join(of_part[0] for of_part in parts.values())
+    return [f"classes are called {called}: are these parts of a data set?"]
 
 
 def _sizes(source: Source) -> str:
