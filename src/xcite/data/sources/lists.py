@@ -11,6 +11,7 @@ from xcite.data.decoding import SUFFIXES
 from xcite.data.sources.class_names import (
     LARGEST_LABEL,
     are_numbers,
+    are_wnids,
     class_order,
     named_numbers,
 )
@@ -21,6 +22,7 @@ from xcite.data.sources.table import Table, read_table
 from xcite.errors import XciteError
 
 _FEW = 8  # files of a folder that are asked for one by one
+_ASKED = 20  # of those that a folder's listing does not have
 _FOLDERS = ("images", "image", "imgs", "img", "jpg", "pictures", "photos", "train", "val", "data")
 _KAGGLE = "ILSVRC/Data/CLS-LOC/val"
 _COMPARED = 2_000  # listed pictures whose folder is compared with their label
@@ -30,7 +32,8 @@ class ListFile(Listed):
     """Paths and labels as PaddleClas writes them, or a CSV; in the order of the list.
 
     Attributes:
-        numbered: labels are whole numbers that were taken as places in the ``classes`` given.
+        guessed: labels are whole numbers that were taken as places in the ``classes`` given, and
+            neither folders in the paths nor ImageNet's usual order say that this is right.
         missing: how many of the files are not there, with an example in ``found``.
     """
 
@@ -53,19 +56,17 @@ class ListFile(Listed):
         )
         self._root = listing.options["root"]
         self.missing = int(listing.options["missing"])
-        labels, listing.classes, more = listing.labels, listing.classes, list[str]()
-        self.numbered = are_numbers(listing.classes)
-        if self.numbered:
+        labels, more = listing.labels, list[str]()
+        placed = False
+        if are_numbers(listing.classes):
             values = np.array([int(name) for name in listing.classes], np.int64)
             numbers = values[listing.labels]
-            labels, known, more = named_numbers(numbers, classes, str(path))
-            listing.classes = known
-            self.numbered = bool(classes) and not are_numbers(known)
+            labels, listing.classes, more = named_numbers(numbers, classes, str(path))
+            placed = bool(classes) and not are_numbers(listing.classes)
         listing.labels = labels
         listing.notes = [*listing.notes, *more]
         super().__init__(listing, classes, str(path))
-        if self.numbered:
-            self._compare_with_folders(path)
+        self.guessed = placed and not self._agrees_with_folders(path)
 
     def read(self, index: int) -> bytes:
         return read_file(self.name(index))
@@ -73,8 +74,12 @@ class ListFile(Listed):
     def name(self, index: int) -> str:
         return os.path.join(self._root, self._names[index])
 
-    def _compare_with_folders(self, path: Path) -> None:
-        """Refuse numbers that mean other classes than the folders that the pictures lie in."""
+    def _agrees_with_folders(self, path: Path) -> bool:
+        """Whether the folders of the pictures, or WordNet ids in their order, confirm the numbers.
+
+        Raises:
+            XciteError: the numbers mean other classes than the folders.
+        """
         known = set(self.class_names)
         agree = differ = 0
         example = ""
@@ -95,6 +100,7 @@ class ListFile(Listed):
             )
         if differ:
             self.found.warnings.append(f"labels and folders differ {differ} times: {example}")
+        return agree > 0 or are_wnids(self.class_names)
 
 
 def _listed(
@@ -190,24 +196,31 @@ def _find(table: Table, root: str) -> tuple[int, set[str]]:
         inside[os.path.dirname(name)].append(index)
     lost = 0
     for folder, indices in inside.items():
-        place = _at(root, folder)
-        names: set[str] | None = None
-        if len(indices) > _FEW or table.stems:
-            try:
-                names = set(os.listdir(place))
-            except OSError:
-                names = set()
+        names = _names_in(_at(root, folder)) if len(indices) > _FEW or table.stems else set()
+        asked = there = 0
         for index in indices:
             file = os.path.basename(table.paths[index])
-            if names is None:
-                lost += not os.path.exists(_at(root, table.paths[index]))
-            elif file in names:
+            if file in names:
                 continue
-            elif found := next((s for s in SUFFIXES if table.stems and file + s in names), ""):
-                table.paths[index] += found
+            if table.stems and (ending := next((s for s in SUFFIXES if file + s in names), "")):
+                table.paths[index] += ending
+                continue
+            # Some file systems find files under names that differ in case: a few are asked for.
+            if asked < _ASKED or there:
+                asked += 1
+                found = os.path.exists(_at(root, table.paths[index]))
+                there += found
+                lost += not found
             else:
-                lost += not os.path.exists(_at(root, table.paths[index]))  # ".." and the like
+                lost += 1
     return lost, {_at(root, folder) for folder in inside}
+
+
+def _names_in(folder: str) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except OSError:
+        return set()
 
 
 def _note_repeated(listing: Listing, table: Table) -> None:
