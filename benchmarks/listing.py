@@ -69,7 +69,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.place) as place:
         environment = os.environ | {"XDG_CACHE_HOME": str(Path(place) / "cache")}
         print(
-            "| source | opened | seconds | MiB | fingerprint, seconds |\n| --- | --- | --- | --- | --- |"
+            "| source | opened | seconds | MiB | fingerprint, seconds |\n"
+            "| --- | --- | --- | --- | --- |"
         )
         for kind in options.kinds.split(","):
             path = make(kind, Path(place), options.pictures)

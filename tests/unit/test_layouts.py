@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import shutil
 import tarfile
 import zipfile
 
@@ -301,6 +302,25 @@ def test_a_kaggle_table_of_ids(tmp_path):
     source = open_source(tmp_path / "labels.csv")
     assert source.class_names == ["beagle", "boxer"]
     assert decode(source.read(1))[0, 0, 0] == 1
+
+
+def test_a_kaggle_folder_with_an_unlabelled_test_part(tmp_path):
+    for part in ("train", "test"):
+        for number in range(3):
+            put(tmp_path / part / f"{number}af.png", png(number))
+    (tmp_path / "train.csv").write_text("id,breed\n0af,boxer\n1af,beagle\n2af,boxer\n")
+    (tmp_path / "test.csv").write_text("id\n0af\n")
+    (tmp_path / "sample_submission.csv").write_text("id,breed\n0af,boxer\n")
+    source = open_source(tmp_path)
+    assert source.class_names == ["beagle", "boxer"]
+    assert "/train/" in source.name(0)
+    assert not has_split(tmp_path, "validation")
+
+
+def test_a_file_of_class_names_beside_one_class_is_no_list(pictures):
+    shutil.rmtree(pictures / "dog")
+    (pictures / "labels.txt").write_text("cat\ndog\n")
+    assert open_source(pictures, classes=["cat", "dog"]).labels.tolist() == [0, 0]
 
 
 def test_what_several_files_must_be(tmp_path, pictures):

@@ -16,6 +16,14 @@ from xcite.data.sources import Subset, has_split, open_source, read_class_names
 from xcite.data.tar_members import tar_members
 from xcite.errors import XciteError
 
+WRITTEN_BEFORE = {
+    "folder": "d05cb56cd3782fff",
+    "classes": "2d713eacab713cf3",
+    "shards": "6e4fa5274571a1e7",
+    "list": "638c6185ad24179e",
+    "digits": "2621c835f2e2aebd",
+}
+
 
 def png(value):
     file = io.BytesIO()
@@ -324,3 +332,17 @@ def test_what_was_found_in_words(folder):
         "sides of 5 to 6 pixels in those looked at",
         "left out: 1 hidden folders (.hidden), 1 .txt files (cat/notes.txt)",
     ]
+
+
+def test_fingerprints_are_those_that_runs_and_caches_were_made_with(folder, shards, tmp_path):
+    """Written down from the version that knew folders, tars, plain lists and digits only."""
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.PNG"))
+    (folder / "list.txt").write_text("".join(f"{name}\t{ord(name[0]) % 3}\n" for name in names))
+    sources = {
+        "folder": open_source(folder),
+        "classes": open_source(folder, classes=["emu", "dog", "cat"]),
+        "shards": open_source(shards),
+        "list": open_source(folder / "list.txt"),
+        "digits": open_source("digits"),
+    }
+    assert {name: source.fingerprint()[:16] for name, source in sources.items()} == WRITTEN_BEFORE

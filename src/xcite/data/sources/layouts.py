@@ -102,6 +102,8 @@ def split_parts(folder: Path) -> dict[str, list[Path]]:
         return split_parts(folders[0]) if _of_kind(_entries(folders[0])[1], "parquet") else {}
     for kind in _KINDS:
         named = _of_kind(files, kind)
+        # Kaggle's test.csv has no labels
+        named = [path for path in named if not (_is_table(path) and "test" in _words(path))]
         found = {part: _best(named, words) for part, words in PARTS.items()}
         if kind == "list" and found["train"]:  # one list of all, or Paddle's extra ones beside it
             found = {
@@ -156,7 +158,7 @@ def _contents(folder: Path) -> Place:
         files = _entries(folders[0])[1]
         if named := _of_kind(files, "parquet"):
             return Place("parquet", named)
-    lists = [path for path in _of_kind(files, "list") if _words(path) & {"train", "labels"}]
+    lists = [path for path in _of_kind(files, "list") if _lists_pictures(path)]
     if len(lists) == 1 and sum(map(_holds_pictures, folders)) < 2:
         return Place("list", lists)
     return Place("folder", [folder])
@@ -184,6 +186,15 @@ def _of_kind(files: Sequence[Path], kind: str) -> list[Path]:
 
 def _words(path: Path) -> set[str]:
     return set(_WORDS.findall(path.name.casefold()))
+
+
+def _is_table(path: Path) -> bool:
+    return path.suffix.lower() in (".csv", ".tsv")
+
+
+def _lists_pictures(path: Path) -> bool:
+    """Whether a list beside a folder of pictures says what they show, going by its name."""
+    return "train" in _words(path) or (_is_table(path) and "labels" in _words(path))
 
 
 def _best(files: Sequence[Path], words: Sequence[str]) -> list[Path]:
