@@ -15,6 +15,7 @@ PARTS = {
     "train": ("train", "training"),
     "validation": ("val", "valid", "validation", "dev", "test", "testing"),
 }
+_ALL_WORDS = {word for words in PARTS.values() for word in words}
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz")
 _KINDS = {
     "tar": (".tar", *COMPRESSED),
@@ -95,8 +96,7 @@ def split_parts(folder: Path) -> dict[str, list[Path]]:
     for part, words in PARTS.items():
         paths = [inside_names[word] for word in words if word in inside_names]
         found[part] = next(([path] for path in paths if _is_labelled(path)), [])
-    all_words = {word for words in PARTS.values() for word in words}
-    if all(found.values()) or (any(found.values()) and all_words.issuperset(inside_names)):
+    if all(found.values()) or (any(found.values()) and _ALL_WORDS.issuperset(inside_names)):
         return {part: paths for part, paths in found.items() if paths}
     if not files and [path.name for path in folders] == ["data"]:
         return split_parts(folders[0]) if _of_kind(_entries(folders[0])[1], "parquet") else {}
@@ -110,7 +110,7 @@ def split_parts(folder: Path) -> dict[str, list[Path]]:
                 part: sorted(paths, key=lambda path: len(path.name))[:1]
                 for part, paths in found.items()
             }
-        if kind == "list" and sum(map(_holds_pictures, folders)) > 1:
+        if kind == "list" and _has_classes(folders):
             continue
         if found["train"] and found["validation"]:
             return found
@@ -159,7 +159,7 @@ def _contents(folder: Path) -> Place:
         if named := _of_kind(files, "parquet"):
             return Place("parquet", named)
     lists = [path for path in _of_kind(files, "list") if _lists_pictures(path)]
-    if len(lists) == 1 and sum(map(_holds_pictures, folders)) < 2:
+    if len(lists) == 1 and not _has_classes(folders):
         return Place("list", lists)
     return Place("folder", [folder])
 
@@ -208,6 +208,11 @@ def _is_labelled(folder: Path) -> bool:
     folders, files = _entries(folder)
     archives = any(kind_of(path) != "list" for path in files)
     return bool(folders) or archives or answers_beside(folder) is not None
+
+
+def _has_classes(folders: Sequence[Path]) -> bool:
+    """Whether there are two folders with pictures that are not called as parts."""
+    return sum(_holds_pictures(f) for f in folders if f.name.casefold() not in _ALL_WORDS) > 1
 
 
 def _holds_pictures(folder: Path, depth: int = 3) -> bool:
