@@ -1,6 +1,8 @@
 """Long listings in the cache: used while nothing has changed, and never trusted when damaged."""
 
+import io
 import os
+import tarfile
 import time
 
 import numpy as np
@@ -103,3 +105,24 @@ def test_only_the_indexes_used_last_are_kept(folder, monkeypatch):
     for number in range(4):
         indexed("test", str(number), [], lambda: listing_of(str(folder)))
     assert len(kept(folder)) == 2
+
+
+def test_class_names_beside_shards_are_watched(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(index, "LEAST", 3)
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    with tarfile.open(shards / "0.tar", "w") as archive:
+        for number in range(3):
+            for name in (f"{number}.png", f"{number}.cls"):
+                member = tarfile.TarInfo(name)
+                member.size = 1
+                archive.addfile(member, io.BytesIO(b"%d" % number))
+    (shards / "_info.json").write_text('{"names": ["a", "b", "c"]}')
+    put_back(shards)
+    assert open_source(shards / "0.tar").class_names == ["a", "b", "c"]
+    assert len(kept(shards)) == 1
+    (shards / "_info.json").write_text('{"names": ["x", "y", "z"]}')
+    assert open_source(shards / "0.tar").class_names == ["x", "y", "z"]
+    (shards / "_info.json").unlink()
+    assert open_source(shards / "0.tar").class_names == ["0", "1", "2"]

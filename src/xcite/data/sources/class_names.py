@@ -9,12 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
+from xcite.data.sources.source import State, state
 from xcite.data.sources.text import read_text
 from xcite.errors import XciteError
 from xcite.regular_files import read_regular
 
 LARGEST_LABEL = 1_000_000  # a typing error must not allocate a million class names
 _LARGEST_FILE = 16 << 20  # bytes of a JSON file of class names
+_FILES = (
+    *("_info.json", "dataset_info.json", "classes.json", "class_names.json"),
+    *("classes.txt", "class_names.txt", "labels.txt", "LOC_synset_mapping.txt"),
+)
 _WNID = re.compile(r"n\d{8}")
 
 
@@ -166,11 +171,18 @@ def _as_names(value: object) -> list[str] | None:
 
 def names_beside(folder: Path) -> list[str] | None:
     """Class names from a file that data sets have beside their archives; None without one."""
-    for place in (folder, folder.parent):
-        for file in ("_info.json", "dataset_info.json", "classes.json", "class_names.json"):
-            if (place / file).is_file() and (names := names_in_json(place / file)):
-                return names
-        for file in ("classes.txt", "class_names.txt", "labels.txt", "LOC_synset_mapping.txt"):
-            if (place / file).is_file():
-                return read_class_names(place / file)
+    for path in _named_files(folder):
+        names = names_in_json(path) if path.suffix == ".json" else read_class_names(path)
+        if names:
+            return names
     return None
+
+
+def files_of_names(folder: Path) -> dict[str, State]:
+    """What `names_beside` depends on, to see when its answer may be another."""
+    return {str(path): state(str(path)) for path in (folder, *_named_files(folder))}
+
+
+def _named_files(folder: Path) -> list[Path]:
+    places = (folder, folder.parent)
+    return [place / name for place in places for name in _FILES if (place / name).is_file()]

@@ -13,6 +13,7 @@ import yaml
 
 from xcite.data.sources.class_names import (
     LARGEST_LABEL,
+    files_of_names,
     named_numbers,
     names_beside,
     names_in,
@@ -126,7 +127,8 @@ def _listed(paths: Sequence[str], columns: Sequence[str]) -> Listing:
         places,
         classes=classes,
     )
-    listing.files, listing.watched, listing.notes = list(paths), watched, notes
+    listing.files, listing.notes = list(paths), notes
+    listing.watched = {**watched, **files_of_names(Path(paths[0]).parent)}
     listing.options = {"image": said[0] if said else ""}
     return listing
 

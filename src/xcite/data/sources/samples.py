@@ -10,6 +10,7 @@ from xcite.data.sources.class_names import (
     LARGEST_LABEL,
     are_numbers,
     class_order,
+    files_of_names,
     named_numbers,
     names_beside,
 )
@@ -45,8 +46,11 @@ class Samples:
             return False
         return True
 
-    def listing(self, pictures: Sequence[Member]) -> Listing | None:
+    def listing(self, pictures: Sequence[Member], beside: Path) -> Listing | None:
         """The pictures by their labels, sorted by class, then name; None if these are none.
+
+        Args:
+            beside: the folder in which class names are looked for.
 
         Raises:
             XciteError: a picture has no label though others have, or one that is none.
@@ -67,14 +71,12 @@ class Samples:
         if not are_numbers(set(labels)):
             return Listing.of(names, labels, places, classes=class_order(labels))
         numbers = np.array([min(int(label), LARGEST_LABEL + 1) for label in labels], np.int64)
-        folder = Path(self._paths[0]).parent
         if int(numbers.max()) > LARGEST_LABEL:
-            raise XciteError(f"{folder}: the label {int(numbers.max())} is beyond all measure")
-        known = names_beside(folder)
-        placed, classes, notes = named_numbers(numbers, known, str(folder))
+            raise XciteError(f"{beside}: the label {int(numbers.max())} is beyond all measure")
+        placed, classes, notes = named_numbers(numbers, names_beside(beside), str(beside))
         of_class = [classes[label] for label in placed.tolist()]
         listing = Listing.of(names, of_class, places, classes=classes)
-        listing.notes = notes
+        listing.notes, listing.watched = notes, files_of_names(beside)
         return listing
 
     def _read(self, member: Member) -> str:

@@ -43,9 +43,12 @@ class TarShards(Listed):
         """
         paths = [os.path.abspath(shard) for shard in shards]
         self._shown = list(shown) or paths
-        options = [paths, outside_root, split]
+        # Plain tars have always kept their order, and runs and caches rely on it.
+        in_order, beside = not shown, Path(self._shown[0]).parent
+        options = [paths, outside_root, split, in_order, str(beside)]
         listing = indexed(
-            "tar", paths[0], options, lambda: _listed(paths, outside_root, split, spec)
+            *("tar", paths[0], options),
+            lambda: _listed(paths, outside_root, split, spec, in_order, beside),
         )
         super().__init__(listing, classes, spec)
         self._states = [listing.watched[path] for path in self._files]
@@ -66,7 +69,13 @@ class TarShards(Listed):
         return self._files
 
 
-def _listed(paths: list[str], outside_root: bool, split: str, spec: str) -> Listing:
+def _listed(
+    paths: list[str], outside_root: bool, split: str, spec: str, in_order: bool, beside: Path
+) -> Listing:
+    """Args:
+    in_order: keep the order of the archives, where folders give the class and nothing else.
+    beside: the folder in which class names and answers are looked for.
+    """
     found = Found()
     watched = {path: state(path) for path in paths}
     samples = Samples(paths)
@@ -90,12 +99,12 @@ def _listed(paths: list[str], outside_root: bool, split: str, spec: str) -> List
     part = choose_part([name for name, *_ in pictures], split, spec)
     pictures = _kept(pictures, part)
     listing = (
-        samples.listing(pictures)
-        or _by_folder(pictures, in_order=not nested)
+        samples.listing(pictures, beside)
+        or _by_folder(pictures, in_order and not nested and not part.names)
         or _by_archive(pictures, paths)
-        or _by_answers(pictures, paths)
+        or _by_answers(pictures, paths, beside)
     )
-    listing.files, listing.watched = paths, watched
+    listing.files, listing.watched = paths, {**watched, **listing.watched}
     listing.found, listing.notes = found, [*listing.notes, *part.notes]
     listing.parts = list(part.names)
     return listing
@@ -148,14 +157,14 @@ def _by_archive(pictures: Sequence[Member], paths: Sequence[str]) -> Listing | N
     return Listing.of(names, of_class, [p[1:] for p in pictures])
 
 
-def _by_answers(pictures: Sequence[Member], paths: Sequence[str]) -> Listing:
+def _by_answers(pictures: Sequence[Member], paths: Sequence[str], beside: Path) -> Listing:
     """Flat validation pictures, with a table beside the archive that says what they show.
 
     Raises:
         XciteError: no such table, or pictures that are not in it.
     """
     loose = next(p for p in pictures if not _class_folder(p[0]))
-    answers = answers_beside(Path(paths[loose[1]]).parent)
+    answers = answers_beside(beside)
     if answers is None:
         raise XciteError(
             f"{paths[loose[1]]}: {loose[0]!r} lies in no class folder; "
@@ -168,5 +177,5 @@ def _by_answers(pictures: Sequence[Member], paths: Sequence[str]) -> Listing:
         for wnid, (name, *_) in zip(of_class, pictures, strict=True)
     ]
     listing = Listing.of(names, of_class, [p[1:] for p in pictures])
-    listing.notes = [answers.note]
+    listing.notes, listing.watched = [answers.note], {answers.origin: state(answers.origin)}
     return listing
