@@ -72,7 +72,9 @@ class InitRecipe(Section):
 class DataRecipe(Section):
     """Where the pictures are."""
 
-    train: str = Field("digits", description="folder, tar shards (glob), list file or 'digits'")
+    train: str = Field(
+        "digits", description="folder, archives, list file or 'digits', see docs/data.md"
+    )
     validation: str | None = Field(None, description="the same; empty: none but what is held out")
     holdout: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="share of the training pictures held out where validation is empty"

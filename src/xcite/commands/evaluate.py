@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from xcite.commands.printing import cell, say
+from xcite.control_characters import writable_json
 from xcite.errors import XciteError
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def evaluate(
             "preprocessing": opened.preprocessing.model_dump(mode="json"),
             **accuracy.as_json(),
         }
-        write_text(as_json, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
+        write_text(as_json, writable_json(json.dumps(figures, indent=1, ensure_ascii=False)) + "\n")
     if confusion is not None:
         from xcite.figures.confusion import draw_confusion
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from xcite import recipe as recipes
-from xcite.data.findings import describe
+from xcite.data.findings import describe, refuse_doubtful
 from xcite.data.overlap import shared_pictures
 from xcite.data.sources import Source, open_source, read_class_names
 from xcite.errors import XciteError
@@ -49,6 +49,14 @@ def open_data(recipe: Recipe, split_file: Path | None = None) -> RunData:
     train = open_training(recipe)
     _check_classes(recipe, train)
     found = [f"training: {line}" for line in describe(train)]
+    doubt = functools.partial(
+        refuse_doubtful,
+        train,
+        on_error=recipe.data.on_error,
+        classes_given=recipe.data.classes is not None,
+    )
+    if recipe.data.validation is None:
+        doubt(None)
     if recipe.data.validation is None and recipe.data.holdout is not None:
         split = splitting.read(train, split_file) if split_file else None
         if split is None:
@@ -63,6 +71,7 @@ def open_data(recipe: Recipe, split_file: Path | None = None) -> RunData:
     validation = _listed(
         recipe, recipe.data.validation, classes=list(train.class_names), split="validation"
     )
+    doubt(validation)
     found += [f"validation: {line}" for line in describe(validation)]
     found += [*_lonely_classes(train), *_absent_classes(validation)]
     if split_file is None:  # a run that goes on was warned when it began
