@@ -96,7 +96,8 @@ def _look_into(
 
 def _contents(place: Path) -> tuple[list[str], list[str]]:
     """Names of the folders and files that are not hidden, sorted."""
-    folders, files = [], []
+    folders: list[str] = []
+    files: list[str] = []
     try:
         with os.scandir(place) as entries:
             for entry in entries:
