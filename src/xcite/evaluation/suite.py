@@ -10,7 +10,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from xcite.data.sources.splits import PARTS
 from xcite.errors import XciteError
 
 DEPTH = 5  # folders below the given one: Kaggle's val is ILSVRC/Data/CLS-LOC/val
@@ -138,4 +137,4 @@ def _unpacked(archive: str, folders: list[str]) -> bool:
 
 
 def _is_training(name: str) -> bool:
-    return re.split(r"[^a-z]", name.lower())[0] in PARTS["train"]
+    return re.split(r"[^a-z]", name.lower())[0] in ("train", "training")
