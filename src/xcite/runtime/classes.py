@@ -184,7 +184,7 @@ def open_labelled(
         # its numbers are places in the model's list
         names = list(known) if known else [str(number) for number in range(count)]
         placed = listed(classes=names)
-        return Labelled(placed, names, placed, list(source.notes))
+        return Labelled(placed, names, source, list(placed.notes))
     return label(source, known, count, model=model, data=spec, ignore_extra=ignore_extra)
 
 
