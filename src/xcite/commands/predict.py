@@ -58,7 +58,10 @@ def predict(
     given = of_source(own) if own else given_pictures(pictures, found, channels=channels)
     top = min(top, opened.architecture.num_classes)
     done = failed = 0
-    with _form(as_json=as_json, csv=csv, top=top) as form:
+    with (
+        contextlib.suppress(BrokenPipeError),  # a reader such as `head` that has gone is no error
+        _form(as_json=as_json, csv=csv, top=top) as form,
+    ):
         for answer in _answers(opened, given, top):
             done += 1
             if "error" in answer:

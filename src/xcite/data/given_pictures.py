@@ -3,14 +3,14 @@
 import glob
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
 
-from xcite.data.decoding import SUFFIXES
-from xcite.data.loose_pictures import NO_PICTURES, pictures_below
+from xcite.data.loose_pictures import NO_PICTURES, is_picture, pictures_below
 from xcite.data.sources import Found, Source, open_source
 from xcite.errors import XciteError
 from xcite.regular_files import LARGEST_READ
@@ -79,19 +79,44 @@ def _of_argument(argument: str, found: Found, channels: int) -> Iterator[Given]:
 
 def _of_pattern(pattern: str, found: Found, channels: int) -> Iterator[Given]:
     """What matches; files of any kind only where the pattern says which: ``*.ico``, not ``*``."""
-    matching = sorted(glob.iglob(pattern, recursive=True))
-    if not matching:
-        raise XciteError(f"{pattern}: no file matches this pattern")
     suffix = Path(pattern).suffix
-    any_kind = suffix != "" and not glob.has_magic(suffix)
-    for match in matching:
-        if os.path.isdir(match):
-            if "**" not in pattern:  # which finds the pictures in its folders itself
-                yield from _of_path(match, found, channels)
-        elif any_kind or match.lower().endswith(SUFFIXES):
+    wanted = is_picture if suffix == "" or glob.has_magic(suffix) else _any_file
+    empty = True
+    for match in _matching(pattern, wanted):
+        empty = False
+        if os.path.isdir(match) or wanted(match):
             yield from _of_path(match, found, channels)
         else:
             found.leave_out(NO_PICTURES, match)
+    if empty:
+        raise XciteError(f"{pattern}: no file matches this pattern")
+
+
+def _matching(pattern: str, wanted: Callable[[str], bool]) -> Iterator[str]:
+    """Paths in order; below ``**`` files alone, and links that lead in a circle are not followed,
+    as `glob.glob` would."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        yield from sorted(glob.iglob(pattern))
+        return
+    first = parts.index("**")
+    for top in sorted(glob.iglob(os.path.join(*parts[:first]) if first else ".")):
+        if os.path.isdir(top):
+            for path in pictures_below(top, Found(), wanted):
+                if _fits(Path(path).relative_to(top).parts, parts[first:]):
+                    yield path
+
+
+def _fits(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern:
+        return not names
+    if pattern[0] == "**":
+        return any(_fits(names[start:], pattern[1:]) for start in range(len(names) + 1))
+    return bool(names) and fnmatch(names[0], pattern[0]) and _fits(names[1:], pattern[1:])
+
+
+def _any_file(name: str) -> bool:
+    return True
 
 
 def _of_path(path: str, found: Found, channels: int) -> Iterator[Given]:

@@ -1,7 +1,7 @@
 """Pictures in no class folders: a folder of any depth, walked in order."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -14,7 +14,14 @@ NO_PICTURES = "files that are no pictures"
 _OF_SYSTEMS = ("__macosx", "@eadir", "$recycle.bin", "system volume information")
 
 
-def pictures_below(folder: str, found: Found) -> Iterator[str]:
+def is_picture(name: str) -> bool:
+    """Whether a file's name says that it is a picture."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def pictures_below(
+    folder: str, found: Found, wanted: Callable[[str], bool] = is_picture
+) -> Iterator[str]:
     """Paths of pictures in a folder and those below it, by name, one after the other.
 
     Only the names of the folders on the way are held in memory. Links are followed, but no folder
@@ -22,6 +29,7 @@ def pictures_below(folder: str, found: Found) -> Iterator[str]:
 
     Args:
         found: counts what is left out: files of other kinds, hidden ones, unreadable folders.
+        wanted: whether a file of this name is a picture.
 
     Raises:
         XciteError: ``folder`` itself cannot be read.
@@ -39,7 +47,7 @@ def pictures_below(folder: str, found: Found) -> Iterator[str]:
         if name.startswith(".") or name in _OF_SYSTEMS:
             found.leave_out("hidden or of the system", path)
         elif not entry.is_dir():
-            if name.endswith(SUFFIXES):
+            if wanted(entry.name):
                 yield path
             else:
                 found.leave_out(NO_PICTURES, path)
