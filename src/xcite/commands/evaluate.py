@@ -51,10 +51,10 @@ def evaluate(
         raise XciteError("--suite finds its pictures itself; leave --data, --real, --confusion out")
     own = None
     if suite is None and data is None:
-        from xcite.training.run_data import open_validation
-
         if not Path(model).is_dir():
             raise XciteError(f"say what to evaluate {model} on: --data FOLDER, or --suite FOLDER")
+        from xcite.training.run_data import open_validation
+
         own = open_validation(model)
     opened = open_model(model, engine)
     for note in opened.notes:

@@ -45,10 +45,10 @@ def predict(
         raise XciteError("--json and --csv are two forms of one answer; choose one")
     own = None
     if not pictures:
-        from xcite.training.run_data import open_validation
-
         if not Path(model).is_dir():
             raise XciteError(f"say what {model} shall look at: files, folders or patterns")
+        from xcite.training.run_data import open_validation
+
         own = open_validation(model)
     opened = open_model(model, engine)
     for note in opened.notes:

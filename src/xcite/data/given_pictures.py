@@ -104,7 +104,7 @@ def _matching(pattern: str, wanted: Callable[[str], bool]) -> Iterator[str]:
         if os.path.isdir(top):
             for path in pictures_below(top, Found(), wanted):
                 if _fits(Path(path).relative_to(top).parts, parts[first:]):
-                    yield path
+                    yield path if first else path.removeprefix("./")
 
 
 def _fits(names: Sequence[str], pattern: Sequence[str]) -> bool:

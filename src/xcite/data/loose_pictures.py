@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -35,6 +36,7 @@ def pictures_below(
         XciteError: ``folder`` itself cannot be read.
     """
     try:
+        around = [_identity(str(place)) for place in Path(os.path.realpath(folder)).parents]
         pending = [(_identity(folder), _entries(folder))]
     except OSError as error:
         raise XciteError(f"{folder}: {error.strerror or error}") from error
@@ -54,7 +56,7 @@ def pictures_below(
         else:
             try:
                 identity = _identity(path)
-                if any(identity == above for above, _ in pending):
+                if identity in around or any(identity == above for above, _ in pending):
                     found.leave_out("links to a folder they lie in", path)
                 else:
                     pending.append((identity, _entries(path)))
