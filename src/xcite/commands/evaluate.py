@@ -182,12 +182,12 @@ def _write(path: Path, figures: dict[str, Any]) -> None:
 def _print_suite(console: "Console", rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
-    table = Table("set", box=None)
-    for heading in ("pictures", "classes", "top-1", "top-5", "top-1 of those classes", "left out"):
+    table = Table("set", box=None, caption="top-1 present: only the set's own classes compete")
+    for heading in ("pictures", "classes", "top-1", "top-5", "top-1 present", "left out"):
         table.add_column(heading, justify="right")
     for row in rows:
         if "error" in row:
-            table.add_row(cell(row["set"]), "failed, see above")
+            table.add_row(cell(row["set"]), "failed")
             continue
         shares = [f"{row[key]:.2f} %" for key in ("acc1", "acc5", "acc1_present")]
         counts = [str(row["pictures"]), str(row["classes_present"])]
