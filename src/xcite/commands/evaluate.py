@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from xcite.commands.own_pictures import own_pictures
 from xcite.commands.printing import cell, say
 from xcite.errors import XciteError
 
@@ -50,17 +51,16 @@ def evaluate(
     if suite is not None and (data or real or confusion):
         raise XciteError("--suite finds its pictures itself; leave --data, --real, --confusion out")
     own = None
+    options: dict[str, Any] = {"batch": batch, "workers": workers, "skip": skip}
     if suite is None and data is None:
-        if not Path(model).is_dir():
-            raise XciteError(f"say what to evaluate {model} on: --data FOLDER, or --suite FOLDER")
-        from xcite.training.run_data import open_validation
-
-        own = open_validation(model)
+        ask = f"say what to evaluate {model} on: --data FOLDER, or --suite FOLDER"
+        own, treated = own_pictures(model, ask)
+        skip = skip or treated.on_error == "skip"
+        options |= {"skip": skip, "max_pixels": treated.max_pixels}
     opened = open_model(model, engine)
     for note in opened.notes:
         say(f"note: {note}")
     console = Console()
-    options = {"batch": batch, "workers": workers, "skip": skip}
     if suite is not None:
         _evaluate_suite(
             console, opened, model, suite, as_json, ignore_extra=ignore_extra, options=options

@@ -3,11 +3,11 @@
 import contextlib
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
 
+from xcite.commands.own_pictures import own_pictures
 from xcite.commands.printing import json_text, say
 from xcite.control_characters import visible
 from xcite.errors import XciteError
@@ -45,11 +45,8 @@ def predict(
         raise XciteError("--json and --csv are two forms of one answer; choose one")
     own = None
     if not pictures:
-        if not Path(model).is_dir():
-            raise XciteError(f"say what {model} shall look at: files, folders or patterns")
-        from xcite.training.run_data import open_validation
-
-        own = open_validation(model)
+        ask = f"say what {model} shall look at: files, folders or patterns"
+        own, _ = own_pictures(model, ask)
     opened = open_model(model, engine)
     for note in opened.notes:
         say(f"note: {note}", err=True)

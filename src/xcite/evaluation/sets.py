@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from xcite.data.decoding import MAX_PIXELS
 from xcite.data.findings import describe
 from xcite.data.pipeline import EvaluationLoader
 from xcite.data.sources import Source
@@ -141,6 +142,7 @@ def evaluate_set(
     batch: int,
     workers: int,
     skip: bool = False,
+    max_pixels: int = MAX_PIXELS,
     after_batch: Callable[[int], None] = lambda number: None,
 ) -> Result:
     """Show every picture once to the model.
@@ -149,6 +151,7 @@ def evaluate_set(
         batch: pictures at a time.
         workers: loader processes.
         skip: leave out pictures that cannot be decoded, instead of stopping.
+        max_pixels: a picture with more cannot be decoded.
         after_batch: called with the number of pictures just done.
 
     Raises:
@@ -160,6 +163,7 @@ def evaluate_set(
         batch=batch,
         workers=workers,
         on_error="skip" if skip else "stop",
+        max_pixels=max_pixels,
     )
     started = time.monotonic()
     accuracy = evaluate(
