@@ -9,7 +9,7 @@ from PIL import Image
 from xcite.errors import XciteError
 from xcite.runtime.classes import match_classes, open_labelled, same_in_order
 from xcite.runtime.ranking import probabilities, ranked, top_classes
-from xcite.weights.imagenet import imagenet_classes, imagenet_wnids
+from xcite.weights.imagenet import imagenet_classes, imagenet_wnids, in_imagenet_order
 
 
 def test_classes_are_matched_by_name() -> None:
@@ -61,7 +61,7 @@ def test_the_same_classes_under_other_names() -> None:
         columns, note = match_classes(known, wanted)
         assert columns is None
         assert note is not None
-        assert "1000 of the 1000 classes" in note
+        assert "ImageNet's classes in order" in note
         assert not same_in_order(known, wanted[::-1])
         columns, _ = match_classes(known, wanted[::-1])
         assert columns is not None
@@ -89,6 +89,23 @@ def test_some_wnids_are_some_of_imagenet_s_classes() -> None:
         match_classes(None, wanted, count=900, model="m", data="d")
     with pytest.raises(XciteError, match="does not know n01443537"):
         match_classes(["tench", "goldfish"], wanted)
+
+
+def test_imagenet_s_names_as_others_write_them() -> None:
+    names = imagenet_classes()
+    others = [f"{name.replace(' ', '_')}, Latin name" for name in names]
+    others[134] = others[517] = "crane"  # as in Keras' list, where only the first one stays
+    for known in (names, imagenet_wnids()):
+        columns, note = match_classes(known, others, data="d", model="m")
+        assert columns is None
+        assert note == "d has ImageNet's classes in order, as m"
+        columns, _ = match_classes(known, ["goldfish, Carassius auratus", "Tench"])
+        assert columns is not None
+        assert columns.tolist() == [1, 0]
+        with pytest.raises(XciteError, match="does not know crane; its classes"):
+            match_classes(known, ["goldfish", "crane"])  # which of the two?
+    assert not in_imagenet_order(names[::-1])
+    assert not in_imagenet_order(names[:-1])
 
 
 def test_numbers_are_taken_by_value_in_whatever_order_folders_come() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from xcite.data.relabelled import Relabelled
 from xcite.data.sources import ListFile, Source, Subset, open_source
 from xcite.errors import XciteError
-from xcite.weights.imagenet import imagenet_classes, imagenet_wnids
+from xcite.weights.imagenet import first_word, imagenet_classes, imagenet_wnids, in_imagenet_order
 
 
 def match_classes(
@@ -24,8 +24,8 @@ def match_classes(
 ) -> tuple[np.ndarray | None, str | None]:
     """The model's class for each wanted one, and a note for people.
 
-    A model may know more classes than are wanted. ImageNet's classes match by name or by wnid,
-    the names of its folders (n01440764), whichever of the two the model and the data use.
+    A model may know more classes than are wanted. ImageNet's classes match by wnid, the names of
+    its folders (n01440764), and by the names that various lists give them.
 
     Args:
         known: the model's class names, in the order of its logits; None when it names none.
@@ -47,6 +47,8 @@ def match_classes(
         return _match_unnamed(wanted, count, numbered=numbered, model=model, data=data)
     if list(known) == list(wanted):
         return None, None
+    if in_imagenet_order(known) and in_imagenet_order(wanted):
+        return None, f"{data} has ImageNet's classes in order, as {model}"
     place = _places(known, wanted)
     unknown = [name for name in wanted if name not in place]
     if unknown and numbered and _bare_numbers(known, wanted):
@@ -92,24 +94,25 @@ def _match_unnamed(
 def same_in_order(known: Sequence[str], wanted: Sequence[str]) -> bool:
     """Whether ``wanted`` are the model's classes in the same order, maybe under other names.
 
-    Other names are ImageNet's wnids beside the names of its classes, and the bare numbers of a
-    list file beside any names that are not such numbers themselves.
+    Other names are ImageNet's wnids beside the names of its classes, whoever wrote those, and the
+    bare numbers of a list file beside any names that are not such numbers themselves.
     """
     if _bare_numbers(known, wanted):
         return list(wanted) == sorted(wanted, key=int)
-    place = _places(known, wanted)
-    return [place.get(name) for name in wanted] == list(range(len(known)))
+    if list(known) == list(wanted):
+        return True
+    return in_imagenet_order(known) and in_imagenet_order(wanted)
 
 
 def _places(known: Sequence[str], wanted: Sequence[str]) -> dict[str, int]:
     """Where the model has a class, under the kind of name by which most of ``wanted`` are known."""
     readings = [_positions(known)]
-    for own, other in (
-        (imagenet_classes(), imagenet_wnids()),
-        (imagenet_wnids(), imagenet_classes()),
-    ):
-        if list(known) == own:
-            readings.append(_positions(other))
+    if in_imagenet_order(known):
+        names = imagenet_classes()
+        readings += [_positions(imagenet_wnids()), _positions(names)]
+        words = list(map(first_word, names))
+        place = {word: index for index, word in enumerate(words) if words.count(word) == 1}
+        readings.append({n: place[first_word(n)] for n in wanted if first_word(n) in place})
     return max(readings, key=lambda place: sum(name in place for name in wanted))
 
 

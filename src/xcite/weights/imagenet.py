@@ -6,6 +6,8 @@ same as Keras' ``imagenet_class_index.json``).
 """
 
 import functools
+import operator
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -17,6 +19,24 @@ def imagenet_classes() -> list[str]:
 def imagenet_wnids() -> list[str]:
     """The wnids, such as n01440764 of the tench, 1000, sorted."""
     return list(_lines("imagenet_wnids.txt"))
+
+
+def in_imagenet_order(names: Sequence[str]) -> bool:
+    """Whether these are ImageNet's 1000 classes in order: wnids, or names as anybody writes them.
+
+    "tench, Tinca tinca" and "great_white_shark" are such names; two of a hundred may differ, since
+    lists disagree about cranes and maillots.
+    """
+    wnids = imagenet_wnids()
+    if len(names) != len(wnids) or list(names) == wnids:
+        return list(names) == wnids
+    same = map(operator.eq, map(first_word, names), map(first_word, imagenet_classes()))
+    return sum(same) >= 0.98 * len(names)
+
+
+def first_word(name: str) -> str:
+    """A class's first synonym: "tench" of "Tench, Tinca tinca", "crane" of "crane (bird)"."""
+    return name.partition(",")[0].partition(" (")[0].replace("_", " ").strip().casefold()
 
 
 @functools.cache
