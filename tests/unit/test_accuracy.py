@@ -9,7 +9,7 @@ from PIL import Image
 
 from xcite.errors import XciteError
 from xcite.evaluation.accuracy import Counter, cross_entropy, ranks
-from xcite.evaluation.evaluate import validation_line
+from xcite.evaluation.evaluate import highest, validation_line
 from xcite.figures.confusion import draw_confusion
 from xcite.figures.curves import draw_curves
 
@@ -37,6 +37,31 @@ def test_by_hand() -> None:
     assert (rows[6]["recall"], rows[6]["precision"]) == (None, None)
     assert validation_line(1, result) == "Validate Epoch [1] acc1 (33.333), acc5 (33.333)"
     assert validation_line(2, result, ema=True).startswith("Validate EMA Epoch [2] acc1 (")
+
+
+def test_present_classes_alone_by_hand() -> None:
+    logits = np.array([[9, 8, 7, 6, 5, 4, 3], [3, 9, 8, 7, 6, 5, 4]], np.float32)
+    counter = Counter(NAMES, np.array([6, 2, 3]))
+    counter.add(logits, np.array([2, 6]))
+    result = counter.result()
+    # class 2 is third of all and first of 2, 3, 6; class 6 is sixth of all and third of those
+    assert (result.top1, result.top5) == (0, 50)
+    assert (result.top1_present, result.top5_present) == (50, 100)
+    assert result.absent == [NAMES[0], NAMES[1], NAMES[4], NAMES[5]]
+    figures = result.as_json()
+    assert (figures["classes_present"], figures["acc1_present"], figures["acc1"]) == (3, 50, 0)
+    everything = Counter(NAMES)
+    everything.add(logits, np.array([2, 6]))
+    whole = everything.result()
+    assert (whole.top1_present, whole.top5_present, whole.absent) == (0, 50, [])
+    shared = counter.result(lambda flat: flat, processes=2)  # two processes with the same counts
+    assert (shared.pictures, shared.top1_present) == (4, 50)
+
+
+def test_of_several_right_classes_the_highest_counts() -> None:
+    logits = np.array([[1, 5, 3], [1, 5, 3], [1, 5, 3]], np.float32)
+    accepted = [np.array([0, 2]), np.array([1]), np.array([0])]
+    assert highest(logits, accepted).tolist() == [2, 1, 0]
 
 
 def test_equal_logits_and_nonsense() -> None:

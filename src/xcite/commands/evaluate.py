@@ -1,12 +1,12 @@
 """`xcite evaluate`: how good a model is, class by class."""
 
 import json
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from xcite.commands.own_pictures import own_pictures
 from xcite.commands.printing import cell, say
 from xcite.control_characters import writable_json
 from xcite.errors import XciteError
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from xcite.evaluation.accuracy import Accuracy
+    from xcite.evaluation.sets import PictureSet, Result
+    from xcite.runtime.opening import OpenedModel
 
 app = typer.Typer(add_completion=False)
 
@@ -22,10 +24,17 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def evaluate(
     model: str = typer.Argument(help="Run folder, weights file, published name or bundle."),
-    data: str = typer.Option(help="Folder, tar shards, list file or 'digits'."),
+    data: str = typer.Option(
+        None, help="Folder, archive, list file or 'digits'; default: a run's validation pictures."
+    ),
+    suite: str = typer.Option(None, help="Evaluate on every known set below this folder."),
+    real: str = typer.Option(None, help="ReaL's real.json, for ImageNet's validation pictures."),
     root: str = typer.Option(None, help="Folder that a list file's paths start from."),
     outside_root: bool = typer.Option(
         False, "--outside-root", help="Allow listed paths and tar members that lead out of there."
+    ),
+    ignore_extra: bool = typer.Option(
+        False, "--ignore-extra", help="Leave out pictures of classes that the model does not know."
     ),
     engine: str = typer.Option(None, help="paddle or torch; default: paddle where installed."),
     batch: int = typer.Option(64, min=1, help="Pictures at a time."),
@@ -36,80 +45,166 @@ def evaluate(
 ) -> None:
     """Measure top-1, top-5 and loss on pictures."""
     from rich.console import Console
-    from rich.progress import Progress
 
-    from xcite.data.pipeline import EvaluationLoader
-    from xcite.evaluation import evaluate as evaluation
-    from xcite.runtime.classes import open_labelled
+    from xcite.evaluation.sets import open_set, own_set
     from xcite.runtime.opening import open_model
-    from xcite.whole_files import write_text
 
+    if suite is not None and (data or real or confusion):
+        raise XciteError("--suite finds its pictures itself; leave --data, --real, --confusion out")
+    own = None
+    options: dict[str, Any] = {"batch": batch, "workers": workers, "skip": skip}
+    if suite is None and data is None:
+        ask = f"say what to evaluate {model} on: --data FOLDER, or --suite FOLDER"
+        own, treated = own_pictures(model, ask)
+        skip = skip or treated.on_error == "skip"
+        options |= {"skip": skip, "max_pixels": treated.max_pixels}
     opened = open_model(model, engine)
-    source, names, note = open_labelled(
-        data,
-        opened.class_names,
-        opened.architecture.num_classes,
-        channels=opened.preprocessing.channels,
-        root=root,
-        outside_root=outside_root,
-        model=model,
-    )
-    for line in (*opened.notes, *source.notes, *([note] if note else [])):
-        say(f"note: {line}")
-    loader = EvaluationLoader(
-        source,
-        opened.preprocessing,
-        batch=batch,
-        workers=workers,
-        on_error="skip" if skip else "stop",
-    )
+    for note in opened.notes:
+        say(f"note: {note}")
     console = Console()
-    started = time.monotonic()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("evaluating", total=len(source))
-        accuracy = evaluation.evaluate(
-            {"model": opened.classifier},
-            loader,
-            opened.preprocessing,
-            names,
-            after_batch=lambda pictures: progress.advance(bar, pictures),
-        )["model"]
-    seconds = time.monotonic() - started
-    left_out = len(source) - accuracy.pictures
-    if not accuracy.pictures:
-        raise XciteError(f"no picture of {data} could be decoded")
-    _print_classes(console, accuracy)
-    say(
-        f"{accuracy.pictures} pictures on {opened.on}"
-        + (f", {left_out} left out" if left_out else "")
-        + f": top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} %, loss {accuracy.loss:.4f}, "
-        f"{accuracy.pictures / seconds:.0f} pictures/s"
-    )
+    if suite is not None:
+        _evaluate_suite(
+            console, opened, model, suite, as_json, ignore_extra=ignore_extra, options=options
+        )
+        return
+    if own is not None:
+        pictures = own_set(own, opened, data=f"the run {model}")
+    else:
+        pictures = open_set(
+            data,
+            opened,
+            root=root,
+            outside_root=outside_root,
+            real=real,
+            ignore_extra=ignore_extra,
+            model=model,
+        )
+    say(*pictures.notes)
+    result = _shown(console, opened, pictures, options)
+    _print_classes(console, result.accuracy)
+    say(_figures(result, opened.on))
     if as_json is not None:
-        figures = {
-            "model": model,
-            "data": data,
-            "on": opened.on,
-            "left_out": left_out,
-            "seconds": round(seconds, 3),
-            "preprocessing": opened.preprocessing.model_dump(mode="json"),
-            **accuracy.as_json(),
-        }
-        write_text(as_json, writable_json(json.dumps(figures, indent=1, ensure_ascii=False)) + "\n")
+        about = _about(opened, model) | {"data": data or f"validation pictures of {model}"}
+        _write(as_json, about | ({"real": real} if real else {}) | result.as_json())
     if confusion is not None:
         from xcite.figures.confusion import draw_confusion
 
-        draw_confusion(accuracy, confusion, title=f"{Path(model).name} on {Path(data).name}")
+        title = f"{Path(model).name} on {Path(data).name}" if data else Path(model).name
+        draw_confusion(result.accuracy, confusion, title=title)
+
+
+def _shown(
+    console: "Console", opened: "OpenedModel", pictures: "PictureSet", options: dict[str, Any]
+) -> "Result":
+    """Evaluate with a progress bar."""
+    from rich.progress import Progress
+
+    from xcite.evaluation.sets import evaluate_set
+
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("evaluating", total=len(pictures.source))
+        return evaluate_set(
+            opened, pictures, after_batch=lambda done: progress.advance(bar, done), **options
+        )
+
+
+def _figures(result: "Result", on: str) -> str:
+    accuracy = result.accuracy
+    left_out = f", {result.left_out} left out" if result.left_out else ""
+    if result.unlabelled:
+        left_out += f", {result.unlabelled} without a right class"
+    alone = ""
+    if accuracy.absent:
+        alone = (
+            f"; among the {len(accuracy.present)} classes present: "
+            f"top-1 {accuracy.top1_present:.2f} %, top-5 {accuracy.top5_present:.2f} %"
+        )
+        alone = f" among all {len(accuracy.class_names)} classes{alone}"
+    return (
+        f"{accuracy.pictures} pictures on {on}{left_out}: "
+        f"top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} %, loss {accuracy.loss:.4f}"
+        f"{alone}, {accuracy.pictures / result.seconds:.0f} pictures/s"
+    )
+
+
+def _evaluate_suite(
+    console: "Console",
+    opened: "OpenedModel",
+    model: str,
+    suite: str,
+    as_json: Path | None,
+    *,
+    ignore_extra: bool,
+    options: dict[str, Any],
+) -> None:
+    """One line a set and a table of all; a set that fails has its reason in it, and exit code 2."""
+    from xcite.evaluation.sets import open_set
+    from xcite.evaluation.suite import find_sets
+
+    rows: list[dict[str, Any]] = []
+    for known in find_sets(suite):
+        row: dict[str, Any] = {"set": known.title, "path": str(known.path)}
+        rows.append(row)
+        say(f"{known.title}: {known.path}")
+        try:
+            pictures = open_set(
+                str(known.path),
+                opened,
+                real=str(known.real) if known.real else None,
+                ignore_extra=ignore_extra,
+                model=model,
+            )
+            say(*(f"  {note}" for note in pictures.notes))
+            result = _shown(console, opened, pictures, options)
+        except (XciteError, MemoryError) as error:
+            row["error"] = str(error) or "memory ran out"
+            say(f"  {row['error']}")
+            continue
+        row |= result.as_json()
+        say(f"  {_figures(result, opened.on)}")
+    _print_suite(console, rows)
+    if as_json is not None:
+        _write(as_json, _about(opened, model) | {"suite": suite, "sets": rows})
+    if any("error" in row for row in rows):
+        raise typer.Exit(2)
+
+
+def _about(opened: "OpenedModel", model: str) -> dict[str, Any]:
+    preprocessing = opened.preprocessing.model_dump(mode="json")
+    return {"model": model, "on": opened.on, "preprocessing": preprocessing}
+
+
+def _write(path: Path, figures: dict[str, Any]) -> None:
+    from xcite.whole_files import write_text
+
+    write_text(path, writable_json(json.dumps(figures, indent=1, ensure_ascii=False)) + "\n")
+
+
+def _print_suite(console: "Console", rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    table = Table("set", box=None, caption="top-1 present: only the set's own classes compete")
+    for heading in ("pictures", "classes", "top-1", "top-5", "top-1 present", "left out"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        if "error" in row:
+            table.add_row(cell(row["set"]), "failed")
+            continue
+        shares = [f"{row[key]:.2f} %" for key in ("acc1", "acc5", "acc1_present")]
+        counts = [str(row["pictures"]), str(row["classes_present"])]
+        left_out = row["left_out"] + row["unlabelled"]
+        table.add_row(cell(row["set"]), *counts, *shares, str(left_out))
+    console.print(table)
 
 
 def _print_classes(console: "Console", accuracy: "Accuracy") -> None:
-    """The per-class table: all classes, or of very many the worst."""
+    """The per-class table: all classes with pictures, or of very many the worst."""
     from rich.table import Table
 
-    rows = accuracy.per_class()
+    rows = [row for row in accuracy.per_class() if row["recall"] is not None]
     title = None
     if len(rows) > 50:
-        rows = sorted((r for r in rows if r["recall"] is not None), key=lambda r: r["recall"])[:20]
+        rows = sorted(rows, key=lambda r: r["recall"])[:20]
         title = f"the 20 worst of {len(accuracy.class_names)} classes"
     table = Table("class", box=None, title=title)
     for heading in ("pictures", "recognised", "right when said"):

@@ -17,9 +17,13 @@ def say(*lines: str, err: bool = False) -> None:
 
 def say_json(value: Any, indent: int = 2) -> None:
     """Print JSON; what lies beyond ASCII stays readable where the terminal can show it."""
+    say(*json_text(value, indent).split("\n"))  # what `visible` escapes beyond ASCII is JSON's own
+
+
+def json_text(value: Any, indent: int) -> str:
+    """JSON that standard output can show."""
     encoding = (sys.stdout.encoding or "ascii").lower().replace("-", "")
-    text = json.dumps(value, indent=indent, ensure_ascii=encoding != "utf8")
-    say(*text.split("\n"))  # what `visible` escapes beyond ASCII is JSON's own escape
+    return json.dumps(value, indent=indent, ensure_ascii=encoding != "utf8")
 
 
 def cell(text: object) -> str:

@@ -6,7 +6,7 @@ Conventions, the same in training, evaluation, prediction and the server:
   PASSL ignore it; ImageNet's own pictures with such a tag are a handful).
 - Transparent pictures are laid over white; dropping alpha would show whatever lies below it.
 - 16-bit greyscale is scaled to 8 bits; palette, CMYK and bilevel are converted; an animation
-  gives its first picture.
+  gives its first picture, an icon its largest.
 """
 
 import errno
@@ -20,6 +20,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
+from xcite.data.icons import is_icon, largest_picture
 from xcite.data.picture_limits import refuse_excess, refuse_tags
 from xcite.errors import XciteError
 from xcite.regular_files import read_regular
@@ -219,8 +220,11 @@ def _upright(image: Image.Image, origin: str) -> Image.Image:
 
 def _opened(picture: bytes | str | os.PathLike[str], origin: str) -> Image.Image:
     data = picture if isinstance(picture, bytes) else read_regular(picture)
+    formats: tuple[str, ...] = FORMATS
+    if is_icon(data):
+        data, formats = largest_picture(data), ("PNG", "ICO")
     refuse_excess(data, origin)
-    return Image.open(io.BytesIO(data), formats=FORMATS)
+    return Image.open(io.BytesIO(data), formats=formats)
 
 
 def _guarded(action: Callable[[], Result], origin: str) -> Result:

@@ -18,6 +18,9 @@ class Accuracy:
         pictures: how many were counted.
         top1, top5: per cent of them; top5 is 100 for five classes or fewer.
         loss: mean cross-entropy against the true class.
+        present: int64 (P,), the classes that answers could be about, see `Counter`; all K unless
+            the data have fewer.
+        top1_present, top5_present: the same shares when only those classes compete.
         class_names: K names.
         totals: int64 (K,), pictures of each class.
         correct: int64 (K,), those of them where the class itself came first.
@@ -29,11 +32,21 @@ class Accuracy:
     top1: float
     top5: float
     loss: float
+    present: np.ndarray
+    top1_present: float
+    top5_present: float
     class_names: list[str]
     totals: np.ndarray
     correct: np.ndarray
     predicted: np.ndarray
     confusion: np.ndarray | None
+
+    @property
+    def absent(self) -> list[str]:
+        """Names of the classes of which the data have no pictures."""
+        there = np.zeros(len(self.class_names), bool)
+        there[self.present] = True
+        return [name for name, found in zip(self.class_names, there, strict=True) if not found]
 
     def per_class(self) -> list[dict[str, Any]]:
         """One row a class; recall and precision in per cent, None where undefined."""
@@ -56,6 +69,10 @@ class Accuracy:
             "acc1": self.top1,
             "acc5": self.top5,
             "loss": self.loss if np.isfinite(self.loss) else None,
+            "classes_present": len(self.present),
+            "acc1_present": self.top1_present,
+            "acc5_present": self.top5_present,
+            "absent": self.absent,
             "per_class": self.per_class(),
             "classes": self.class_names,
             "confusion": None if self.confusion is None else self.confusion.tolist(),
@@ -88,23 +105,36 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 class Counter:
-    """Adds up batches; one per evaluated model."""
+    """Adds up batches; one per evaluated model.
 
-    def __init__(self, class_names: Sequence[str]) -> None:
+    Where the data have pictures of some classes only, accuracy is counted twice: with all classes
+    of the model competing, and with those present alone, as ImageNet-A and -R are reported.
+    """
+
+    def __init__(self, class_names: Sequence[str], present: np.ndarray | None = None) -> None:
+        """``present``: int64, the classes of which the data have pictures; None for all."""
         self.class_names = list(class_names)
         count = len(self.class_names)
-        self._sums = np.zeros(3)  # loss, first, among the first five
+        self.present = np.arange(count) if present is None else np.sort(present)
+        # loss, first, among the first five; and the latter two with the present classes alone
+        self._sums = np.zeros(5)
         self._totals = np.zeros(count, np.int64)
         self._correct = np.zeros(count, np.int64)
         self._predicted = np.zeros(count, np.int64)
         self._confusion = np.zeros((count, count), np.int64) if count <= LARGEST_CONFUSION else None
 
     def add(self, logits: np.ndarray, labels: np.ndarray) -> None:
-        """Count a batch: logits (B, K), labels int64 (B,)."""
-        rank = ranks(logits, labels)
-        first = logits.argmax(axis=1)
-        self._sums += (cross_entropy(logits, labels).sum(), (rank == 0).sum(), (rank < 5).sum())
+        """Count a batch: logits (B, K), labels int64 (B,), which are present."""
         count = len(self.class_names)
+        rank = alone = ranks(logits, labels)
+        if len(self.present) < count:
+            alone = ranks(logits[:, self.present], np.searchsorted(self.present, labels))
+        first = logits.argmax(axis=1)
+        self._sums += (
+            cross_entropy(logits, labels).sum(),
+            *((rank == 0).sum(), (rank < 5).sum()),
+            *((alone == 0).sum(), (alone < 5).sum()),
+        )
         self._totals += np.bincount(labels, minlength=count)
         self._correct += np.bincount(labels[rank == 0], minlength=count)
         self._predicted += np.bincount(first, minlength=count)
@@ -128,12 +158,16 @@ class Counter:
             ]
         sums, totals, correct, predicted = arrays[:4]
         pictures = int(totals.sum())
-        loss, first, five = (sums / pictures if pictures else np.full(3, np.nan)).tolist()
+        means = sums / pictures if pictures else np.full(5, np.nan)
+        loss, first, five, first_present, five_present = means.tolist()
         return Accuracy(
             pictures=pictures,
             top1=100 * first,
             top5=100 * five,
             loss=loss,
+            present=self.present,
+            top1_present=100 * first_present,
+            top5_present=100 * five_present,
             class_names=self.class_names,
             totals=totals,
             correct=correct,

@@ -199,14 +199,16 @@ def _measure(
     from xcite.evaluation.evaluate import evaluate
     from xcite.runtime.classes import open_labelled
 
-    source, names, _ = open_labelled(
+    labelled = open_labelled(
         validation,
         info.class_names or None,
         info.architecture["num_classes"],
         channels=info.preprocessing.channels,
     )
-    loader = EvaluationLoader(source, info.preprocessing, batch=VALIDATION_BATCH, workers=0)
-    result = evaluate(classifiers, loader, info.preprocessing, names)
+    loader = EvaluationLoader(
+        labelled.source, info.preprocessing, batch=VALIDATION_BATCH, workers=0
+    )
+    result = evaluate(classifiers, loader, info.preprocessing, labelled.class_names)
     before, after = result["before"].top1, result["after"].top1
     if not before - after <= max_drop:
         raise XciteError(

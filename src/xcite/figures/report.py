@@ -158,7 +158,7 @@ def _examine(
     if held_out is not None:
         source, names = held_out, held_out.class_names
     else:
-        source, names, _ = open_labelled(
+        labelled = open_labelled(
             spec,
             model.class_names,
             model.architecture.num_classes,
@@ -167,6 +167,7 @@ def _examine(
             outside_root=recipe.data.outside_root if own else False,
             model="this run",
         )
+        source, names = labelled.source, labelled.class_names
     loader = EvaluationLoader(
         source,
         model.preprocessing,
@@ -175,7 +176,7 @@ def _examine(
         on_error="skip",
         max_pixels=recipe.data.max_pixels,
     )
-    counter = Counter(names)
+    counter = Counter(names, labelled.present)
     losses, indices, said = [], [], []
     for batch in loader:
         logits = model.logits(batch.pictures)
@@ -278,7 +279,11 @@ def _head(
     epochs = [row for row in rows if row.get("kind") == "epoch"]
     facts = [("model", recipe.model.name)]
     if findings:
-        facts.append(("top-1", f"{findings.accuracy.top1:.2f} %"))
+        accuracy = findings.accuracy
+        facts.append(("top-1", f"{accuracy.top1:.2f} %"))
+        if accuracy.absent:
+            alone = f"top-1 among the {len(accuracy.present)} classes present"
+            facts.append((alone, f"{accuracy.top1_present:.2f} %"))
         facts.append(("top-5", f"{findings.accuracy.top5:.2f} %"))
     if weights is not None:
         facts.append(("parameters", f"{parameter_count(weights.architecture) / 1e6:.2f} M"))

@@ -113,6 +113,28 @@ def is_bundle(path: str | os.PathLike[str]) -> bool:
     return (Path(path) / DESCRIPTION).is_file()
 
 
+def bundle_folder(path: str | os.PathLike[str]) -> Path | None:
+    """The bundle that is meant by its folder or by one of the files in it; None for other paths.
+
+    Raises:
+        XciteError: a program without a bundle's description beside it.
+    """
+    place = Path(path)
+    if is_bundle(place):
+        return place
+    if not place.is_file():
+        return None
+    program = Path(PROGRAMS["onnx"]).stem
+    if is_bundle(place.parent) and (place.stem == program or place.name == DESCRIPTION):
+        return place.parent
+    if place.suffix in (".onnx", ".xml"):
+        raise XciteError(
+            f"{path} is a program without the {DESCRIPTION} of a bundle beside it; give the folder "
+            "that `xcite export` wrote"
+        )
+    return None
+
+
 def checksum(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as stream:

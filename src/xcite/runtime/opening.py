@@ -9,7 +9,7 @@ from xcite.data.transforms import normalise
 from xcite.engines import create_engine, installed
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
-from xcite.runtime.bundle import is_bundle
+from xcite.runtime.bundle import bundle_folder
 from xcite.runtime.classifier import Classifier, EngineClassifier
 from xcite.runtime.predictor import Predictor, input_pixels
 from xcite.variants import Architecture
@@ -47,14 +47,17 @@ class OpenedModel:
 def open_model(source: str | Path, engine: str | None = None) -> OpenedModel:
     """Open ``source`` on an engine (default: paddle, or the one that is installed) or as a bundle.
 
+    A file of a bundle stands for the bundle.
+
     Raises:
         XciteError: nothing there, unreadable, or ``engine`` given for a bundle.
     """
-    if not is_bundle(source):
+    bundle = bundle_folder(source)
+    if bundle is None:
         return on_engine(open_weights(source), engine, called=str(source))
     if engine:
-        raise XciteError(f"{source} is a bundle and runs without an engine; leave --engine out")
-    predictor = Predictor(source, mode="throughput")
+        raise XciteError(f"{bundle} is a bundle and runs without an engine; leave --engine out")
+    predictor = Predictor(bundle, mode="throughput")
     return OpenedModel(
         predictor,
         predictor.info.built(),

@@ -9,7 +9,7 @@ import numpy as np
 
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
-from xcite.runtime.bundle import BundleInfo, read_info, sealed_program
+from xcite.runtime.bundle import BundleInfo, bundle_folder, read_info, sealed_program
 from xcite.runtime.programs import open_program
 from xcite.runtime.ranking import class_name, probabilities, ranked
 
@@ -48,7 +48,7 @@ class Predictor:
         """Load and verify a bundle.
 
         Args:
-            bundle: the folder `xcite export` wrote.
+            bundle: the folder `xcite export` wrote, or one of its files.
             runtime: None for the fastest installed one that reads the bundle's format.
             threads: None for all cores this process may use.
             streams: None for 1 (latency) or as many as there are threads, 4 at most (throughput).
@@ -65,7 +65,7 @@ class Predictor:
         for name, value in (("threads", threads), ("streams", streams)):
             if value is not None and value < 1:
                 raise XciteError(f"{name} is {value}; it must be at least 1")
-        self.bundle = Path(bundle)
+        self.bundle = bundle_folder(bundle) or Path(bundle)
         self.info: BundleInfo = read_info(self.bundle)
         self.preprocessing: Preprocessing = self.info.preprocessing
         self.mode = mode

@@ -13,6 +13,7 @@ from xcite.families import FAMILIES, Architecture
 from xcite.variants import published
 from xcite.weights import catalog, dialects
 from xcite.weights.containers import Contents, State, read_contents
+from xcite.weights.imagenet import imagenet_classes
 from xcite.weights.metadata import Metadata, metadata_from_json
 from xcite.weights.recognition import architecture_of, variant_of
 from xcite.weights.safetensors_files import write_safetensors
@@ -245,12 +246,6 @@ def _metadata_from_outside(architecture: Architecture, variant: str | None) -> M
         class_names=imagenet_classes() if architecture.num_classes == 1000 else None,
         preprocessing=preprocessing,
     )
-
-
-def imagenet_classes() -> list[str]:
-    """The 1000 class names of ImageNet-1k in the order of the published heads."""
-    text = (Path(__file__).parent / "imagenet_classes.txt").read_text("utf-8")
-    return text.splitlines()
 
 
 def _same_model(model: Identified, wanted: Architecture, path: Path) -> None:

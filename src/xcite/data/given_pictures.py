@@ -1,0 +1,142 @@
+"""Pictures as a command line names them: files, folders, patterns, archives, standard input."""
+
+import glob
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+
+from xcite.data.loose_pictures import NO_PICTURES, is_picture, pictures_below
+from xcite.data.sources import Found, Source, open_source
+from xcite.errors import XciteError
+from xcite.regular_files import LARGEST_READ
+
+STDIN = "-"
+_LISTINGS = (".tar", ".tgz", ".tar.gz", ".zip", ".parquet", ".csv", ".txt")
+
+
+@dataclass(frozen=True)
+class Given:
+    """One picture, or the reason why there is none.
+
+    Attributes:
+        name: what the picture is called.
+        picture: a path, encoded bytes or pixels; None where ``error`` says what is wrong.
+    """
+
+    name: str
+    picture: str | bytes | np.ndarray | None
+    error: str | None = None
+
+
+def given_pictures(arguments: Iterable[str], found: Found, *, channels: int = 3) -> Iterator[Given]:
+    """The pictures of each argument in turn; nothing is listed before its turn comes.
+
+    An argument is a file, a folder (all pictures below it, by name), a pattern such as
+    ``photos/**/*.jpg``, an archive or list that `xcite.data.sources.open_source` reads, "digits",
+    or "-" for one encoded picture on standard input. An existing path wins over a pattern. What
+    cannot be read becomes a `Given` with an error, so the others still have their turn.
+
+    Args:
+        found: counts what is left out of folders.
+        channels: of the digits.
+    """
+    for argument in arguments:
+        try:
+            yield from _of_argument(argument, found, channels)
+        except XciteError as error:
+            yield Given(argument, None, str(error))
+
+
+def of_source(source: Source) -> Iterator[Given]:
+    """The pictures of a source that is listed already."""
+    for index in range(len(source)):
+        name = source.name(index)
+        try:
+            yield Given(name, source.read(index))
+        except XciteError as error:
+            yield Given(name, None, str(error))
+
+
+def _of_argument(argument: str, found: Found, channels: int) -> Iterator[Given]:
+    if argument == STDIN:
+        yield Given(STDIN, _standard_input())
+        return
+    path = os.path.expanduser(argument)
+    if os.path.lexists(path):
+        yield from _of_path(path, found, channels)
+    elif argument == "digits":
+        yield from of_source(open_source(argument, split="validation", channels=channels))
+    elif glob.has_magic(path):
+        yield from _of_pattern(path, found, channels)
+    else:
+        yield Given(argument, path)  # decoding says that there is no such file
+
+
+def _of_pattern(pattern: str, found: Found, channels: int) -> Iterator[Given]:
+    """What matches; files of any kind only where the pattern says which: ``*.ico``, not ``*``."""
+    suffix = Path(pattern).suffix
+    wanted = is_picture if suffix == "" or glob.has_magic(suffix) else _any_file
+    empty = True
+    for match in _matching(pattern, wanted):
+        empty = False
+        if os.path.isdir(match) or wanted(match):
+            yield from _of_path(match, found, channels)
+        else:
+            found.leave_out(NO_PICTURES, match)
+    if empty:
+        raise XciteError(f"{pattern}: no file matches this pattern")
+
+
+def _matching(pattern: str, wanted: Callable[[str], bool]) -> Iterator[str]:
+    """Paths in order; below ``**`` files alone, and links that lead in a circle are not followed,
+    as `glob.glob` would."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        yield from sorted(glob.iglob(pattern))
+        return
+    first = parts.index("**")
+    for top in sorted(glob.iglob(os.path.join(*parts[:first]) if first else ".")):
+        if os.path.isdir(top):
+            for path in pictures_below(top, Found(), wanted):
+                if _fits(Path(path).relative_to(top).parts, parts[first:]):
+                    yield path if first else path.removeprefix("./")
+
+
+def _fits(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern:
+        return not names
+    if pattern[0] == "**":
+        return any(_fits(names[start:], pattern[1:]) for start in range(len(names) + 1))
+    return bool(names) and fnmatch(names[0], pattern[0]) and _fits(names[1:], pattern[1:])
+
+
+def _any_file(name: str) -> bool:
+    return True
+
+
+def _of_path(path: str, found: Found, channels: int) -> Iterator[Given]:
+    if os.path.isdir(path):
+        empty = True
+        for picture in pictures_below(path, found):
+            empty = False
+            yield Given(picture, picture)
+        if empty:
+            raise XciteError(f"{path}: no pictures in this folder or below it")
+    elif Path(path).name.lower().endswith(_LISTINGS):
+        yield from of_source(open_source(path, split="validation", channels=channels))
+    else:
+        yield Given(path, path)
+
+
+def _standard_input() -> bytes:
+    data = sys.stdin.buffer.read(LARGEST_READ + 1)
+    if not data:
+        raise XciteError("-: standard input is empty; it takes one encoded picture")
+    if len(data) > LARGEST_READ:
+        raise XciteError(f"-: more than the {LARGEST_READ >> 20} MiB a picture may have")
+    return data
