@@ -23,6 +23,7 @@ LAYERS = [
         "variants",
         "canonical",
         "recipe",
+        "recipe_text",
         "cost",
     },
     {"data", "weights"},
