@@ -11,13 +11,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from xcite.errors import XciteError
 from xcite.families import Settings
 from xcite.preprocessing import Preprocessing
-from xcite.recipe_text import LONGEST, apply_setting, read_yaml, section_type
+from xcite.recipe_text import LONGEST, apply_setting, read_yaml, section_type, write_yaml
 from xcite.regular_files import read_regular
 from xcite.variants import find, paper_drop_path
 
@@ -336,6 +335,7 @@ def parse(text: str, origin: str, settings: Sequence[str] = ()) -> Recipe:
         values = {}
     if not isinstance(values, dict):
         raise XciteError(f"{origin}: a recipe is a mapping of sections, not a {_kind(values)}")
+    values = {name: section for name, section in values.items() if section is not None}
     for setting in settings:
         apply_setting(values, setting, Recipe)
     try:
@@ -346,7 +346,7 @@ def parse(text: str, origin: str, settings: Sequence[str] = ()) -> Recipe:
 
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML, every default written out."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return write_yaml(recipe.model_dump(mode="json"))
 
 
 def _kind(value: Any) -> str:

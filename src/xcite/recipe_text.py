@@ -34,6 +34,11 @@ def read_yaml(text: str, origin: str) -> Any:
         raise XciteError(f"{origin} is not YAML{line}: {reason}") from error
 
 
+def write_yaml(values: Any) -> str:
+    """YAML text from which `read_yaml` makes the same values."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
 def apply_setting(values: dict[str, Any], setting: str, model: type[BaseModel]) -> None:
     """Place what ``section.key=value`` says into nested ``values``; ``model`` knows the types.
 
@@ -69,9 +74,7 @@ def place(values: dict[str, Any], keys: Sequence[str], value: Any, origin: str) 
         XciteError: something on the way is no section.
     """
     for key in keys[:-1]:
-        if values.get(key) is None:
-            values[key] = {}
-        values = values[key]
+        values = values.setdefault(key, {})
         if not isinstance(values, dict):
             raise XciteError(f"{origin}: {key} is not a section")
     values[keys[-1]] = value
@@ -125,8 +128,13 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that `_Loader` would take for a number."""
+
+
+for _way in (_Loader, _Dumper):
+    _way.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+        list("-+0123456789."),
+    )

@@ -230,7 +230,6 @@ def test_text_is_text_where_a_key_takes_text(setting: str, value: object) -> Non
         ("data.on_error=no", "'stop' or 'skip'"),
         ("optim.lr=2001-99-99", "not YAML"),
         ("data..train=x", "section.key=value"),
-        ("distill.teacher_model.name=7", "7"),
     ],
 )
 def test_what_is_refused_names_the_key(setting: str, message: str) -> None:
