@@ -74,7 +74,9 @@ def place(values: dict[str, Any], keys: Sequence[str], value: Any, origin: str) 
         XciteError: something on the way is no section.
     """
     for key in keys[:-1]:
-        values = values.setdefault(key, {})
+        if values.get(key) is None:  # as a dumped recipe has it
+            values[key] = {}
+        values = values[key]
         if not isinstance(values, dict):
             raise XciteError(f"{origin}: {key} is not a section")
     values[keys[-1]] = value
