@@ -22,6 +22,7 @@ LAYERS = [
         "families",
         "variants",
         "canonical",
+        "machine",
         "recipe",
         "recipe_text",
         "cost",

@@ -7,6 +7,7 @@ checkpoint, so a run that was interrupted goes on as if nothing had happened.
 """
 
 import contextlib
+import functools
 import math
 import time
 from dataclasses import dataclass, replace
@@ -34,15 +35,10 @@ from xcite.training.schedules import learning_rate
 from xcite.training.session import Session
 from xcite.training.teachers.build import build_teacher
 from xcite.training.teachers.teacher import Teacher
+from xcite.training.together import together
 
 # An evaluation is saved before, if more work than this would be lost with it.
 SECONDS_WORTH_SAVING = 20
-
-# What an error says -> what to add to the command that goes on.
-REMEDIES = {
-    "data.on_error: skip": " --set data.on_error=skip",
-    "lower optim.lr": " --set optim.lr=LR --allow-changes",
-}
 
 
 @dataclass(frozen=True)
@@ -59,6 +55,10 @@ class Outcome:
     epochs: int
     best: float | None
     finished: bool
+
+
+class NotFinite(XciteError):
+    """A loss or a gradient that is no finite number."""
 
 
 def train(
@@ -120,20 +120,20 @@ def train(
     loader = TrainLoader(prepared.train, recipe, rank=engine.rank, world_size=engine.world_size)
     with StopRequest() as stop:
         if resume:
-            session = Session.go_on(
-                path,
-                prepared,
+            begin = functools.partial(
+                Session.go_on,
                 steps=loader.steps_per_epoch,
                 checkpoint_file=checkpoint_file,
                 allow_changes=allow_changes,
-                writes=writes,
             )
         else:
-            session = Session.begin(path, prepared, numbered=numbered, writes=writes)
+            begin = functools.partial(Session.begin, numbered=numbered)
+        session = together(engine, lambda: begin(path, prepared, writes=writes))
         try:
             if session.state is not None:
                 engine.restore_training(session.state)
                 session.state = None
+            together(engine, session.accept)
             journal = Journal(session.folder, console or Console(), draw, writes=writes)
             run = _Run(prepared, engine, teacher, loader, session, journal, stop)
             return run.go()
@@ -168,6 +168,8 @@ class _Run:
         self.saved_at = time.monotonic()
         self.pace = Pace()
         self.whole = True  # False while a step changes the weights
+        if session.on_disk:
+            self.saver.saved = session.position
 
     def go(self) -> Outcome:
         """Train to the end, or until a stop is asked for.
@@ -197,7 +199,7 @@ class _Run:
             return
         folder, resumed = self.session.folder, self.session.resumed
         if resumed:
-            folder.forget_after(self._steps_done(), self.position.epoch)
+            folder.forget_after(self.position.done, self.position.epoch)
         folder.write_environment(self.engine.name)
         if self.recipe.run.tensorboard:
             self.journal.open_board()
@@ -209,8 +211,9 @@ class _Run:
         for note in [*notes, *(self.teacher.notes if self.teacher else [])]:
             self.journal.say(f"note: {note}")
         self.journal.tell("starting", **self._place())
-        # A kill between two renames, or damage, may have left the state under another name.
-        if not self._steps_done() or not folder.checkpoint.exists():
+        # What is newest must be what goes on: a kill between two renames, damage or a way back may
+        # have left the state under another name, a change at another place.
+        if not self.session.on_disk:
             self._save_checkpoint()
 
     def _go(self) -> Outcome:
@@ -250,6 +253,7 @@ class _Run:
             epoch=epoch,
             steps=self.steps,
             done=done,
+            before=self.position.done - done,
             left=self._seconds_left,
         )
         if done >= self.steps:
@@ -260,7 +264,8 @@ class _Run:
             before = time.monotonic()
             rate = learning_rate(self.recipe, epoch * self.steps + self.position.step, self.steps)
             result = self._step(batch, rate)
-            self.position = self.position.after(result.loss, time.monotonic() - before)
+            seconds = time.monotonic() - before
+            self.position = self.position.after(result.loss, seconds, self.recipe.optim.batch)
             self.pace.step(time.monotonic() - ended)
             ended = time.monotonic()
             log.add(self.position.step, result, rate)
@@ -287,14 +292,10 @@ class _Run:
             self.pace.evaluation(time.monotonic() - began)
         return accuracies
 
-    def _steps_done(self) -> int:
-        """Optimiser steps of the whole run so far."""
-        return self.position.epoch * self.steps + self.position.step
-
     def _seconds_left(self) -> float | None:
         epochs = range(self.position.epoch + 1, self.recipe.optim.epochs + 1)
         return self.pace.left(
-            self.recipe.optim.epochs * self.steps - self._steps_done(),
+            (self.recipe.optim.epochs - self.position.epoch) * self.steps - self.position.step,
             sum(validation.is_due(self.plan, epoch) for epoch in epochs),
         )
 
@@ -315,10 +316,12 @@ class _Run:
         result = self.engine.train_step(parts, learning_rate=rate, paths=paths, teacher=answers)
         self.whole = True
         if not math.isfinite(result.loss + result.gradient_norm):
-            raise XciteError(
+            raise NotFinite(
                 f"the loss is {result.loss}, the gradient's norm {result.gradient_norm}, "
                 f"in epoch {epoch + 1}, step {self.position.step + 1} of {self.steps} "
-                f"(learning rate {rate:.3g}); lower optim.lr, set optim.clip or use float32"
+                f"(learning rate {rate:.3g}); lower optim.lr, set optim.clip or set run.precision "
+                "to float32",
+                remedy=f"--set optim.lr={recipe.optim.lr / 2:g} --allow-changes",
             )
         return result
 
@@ -343,13 +346,12 @@ class _Run:
 
     def _tell_epoch(self, accuracies: dict[str, Accuracy]) -> None:
         position, epoch = self.position, self.position.epoch + 1
-        number = epoch * self.steps
         row = {
             "kind": "epoch",
             "epoch": epoch,
-            "step": number,
+            "step": position.done,
             "loss": position.loss / self.steps,
-            "lr": learning_rate(self.recipe, number - 1, self.steps),
+            "lr": learning_rate(self.recipe, epoch * self.steps - 1, self.steps),
             "seconds": round(position.seconds, 3),
         }
         for name, accuracy in accuracies.items():
@@ -399,11 +401,15 @@ class _Run:
             )
             kept += "the last checkpoint stays"
         self.journal.folder = self.session.folder
-        message = f"{what}; {kept}; go on with: {self._command(what)}"
+        remedy, start = error.remedy if isinstance(error, XciteError) else "", None
+        if isinstance(error, NotFinite) and self.position.done == self.session.position.done > 0:
+            start = self._earlier()  # these weights are beyond help: no step was possible with them
+        command = self._command(remedy, start)
+        message = f"{what}; {kept}; go on with: {command}"
         with contextlib.suppress(XciteError, OSError):
             self.journal.write_rows()
             self.journal.skipped(self.loader.skipped)
-            self._close("failed", error=what)
+            self._close("failed", error=what, command=command)
             self.session.folder.write_log(message)
         return XciteError(message)
 
@@ -422,18 +428,26 @@ class _Run:
             "steps": self.steps,
         }
 
-    def _command(self, error: str = "") -> str:
-        """The command that goes on, with the change that mends the error where one is known."""
-        remedy = next((more for sign, more in REMEDIES.items() if sign in error), "")
-        if "LR" in remedy:
-            remedy = remedy.replace("LR", f"{self.recipe.optim.lr / 2:g}")
-        return f"xcite train --resume {self.session.folder.path}{remedy}"
+    def _command(self, remedy: str = "", start: Path | None = None) -> str:
+        """The command that goes on, from a checkpoint of one's choice, with what mends an error."""
+        words = ["xcite train --resume", str(start or self.session.folder.path), remedy]
+        return " ".join(word for word in words if word)
+
+    def _earlier(self) -> Path | None:
+        """A checkpoint of before the position; None where there is none."""
+        here = (self.position.epoch, self.position.step)
+        for path in checkpoint.candidates(self.session.folder):
+            with contextlib.suppress(XciteError):
+                found = checkpoint.position_of(path)
+                if (found.epoch, found.step) < here:
+                    return path
+        return None
 
     def _close(self, event: str, **more: object) -> None:
         """Record how the session ended."""
         if self.journal.writes:
             self.journal.tell(event, **self._place())
-            self.session.history.add(event, self._steps_done(), **more)
+            self.session.history.add(event, self.position.done, **more)
 
     def _outcome(self, *, finished: bool) -> Outcome:
         folder, position = self.session.folder, self.position

@@ -8,6 +8,7 @@ log.txt                   what was printed; log.1.txt and log.2.txt are older
 status.json               where the run stands, for `xcite status`
 run.lock                  who trains in the folder now
 curves.png                loss, accuracy and learning rate
+pictures.gz               names and sizes of the training pictures
 skipped.txt               pictures that could not be decoded (with data.on_error: skip)
 best.safetensors          the better of model and moving average, by top-1
 last.safetensors          the model as it is; last_ema.safetensors its moving average
@@ -31,6 +32,7 @@ from typing import Any
 from xcite import recipe as recipes
 from xcite.control_characters import visible
 from xcite.errors import XciteError
+from xcite.machine import usable_cores
 from xcite.recipe import Recipe
 from xcite.training import json_lines
 from xcite.training.ownership import FILE as LOCK_FILE
@@ -55,6 +57,7 @@ class RunFolder:
         self.status = self.path / "status.json"
         self.log = self.path / "log.txt"
         self.curves = self.path / "curves.png"
+        self.pictures = self.path / "pictures.gz"
         self.skipped = self.path / "skipped.txt"
         self.best = self.path / "best.safetensors"
         self.last = self.path / "last.safetensors"
@@ -187,7 +190,7 @@ class RunFolder:
                 "engine": engine,
                 "python": platform.python_version(),
                 "platform": platform.platform(),
-                "cores": len(os.sched_getaffinity(0)),
+                "cores": usable_cores(),
                 "versions": dict(_versions()),
             }
         )

@@ -179,7 +179,7 @@ class Saver:
         ]
         jobs.append(partial(checkpoint.publish, folder))
         if number is not None:
-            jobs.append(partial(checkpoint.keep_numbered, folder, keep))
+            jobs.append(partial(checkpoint.keep_numbered, folder, keep, number))
         return jobs
 
     def _weights_job(
@@ -204,6 +204,9 @@ class Saver:
         provenance: dict[str, Any] = {"engine": self.engine.name, "seed": recipe.run.seed}
         if recipe.init.weights:
             provenance["initial_weights"] = recipe.init.weights
+        altered = self.session.history.altered()
+        if altered:
+            provenance["changed on the way"] = "; ".join(altered)
         if self.teacher is not None:
             provenance["teacher"] = self.teacher.identity()
         return Metadata(

@@ -116,8 +116,11 @@ class StatusReader:
         state = str(told.get("state", "unknown"))
         if owner is None and state in ("starting", "training", "evaluating"):
             state = "killed"
-        errors = [row["error"] for row in history.rows if isinstance(row.get("error"), str)]
-        command = "" if owner or state == "finished" else f"xcite train --resume {folder.path}"
+        error, command = history.last_error()
+        if owner or state == "finished":
+            command = ""
+        elif not command or state != "failed":
+            command = f"xcite train --resume {folder.path}"
         return Status(
             folder.path,
             history.run,
@@ -125,7 +128,7 @@ class StatusReader:
             owner,
             told,
             self._checkpoints(),
-            errors[-1] if errors else "",
+            error,
             command,
         )
 
