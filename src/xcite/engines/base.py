@@ -128,12 +128,6 @@ class BaseEngine(Engine):
         return self._averaged
 
     def _images(self, images: np.ndarray) -> Any:
-        channels = self.architecture.in_chans
-        if images.ndim != 4 or images.shape[1] != channels:
-            raise XciteError(
-                f"the model takes images (batch, {channels}, height, width); "
-                f"these are {tuple(images.shape)}"
-            )
         return self._tensor(np.asarray(images, np.float32))
 
     # ---- what the frameworks do differently ------------------------------------------------

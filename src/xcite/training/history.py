@@ -67,8 +67,10 @@ class History:
         self.add("resumed", step, **more, **self._accepted(recipe, facts))
 
     def last_error(self) -> tuple[str, str]:
-        """The last error and the command that goes on in spite of it; "" where there is none."""
+        """The last session's error, and the command that goes on in spite of it; "" without one."""
         for row in reversed(self.rows):
+            if row.get("event") in ("begun", "resumed"):
+                break
             if isinstance(row.get("error"), str):
                 return row["error"], row["command"] if _is_text(row, "command") else ""
         return "", ""

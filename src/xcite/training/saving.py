@@ -178,8 +178,7 @@ class Saver:
             partial(checkpoint.save, path, state, position, metadata, identity) for path in paths
         ]
         jobs.append(partial(checkpoint.publish, folder))
-        if number is not None:
-            jobs.append(partial(checkpoint.keep_numbered, folder, keep, number))
+        jobs.append(partial(checkpoint.keep_numbered, folder, keep, position.epoch))
         return jobs
 
     def _weights_job(

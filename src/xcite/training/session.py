@@ -147,7 +147,8 @@ class Session:
             self.history.begin(recipe, facts, step, run)
         if facts != self.history.facts or not folder.pictures.is_file():
             pictures.write(folder.pictures, self.plan.train, self._survey.sizes)
-        checkpoint.keep_numbered(folder, recipe.run.keep, self.position.epoch)
+        if self.on_disk:  # a kill right after a save may have left one too many
+            checkpoint.keep_numbered(folder, recipe.run.keep, self.position.epoch)
         self.history.accept(
             recipe,
             facts,

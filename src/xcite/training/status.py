@@ -47,7 +47,8 @@ class Status:
             ended without a word) or "unknown".
         owner: who trains there now.
         told: what the run has told last: epoch, step, loss, speed, memory, seconds left.
-        error: the last one; "" without any.
+        error: of the last session; "" without any.
+        altered: what was changed on the way so that the result is another.
     """
 
     folder: Path
@@ -58,6 +59,7 @@ class Status:
     checkpoints: list[CheckpointHealth]
     error: str
     command: str
+    altered: list[str]
 
     def lines(self) -> list[str]:
         """The status for people, a label and a value a line."""
@@ -90,6 +92,7 @@ class Status:
         lines += [f"checkpoint   {health.in_words()}" for health in self.checkpoints]
         if not self.checkpoints:
             lines.append("checkpoint   none yet")
+        lines += [f"changed      {text}" for text in self.altered]
         if self.error:
             lines.append(f"last error   {self.error}")
         if self.command:
@@ -130,6 +133,7 @@ class StatusReader:
             self._checkpoints(),
             error,
             command,
+            history.altered(),
         )
 
     def _checkpoints(self) -> list[CheckpointHealth]:
