@@ -24,7 +24,7 @@ def _epochs(step: int, ends: Sequence[tuple[int, int]]) -> float:
     if not ends:
         return float(step)
     knots = [(0, 0), *ends]
-    after = min(bisect.bisect_left(knots, (step, 0)), len(knots) - 1)
+    after = max(1, min(bisect.bisect_left(knots, (step, 0)), len(knots) - 1))
     (left, begun), (right, ended) = knots[after - 1], knots[after]
     return begun + (step - left) / max(right - left, 1) * (ended - begun)
 

@@ -93,6 +93,8 @@ def difference(path: Path, source: Source, sizes: np.ndarray) -> str:
         return ""
     parts = [row.split(b"\t", 2) for row in rows]
     before = {part[2]: b"\t".join(part[:2]) for part in parts if len(part) == 3}
+    if not before:
+        return ""
     now = _pictures(source, sizes)
     kinds = {
         "gone": [name for name in before if name not in now],
