@@ -296,7 +296,7 @@ class TestNotFinite:
     wild = ("optim.lr=1e30", "optim.warmup_epochs=0")
 
     def test_weights_beyond_help(self, noise: Path, tmp_path: Path) -> None:
-        """The first remedy starts from weights that a wild step has spoilt, the next one earlier."""
+        """The first remedy starts from weights that a wild step spoilt, the next one earlier."""
         run = RunFolder(tmp_path / "run")
         with pytest.raises(XciteError, match=f"--resume {run.path} --set optim.lr=5e"):
             train(noise, run.path, *self.wild)
