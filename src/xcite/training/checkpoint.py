@@ -4,6 +4,7 @@ The state has canonical names and shapes, so a run begun on one engine goes on o
 numbers are checked against the checksums in the file, and everything for being possible at all.
 """
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -238,6 +239,16 @@ def candidates(folder: RunFolder) -> list[Path]:
     others = [folder.coming, folder.previous, *reversed(folder.numbered_checkpoints())]
     others = sorted((path for path in others if path.is_file()), key=place, reverse=True)
     return [folder.checkpoint, *others] if folder.checkpoint.is_file() else others
+
+
+def before(position: Position, folder: RunFolder) -> Path | None:
+    """The latest checkpoint of an earlier place than ``position``; None without one."""
+    for path in candidates(folder):
+        with contextlib.suppress(XciteError):
+            found = position_of(path)
+            if (found.epoch, found.step) < (position.epoch, position.step):
+                return path
+    return None
 
 
 def newest(folder: RunFolder) -> tuple[Checkpoint | None, dict[Path, str]]:

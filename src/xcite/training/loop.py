@@ -29,7 +29,7 @@ from xcite.training import checkpoint, plan, tensorboard, validation
 from xcite.training.interruption import Stopped, StopRequest
 from xcite.training.journal import Draw, Journal, Pace, StepLog
 from xcite.training.ownership import refuse_owned
-from xcite.training.run_folder import RunFolder
+from xcite.training.run_folder import RunFolder, resume_command
 from xcite.training.saving import Saver
 from xcite.training.schedules import learning_rate
 from xcite.training.session import Session
@@ -183,7 +183,7 @@ class _Run:
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 "stopped at once; the run stays as its last checkpoint left it; go on with: "
-                + self._command()
+                + resume_command(self.session.folder.path)
             ) from None
         except Exception as error:
             raise self._failed(error) from error
@@ -381,7 +381,9 @@ class _Run:
         self.journal.skipped(self.loader.skipped)
         self.journal.draw()
         self._close("stopped", signal=self.stop.signal)
-        self.journal.say(f"stopped {self._where()}; go on with: {self._command()}")
+        self.journal.say(
+            f"stopped {self._where()}; go on with: {resume_command(self.session.folder.path)}"
+        )
         return self._outcome(finished=False)
 
     def _failed(self, error: Exception) -> XciteError:
@@ -401,17 +403,18 @@ class _Run:
             )
             kept += "the last checkpoint stays"
         self.journal.folder = self.session.folder
-        remedy, start = error.remedy if isinstance(error, XciteError) else "", None
+        remedy, start = told.remedy if told else "", None
+        # Weights with which not one step was possible are beyond help.
         if isinstance(error, NotFinite) and self.position.done == self.session.position.done > 0:
-            start = self._earlier()  # these weights are beyond help: no step was possible with them
-        command = self._command(remedy, start)
+            start = checkpoint.before(self.position, self.session.folder)
+        command = resume_command(start or self.session.folder.path, remedy)
         message = f"{what}; {kept}; go on with: {command}"
         with contextlib.suppress(XciteError, OSError):
             self.journal.write_rows()
             self.journal.skipped(self.loader.skipped)
             self._close("failed", error=what, command=command)
             self.session.folder.write_log(message)
-        return XciteError(message)
+        return XciteError(message, remedy=remedy)
 
     def _where(self) -> str:
         position = self.position
@@ -427,21 +430,6 @@ class _Run:
             "step": self.steps if done else position.step,
             "steps": self.steps,
         }
-
-    def _command(self, remedy: str = "", start: Path | None = None) -> str:
-        """The command that goes on, from a checkpoint of one's choice, with what mends an error."""
-        words = ["xcite train --resume", str(start or self.session.folder.path), remedy]
-        return " ".join(word for word in words if word)
-
-    def _earlier(self) -> Path | None:
-        """A checkpoint of before the position; None where there is none."""
-        here = (self.position.epoch, self.position.step)
-        for path in checkpoint.candidates(self.session.folder):
-            with contextlib.suppress(XciteError):
-                found = checkpoint.position_of(path)
-                if (found.epoch, found.step) < here:
-                    return path
-        return None
 
     def _close(self, event: str, **more: object) -> None:
         """Record how the session ended."""

@@ -23,6 +23,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -137,7 +138,7 @@ class RunFolder:
         if self.used():
             raise XciteError(
                 f"{self.path} already exists; give another --out, or go on with "
-                f"`xcite train --resume {self.path}`"
+                f"`{resume_command(self.path)}`"
             )
         nearest = next(p for p in self.path.absolute().parents if p.exists())
         if not nearest.is_dir() or not os.access(nearest, os.W_OK):
@@ -227,6 +228,15 @@ class RunFolder:
         if not self.path.is_dir():
             raise XciteError(f"the run folder {self.path} is gone: it was deleted or moved")
         json_lines.append(path, text)
+
+
+def resume_command(start: Path, remedy: str = "") -> str:
+    """The command that goes on with a run folder or checkpoint, ready for a shell.
+
+    Args:
+        remedy: more options, such as an `XciteError.remedy`.
+    """
+    return f"xcite train --resume {shlex.quote(str(start))} {remedy}".rstrip()
 
 
 def stem(recipe: str) -> str:

@@ -11,7 +11,7 @@ from xcite.training import checkpoint
 from xcite.training.history import History
 from xcite.training.json_lines import is_count, is_number
 from xcite.training.ownership import Owner, owner_of
-from xcite.training.run_folder import RunFolder
+from xcite.training.run_folder import RunFolder, resume_command
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class StatusReader:
         if owner or state == "finished":
             command = ""
         elif not command or state != "failed":
-            command = f"xcite train --resume {folder.path}"
+            command = resume_command(folder.path)
         return Status(
             folder.path,
             history.run,
