@@ -6,22 +6,19 @@ refused before anything runs, with the key's path and the nearest valid name.
 
 import difflib
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from xcite.errors import XciteError
 from xcite.families import Settings
 from xcite.preprocessing import Preprocessing
+from xcite.recipe_text import LONGEST, apply_setting, place, read_yaml, section_type, write_yaml
 from xcite.regular_files import read_regular
 from xcite.variants import find, paper_drop_path
-
-_LONGEST = 1_000_000  # bytes of a recipe
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -325,7 +322,7 @@ def digest(recipe: Recipe) -> str:
 def load(
     name: str, settings: Sequence[str] = (), fitted: Mapping[str, Any] | None = None
 ) -> Recipe:
-    """Read a shipped recipe or a YAML file and apply ``a.b=c`` settings.
+    """Read a shipped recipe, a file of whatever name or a run folder's; apply ``a.b=c`` settings.
 
     Args:
         fitted: dotted key to value, put over the recipe's own and under the settings.
@@ -336,9 +333,9 @@ def load(
     path = Path(name)
     if path.is_dir() and (path / "recipe.yaml").is_file():
         path = path / "recipe.yaml"
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix in (".yaml", ".yml") or (path.is_file() and name not in shipped()):
         try:
-            text = read_regular(path, size=_LONGEST + 1).decode()
+            text = read_regular(path, size=LONGEST + 1).decode()
         except (OSError, UnicodeDecodeError) as error:
             raise XciteError(f"cannot read the recipe {name}: {error}") from error
     elif name in shipped():
@@ -347,8 +344,8 @@ def load(
         near = difflib.get_close_matches(name, shipped(), n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"shipped: {', '.join(shipped())}"
         raise XciteError(
-            f"no recipe {name!r}, nor pictures of that name; give a .yaml file, a shipped name or "
-            f"a folder of pictures; {hint}"
+            f"no recipe {name!r}, nor pictures of that name; give a file, a shipped name or a "
+            f"folder of pictures; {hint}"
         )
     return parse(text, name, settings, fitted)
 
@@ -360,18 +357,16 @@ def parse(
     fitted: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """Make a `Recipe` of YAML text; ``origin`` names it in errors, for the rest see `load`."""
-    values = _yaml(text, origin)
+    values = read_yaml(text, origin)
     if values is None:
         values = {}
     if not isinstance(values, dict):
         raise XciteError(f"{origin}: a recipe is a mapping of sections, not a {_kind(values)}")
+    values = {name: section for name, section in values.items() if section is not None}
     for name, found in (fitted or {}).items():
-        _place(values, name.split("."), found, name)
+        place(values, name.split("."), found, origin)
     for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals or not key:
-            raise XciteError(f"--set {setting}: write it as section.key=value")
-        _place(values, key.strip().split("."), _yaml(value, f"--set {setting}"), setting)
+        apply_setting(values, setting, Recipe)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -380,59 +375,7 @@ def parse(
 
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML, every default written out."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML where 1e-5 is a number, as everybody expects (YAML 1.1 wants 1.0e-5).
-
-    Aliases are refused, because a few lines of them stand for gigabytes, and so is a key written
-    twice, of which YAML would silently take the last.
-    """
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.constructor.ConstructorError(None, None, "aliases are not used here", mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = key_node.value if isinstance(key_node.value, str) else None
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
-
-
-def _yaml(text: str, origin: str) -> Any:
-    if len(text) > _LONGEST:
-        raise XciteError(f"{origin}: longer than a recipe can be")
-    try:
-        return yaml.load(text, _Loader)
-    except (yaml.YAMLError, RecursionError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" in line {where.line + 1}" if where else ""
-        reason = getattr(error, "problem", None) or "it cannot be parsed"
-        raise XciteError(f"{origin} is not YAML{line}: {reason}") from error
-
-
-def _place(values: dict[str, Any], keys: list[str], value: Any, setting: str) -> None:
-    for key in keys[:-1]:
-        values = values.setdefault(key, {})
-        if not isinstance(values, dict):
-            raise XciteError(f"--set {setting}: {key} is not a section")
-    values[keys[-1]] = value
+    return write_yaml(recipe.model_dump(mode="json"))
 
 
 def _kind(value: Any) -> str:
@@ -450,6 +393,8 @@ def _explain(error: ValidationError) -> str:
             parts.append(f"unknown key {path}; {hint}")
         else:
             message = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] == "string_type" and problem["input"] is not None:
+                message += "; put it in quotes"  # YAML made a number or the like of it
             given = f" (given: {problem['input']!r})" if path and problem["loc"] else ""
             parts.append(f"{path}: {message}{given[:80]}" if path else message)
     return "; ".join(parts)
@@ -458,7 +403,5 @@ def _explain(error: ValidationError) -> str:
 def _known(path: tuple[Any, ...]) -> list[str]:
     model: Any = Recipe
     for part in path:
-        annotation = model.model_fields[part].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+        model = section_type(model.model_fields[part].annotation)
     return list(model.model_fields)

@@ -331,7 +331,8 @@ def test_what_may_change() -> None:
         "optim.clip=1": (False, True),
         "optim.epochs=50": (False, True),
         "run.precision=bf16": (False, True),
-        "optim.batch=7": (False, False),
+        "optim.batch=7": (False, True),
+        "data.classes=names.txt": (True, True),
         "model.depth=3": (False, False),
         "data.repeats=3": (False, False),
     }.items():

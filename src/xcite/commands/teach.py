@@ -1,5 +1,6 @@
 """`xcite teach`: a teacher's answers, computed once for any number of students."""
 
+import os
 from pathlib import Path
 
 import typer
@@ -47,7 +48,8 @@ def teach(
     chosen = recipes.load(recipe, settings)
     if chosen.distill.loss == "none":
         raise XciteError(f"the recipe {recipe} has no teacher: distill.loss is 'none'")
-    folder = out or (Path(chosen.distill.cache) if chosen.distill.cache else None)
+    cache = chosen.distill.cache
+    folder = out or (Path(os.path.expanduser(cache)) if cache else None)
     if folder is None:
         raise XciteError("no folder for the answers is named; give --out or set distill.cache")
     console = Console()

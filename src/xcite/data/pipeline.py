@@ -346,7 +346,7 @@ def _leave_out(error: Exception, name: str, on_error: str, skipped: list[str]) -
     """
     if on_error == "stop":
         reason = str(error) if isinstance(error, XciteError) else f"{name}: memory ran out"
-        raise XciteError(f"{reason} ({_LEAVE_OUT})") from error
+        raise XciteError(f"{reason} ({_LEAVE_OUT})", remedy="--set data.on_error=skip") from error
     skipped.append(name)
 
 

@@ -4,7 +4,6 @@
 do differently: their twin modules by name, and the methods at its end.
 """
 
-import os
 from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -17,6 +16,7 @@ from xcite.engines.allocation import keep_freed_memory
 from xcite.engines.interface import AttentionMaps, Engine
 from xcite.errors import XciteError
 from xcite.families import Architecture
+from xcite.machine import usable_cores
 
 PRECISIONS = ("float32", "bf16")
 DEVICES = ("auto", "cpu", "gpu")
@@ -64,7 +64,7 @@ class BaseEngine(Engine):
         self._operators = operators
         self._attention = attention
         self._averaged: Any | None = None
-        cores = len(os.sched_getaffinity(0)) // self._processes.processes_here()
+        cores = usable_cores() // self._processes.processes_here()
         self._prepare(threads or max(1, cores))
         self.model = self._new_model(seed, activation_checkpointing)
         if self.world_size > 1:
@@ -133,12 +133,6 @@ class BaseEngine(Engine):
         return self._averaged
 
     def _images(self, images: np.ndarray) -> Any:
-        channels = self.architecture.in_chans
-        if images.ndim != 4 or images.shape[1] != channels:
-            raise XciteError(
-                f"the model takes images (batch, {channels}, height, width); "
-                f"these are {tuple(images.shape)}"
-            )
         return self._tensor(np.asarray(images, np.float32))
 
     # ---- what the frameworks do differently ------------------------------------------------

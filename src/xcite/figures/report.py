@@ -16,6 +16,7 @@ from xcite.control_characters import visible, visible_lines
 from xcite.cost import multiply_adds
 from xcite.errors import XciteError
 from xcite.figures.attention import attention_maps, overlay_png, patch_size, picture_png
+from xcite.training.history import History
 from xcite.training.run_data import open_validation
 from xcite.training.run_folder import RunFolder
 from xcite.whole_files import write_text
@@ -118,6 +119,7 @@ def write_report(
     name = folder.path.resolve().name
     parts = [
         _head(name, recipe, rows, weights, findings),
+        _altered(folder),
         _curves(name, rows),
         _confusion(findings, spec, weights),
         *_cases(findings),
@@ -298,6 +300,14 @@ def _head(
         f"<header><h1>{_text(name)}</h1><dl class='facts'>{listed}</dl>"
         f"{with_ if changed else ''}</header>\n"
     )
+
+
+def _altered(folder: RunFolder) -> str:
+    """What was changed while the run went on, so that its recipe alone does not give its result."""
+    changes = History(folder.history).altered()
+    if not changes:
+        return ""
+    return _section("Changed on the way", "".join(f"<p>{_text(text)}</p>" for text in changes))
 
 
 def _curves(name: str, rows: list[dict[str, Any]]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xcite.errors import XciteError
+from xcite.machine import usable_cores
 from xcite.preprocessing import Preprocessing
 from xcite.runtime.bundle import BundleInfo, bundle_folder, read_info, sealed_program
 from xcite.runtime.programs import open_program
@@ -69,7 +70,7 @@ class Predictor:
         self.info: BundleInfo = read_info(self.bundle)
         self.preprocessing: Preprocessing = self.info.preprocessing
         self.mode = mode
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or usable_cores()
         if streams is None:
             streams = min(self.threads, 4) if mode == "throughput" else 1
         if precision not in (None, self.info.precision) and (

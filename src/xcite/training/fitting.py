@@ -70,17 +70,11 @@ class Look:
 
 
 def names_pictures(what: str) -> bool:
-    """Whether ``what`` names something on the disk that is no recipe.
-
-    Raises:
-        XciteError: a text file that holds a recipe but is not called one.
-    """
+    """Whether ``what`` names something on the disk that is no recipe."""
     path = Path(what).expanduser()
     if _is_recipe(what) or not (path.exists() or glob.has_magic(what)):
         return False
-    if path.is_file() and _reads_like_a_recipe(path):
-        raise XciteError(f"{what} reads like a recipe; give it a name that ends in .yaml")
-    return True
+    return not (path.is_file() and _reads_like_a_recipe(path))
 
 
 def recipe_for(pictures: str, settings: Sequence[str] = ()) -> tuple[Recipe, list[str]]:

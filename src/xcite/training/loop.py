@@ -7,6 +7,7 @@ checkpoint, so a run that was interrupted goes on as if nothing had happened.
 """
 
 import contextlib
+import functools
 import math
 import time
 from dataclasses import dataclass, replace
@@ -28,21 +29,16 @@ from xcite.training import checkpoint, plan, tensorboard, validation
 from xcite.training.interruption import Stopped, StopRequest
 from xcite.training.journal import Draw, Journal, Pace, StepLog
 from xcite.training.ownership import refuse_owned
-from xcite.training.run_folder import RunFolder
+from xcite.training.run_folder import RunFolder, resume_command
 from xcite.training.saving import Saver
 from xcite.training.schedules import learning_rate
 from xcite.training.session import Session
 from xcite.training.teachers.build import build_teacher
 from xcite.training.teachers.teacher import Teacher
+from xcite.training.together import together
 
 # An evaluation is saved before, if more work than this would be lost with it.
 SECONDS_WORTH_SAVING = 20
-
-# What an error says -> what to add to the command that goes on.
-REMEDIES = {
-    "data.on_error: skip": " --set data.on_error=skip",
-    "lower optim.lr": " --set optim.lr=LR --allow-changes",
-}
 
 
 @dataclass(frozen=True)
@@ -59,6 +55,10 @@ class Outcome:
     epochs: int
     best: float | None
     finished: bool
+
+
+class NotFinite(XciteError):
+    """A loss or a gradient that is no finite number."""
 
 
 def train(
@@ -122,20 +122,20 @@ def train(
     loader = TrainLoader(prepared.train, recipe, rank=engine.rank, world_size=engine.world_size)
     with StopRequest() as stop:
         if resume:
-            session = Session.go_on(
-                path,
-                prepared,
+            begin = functools.partial(
+                Session.go_on,
                 steps=loader.steps_per_epoch,
                 checkpoint_file=checkpoint_file,
                 allow_changes=allow_changes,
-                writes=writes,
             )
         else:
-            session = Session.begin(path, prepared, numbered=numbered, writes=writes)
+            begin = functools.partial(Session.begin, numbered=numbered)
+        session = together(engine, lambda: begin(path, prepared, writes=writes))
         try:
             if session.state is not None:
                 engine.restore_training(session.state)
                 session.state = None
+            together(engine, session.accept)
             journal = Journal(session.folder, console or Console(), draw, writes=writes)
             run = _Run(prepared, engine, teacher, loader, session, journal, stop)
             return run.go()
@@ -170,6 +170,8 @@ class _Run:
         self.saved_at = time.monotonic()
         self.pace = Pace()
         self.whole = True  # False while a step changes the weights
+        if session.on_disk:
+            self.saver.saved = session.position
 
     def go(self) -> Outcome:
         """Train to the end, or until a stop is asked for.
@@ -183,7 +185,7 @@ class _Run:
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 "stopped at once; the run stays as its last checkpoint left it; go on with: "
-                + self._command()
+                + resume_command(self.session.folder.path)
             ) from None
         except Exception as error:
             raise self._failed(error) from error
@@ -199,7 +201,7 @@ class _Run:
             return
         folder, resumed = self.session.folder, self.session.resumed
         if resumed:
-            folder.forget_after(self._steps_done(), self.position.epoch)
+            folder.forget_after(self.position.done, self.position.epoch)
         folder.write_environment(self.engine.name)
         if self.recipe.run.tensorboard:
             self.journal.open_board()
@@ -212,8 +214,9 @@ class _Run:
         for line in [*self.plan.found, *(f"note: {note}" for note in notes)]:
             self.journal.say(line)
         self.journal.tell("starting", **self._place())
-        # A kill between two renames, or damage, may have left the state under another name.
-        if not self._steps_done() or not folder.checkpoint.exists():
+        # What is newest must be what goes on: a kill between two renames, damage or a way back may
+        # have left the state under another name, a change at another place.
+        if not self.session.on_disk:
             self._save_checkpoint()
 
     def _go(self) -> Outcome:
@@ -253,6 +256,7 @@ class _Run:
             epoch=epoch,
             steps=self.steps,
             done=done,
+            before=self.position.done - done,
             left=self._seconds_left,
         )
         if done >= self.steps:
@@ -263,7 +267,8 @@ class _Run:
             before = time.monotonic()
             rate = learning_rate(self.recipe, epoch * self.steps + self.position.step, self.steps)
             result = self._step(batch, rate)
-            self.position = self.position.after(result.loss, time.monotonic() - before)
+            seconds = time.monotonic() - before
+            self.position = self.position.after(result.loss, seconds, self.recipe.optim.batch)
             self.pace.step(time.monotonic() - ended)
             ended = time.monotonic()
             log.add(self.position.step, result, rate)
@@ -290,14 +295,10 @@ class _Run:
             self.pace.evaluation(time.monotonic() - began)
         return accuracies
 
-    def _steps_done(self) -> int:
-        """Optimiser steps of the whole run so far."""
-        return self.position.epoch * self.steps + self.position.step
-
     def _seconds_left(self) -> float | None:
         epochs = range(self.position.epoch + 1, self.recipe.optim.epochs + 1)
         return self.pace.left(
-            self.recipe.optim.epochs * self.steps - self._steps_done(),
+            (self.recipe.optim.epochs - self.position.epoch) * self.steps - self.position.step,
             sum(validation.is_due(self.plan, epoch) for epoch in epochs),
         )
 
@@ -318,10 +319,12 @@ class _Run:
         result = self.engine.train_step(parts, learning_rate=rate, paths=paths, teacher=answers)
         self.whole = True
         if not math.isfinite(result.loss + result.gradient_norm):
-            raise XciteError(
+            raise NotFinite(
                 f"the loss is {result.loss}, the gradient's norm {result.gradient_norm}, "
                 f"in epoch {epoch + 1}, step {self.position.step + 1} of {self.steps} "
-                f"(learning rate {rate:.3g}); lower optim.lr, set optim.clip or use float32"
+                f"(learning rate {rate:.3g}); lower optim.lr, set optim.clip or set run.precision "
+                "to float32",
+                remedy=f"--set optim.lr={recipe.optim.lr / 2:g} --allow-changes",
             )
         return result
 
@@ -346,13 +349,12 @@ class _Run:
 
     def _tell_epoch(self, accuracies: dict[str, Accuracy]) -> None:
         position, epoch = self.position, self.position.epoch + 1
-        number = epoch * self.steps
         row = {
             "kind": "epoch",
             "epoch": epoch,
-            "step": number,
+            "step": position.done,
             "loss": position.loss / self.steps,
-            "lr": learning_rate(self.recipe, number - 1, self.steps),
+            "lr": learning_rate(self.recipe, epoch * self.steps - 1, self.steps),
             "seconds": round(position.seconds, 3),
         }
         for name, accuracy in accuracies.items():
@@ -382,7 +384,9 @@ class _Run:
         self.journal.skipped(self.loader.skipped)
         self.journal.draw()
         self._close("stopped", signal=self.stop.signal)
-        self.journal.say(f"stopped {self._where()}; go on with: {self._command()}")
+        self.journal.say(
+            f"stopped {self._where()}; go on with: {resume_command(self.session.folder.path)}"
+        )
         return self._outcome(finished=False)
 
     def _failed(self, error: Exception) -> XciteError:
@@ -402,13 +406,18 @@ class _Run:
             )
             kept += "the last checkpoint stays"
         self.journal.folder = self.session.folder
-        message = f"{what}; {kept}; go on with: {self._command(what)}"
+        remedy, start = told.remedy if told else "", None
+        # Weights with which not one step was possible are beyond help.
+        if isinstance(error, NotFinite) and self.position.done == self.session.position.done > 0:
+            start = checkpoint.before(self.position, self.session.folder)
+        command = resume_command(start or self.session.folder.path, remedy)
+        message = f"{what}; {kept}; go on with: {command}"
         with contextlib.suppress(XciteError, OSError):
             self.journal.write_rows()
             self.journal.skipped(self.loader.skipped)
-            self._close("failed", error=what)
+            self._close("failed", error=what, command=command)
             self.session.folder.write_log(message)
-        return XciteError(message)
+        return XciteError(message, remedy=remedy)
 
     def _where(self) -> str:
         position = self.position
@@ -425,18 +434,11 @@ class _Run:
             "steps": self.steps,
         }
 
-    def _command(self, error: str = "") -> str:
-        """The command that goes on, with the change that mends the error where one is known."""
-        remedy = next((more for sign, more in REMEDIES.items() if sign in error), "")
-        if "LR" in remedy:
-            remedy = remedy.replace("LR", f"{self.recipe.optim.lr / 2:g}")
-        return f"xcite train --resume {self.session.folder.path}{remedy}"
-
     def _close(self, event: str, **more: object) -> None:
         """Record how the session ended."""
         if self.journal.writes:
             self.journal.tell(event, **self._place())
-            self.session.history.add(event, self._steps_done(), **more)
+            self.session.history.add(event, self.position.done, **more)
 
     def _outcome(self, *, finished: bool) -> Outcome:
         folder, position = self.session.folder, self.position

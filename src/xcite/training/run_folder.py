@@ -9,6 +9,7 @@ status.json               where the run stands, for `xcite status`
 run.lock                  who trains in the folder now
 curves.png                loss, accuracy and learning rate
 split.json                the pictures that were held out for validation, if any
+pictures.gz               names and sizes of the training pictures
 skipped.txt               pictures that could not be decoded (with data.on_error: skip)
 best.safetensors          the better of model and moving average, by top-1
 last.safetensors          the model as it is; last_ema.safetensors its moving average
@@ -24,6 +25,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -33,6 +35,7 @@ from typing import Any
 from xcite import recipe as recipes
 from xcite.control_characters import visible
 from xcite.errors import XciteError
+from xcite.machine import usable_cores
 from xcite.recipe import Recipe
 from xcite.training import json_lines
 from xcite.training.ownership import FILE as LOCK_FILE
@@ -58,6 +61,7 @@ class RunFolder:
         self.log = self.path / "log.txt"
         self.curves = self.path / "curves.png"
         self.split = self.path / "split.json"
+        self.pictures = self.path / "pictures.gz"
         self.skipped = self.path / "skipped.txt"
         self.best = self.path / "best.safetensors"
         self.last = self.path / "last.safetensors"
@@ -137,7 +141,7 @@ class RunFolder:
         if self.used():
             raise XciteError(
                 f"{self.path} already exists; give another --out, or go on with "
-                f"`xcite train --resume {self.path}`"
+                f"`{resume_command(self.path)}`"
             )
         nearest = next(p for p in self.path.absolute().parents if p.exists())
         if not nearest.is_dir() or not os.access(nearest, os.W_OK):
@@ -190,7 +194,7 @@ class RunFolder:
                 "engine": engine,
                 "python": platform.python_version(),
                 "platform": platform.platform(),
-                "cores": len(os.sched_getaffinity(0)),
+                "cores": usable_cores(),
                 "versions": dict(_versions()),
             }
         )
@@ -227,6 +231,15 @@ class RunFolder:
         if not self.path.is_dir():
             raise XciteError(f"the run folder {self.path} is gone: it was deleted or moved")
         json_lines.append(path, text)
+
+
+def resume_command(start: Path, remedy: str = "") -> str:
+    """The command that goes on with a run folder or checkpoint, ready for a shell.
+
+    Args:
+        remedy: more options, such as an `XciteError.remedy`.
+    """
+    return f"xcite train --resume {shlex.quote(str(start))} {remedy}".rstrip()
 
 
 def stem(what: str) -> str:

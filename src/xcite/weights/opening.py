@@ -1,5 +1,6 @@
 """Open any weights file as canonical arrays; write Xcite's own files."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -134,7 +135,7 @@ def open_weights(
 
 def locate(source: str | Path, *, weights_dir: str | Path | None = None) -> Path:
     """The file meant by a path, a run folder or a published name (fetched if need be)."""
-    path = Path(source)
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         for name in ("best.safetensors", "last.safetensors"):
             if (path / name).is_file():

@@ -5,6 +5,7 @@ Epoch e of a run uses view e % V, pixels, mixing and answers alike.
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def open_cache(
         XciteError: no cache, an unfinished one, or one that does not fit, naming the fields.
     """
     assert recipe.distill.cache is not None
-    folder = Path(recipe.distill.cache)
+    folder = Path(os.path.expanduser(recipe.distill.cache))
     manifest = read_manifest(folder)
     named = recipe.distill.teacher
     teacher = facts(recipe, class_names).identity() if named else None

@@ -1,6 +1,7 @@
 """What is known about a teacher without running it."""
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +113,7 @@ def network_facts(
 
 def program_facts(path: str, recipe: Recipe) -> Facts:
     """An .onnx or .xml file: its hash, and what its bundle says if it has one."""
-    program, notes = Path(path), []
+    program, notes = Path(os.path.expanduser(path)), []
     own, names, fixed = recipe.preprocessing, None, None
     try:
         bundle = read_info(program.parent) if is_bundle(program.parent) else None

@@ -1,5 +1,6 @@
 """A frozen network that is asked for every batch."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -88,7 +89,7 @@ def live_teacher(recipe: Recipe, class_names: Sequence[str]) -> LiveTeacher:
         raise XciteError("distill.teacher is empty; give a weights file, a run folder or a program")
     if is_program(path):
         known = program_facts(path, recipe)
-        program = open_program(path, called=f"teacher {path}")
+        program = open_program(os.path.expanduser(path), called=f"teacher {path}")
         runs_on, predict = program.name, _with_hint(program.logits)
     else:
         known, architecture, tensors = network_facts(path, recipe, class_names)
