@@ -11,7 +11,7 @@ from xcite.data.pipeline import TrainLoader
 from xcite.data.sources import Source, open_source, read_class_names
 from xcite.errors import XciteError
 from xcite.families import Architecture
-from xcite.preprocessing import Preprocessing
+from xcite.preprocessing import Preprocessing, in_pixels
 from xcite.recipe import Recipe
 from xcite.runtime.classes import same_in_order
 from xcite.training import schedules
@@ -45,6 +45,7 @@ class Plan:
     def lines(self) -> list[str]:
         """The plan in words, for `xcite train --dry-run`."""
         recipe, a = self.recipe, self.architecture
+        seen = recipe.preprocessing
         steps = TrainLoader(self.train, recipe).steps_per_epoch
         validation = "none" if self.validation is None else f"{len(self.validation):,} pictures"
         classes = self.class_names
@@ -55,10 +56,10 @@ class Plan:
             f"validation data  {validation}"
             + (f" ({recipe.data.validation})" if self.validation is not None else ""),
             f"classes          {len(classes)}: {shown}",
-            f"model            {recipe.model.name}{a.in_words(recipe.preprocessing.size)}",
+            f"model            {recipe.model.name}{a.in_words(seen.height, seen.width)}",
             f"parameters       {parameter_count(a):,}",
-            f"input            {recipe.preprocessing.channels} x {recipe.preprocessing.size} x "
-            f"{recipe.preprocessing.size}, crop ratio {recipe.preprocessing.crop_ratio:g}",
+            f"input            {seen.channels} x {seen.height} x {seen.width}, "
+            f"crop ratio {seen.crop_ratio:g}",
             f"steps            {steps:,} an epoch of {recipe.optim.batch} pictures"
             + (f" in {recipe.optim.accumulate} parts" if recipe.optim.accumulate > 1 else "")
             + f", {total:,} in {recipe.optim.epochs} epochs",
@@ -163,8 +164,8 @@ def _initial_weights(
         _check_contract(init.weights, contract, recipe.preprocessing)
         if contract.size != recipe.preprocessing.size:
             notes.append(
-                f"{init.weights} was trained at {contract.size} px, this run is at "
-                f"{recipe.preprocessing.size} px"
+                f"{init.weights} was trained at {in_pixels(contract.size)} px, this run is at "
+                f"{in_pixels(recipe.preprocessing.size)} px"
             )
     known = file.metadata.class_names
     if known is not None and not (init.reset_head or same_in_order(known, class_names)):
@@ -198,8 +199,8 @@ def estimated_memory(recipe: Recipe, architecture: Architecture) -> int:
     """
     arrays = 5 if recipe.optim.ema else 4
     state = 4 * arrays * parameter_count(architecture)
-    size = recipe.preprocessing.size
-    values = activations(architecture, size, size, recompute=recipe.run.activation_checkpointing)
+    seen, recompute = recipe.preprocessing, recipe.run.activation_checkpointing
+    values = activations(architecture, seen.height, seen.width, recompute=recompute)
     width_bytes = 2 if recipe.run.precision == "bf16" else 4
     pictures = recipe.optim.batch // recipe.optim.accumulate
     return state + values * width_bytes * pictures
