@@ -6,6 +6,7 @@ from PIL import Image
 from xcite.data import randaugment, transforms
 from xcite.data.bands import Bands, Raster
 from xcite.data.decoding import Opened
+from xcite.preprocessing import sides
 from xcite.recipe import Recipe
 
 
@@ -27,9 +28,7 @@ class Augmentation:
         self._policy = randaugment.parse(policy) if policy else None
         self._fill = randaugment.fill_colour(recipe.preprocessing.mean)
         if self._fast and recipe.augment.crop == "random_resized":
-            transforms.fast_resize(
-                Image.new("L", (1, 1)), 1, 1
-            )  # better refused now than in a worker
+            transforms.fast_resize(Image.new("L", (1, 1)), 1)  # better refused now than in a worker
 
     def __call__(self, opened: Opened, draws: transforms.Draws) -> np.ndarray:
         """Augment one picture: uint8 (height, width, C), a pure function of picture and draws."""
@@ -48,22 +47,21 @@ class Augmentation:
 
     def _cropped(self, opened: Opened, draws: transforms.Draws) -> Raster:
         preprocessing = self._preprocessing
-        down, across = preprocessing.height, preprocessing.width
         channels = preprocessing.channels
         if self._augment.crop == "random_resized":
             width, height = opened.size
             box = transforms.random_resized_crop_box(
                 draws, height, width, self._augment.scale, self._augment.ratio
             )
-            scale = self._scale(opened, (box[2], box[3]), (down, across))
+            scale = self._scale(opened, (box[2], box[3]), sides(preprocessing.size))
             image = opened.pixels(channels=channels, box=box, scale=scale)
             resize = transforms.fast_resize if self._fast else transforms.resize
-            return resize(image, down, across, preprocessing.interpolation)
+            return resize(image, preprocessing.size, preprocessing.interpolation)
         scale = self._scale(opened, opened.size[::-1], transforms.covered(preprocessing))
         image = transforms.resize_to_cover(
             opened.pixels(channels=channels, scale=scale), preprocessing
         )
-        image = transforms.centre_crop(image, down, across)
+        image = transforms.centre_crop(image, preprocessing.size)
         return transforms.padded_crop(draws, image) if self._augment.crop == "padded" else image
 
     def _scale(self, opened: Opened, sides: tuple[int, int], wanted: tuple[int, int]) -> int:

@@ -158,14 +158,16 @@ class Opened:
         return image
 
     def _layered(self, layers: "_Layers", channels: int) -> Raster:
-        """The whole picture with the channels that are stored, and as many must be wanted."""
-        if layers.samples != channels:
+        """The whole picture with the channels that are stored, and as many must be wanted.
+
+        Grey and colour become each other, as they do elsewhere.
+        """
+        colours = layers.samples in (1, 3) and channels in (1, 3)
+        if layers.samples != channels and not colours:
             raise _other_channels(self._origin, layers.samples, channels)
         if self._bands is None:
             self._bands = layers.decode()
-        if channels == 1:
-            return self._bands.bands[0]
-        return Image.merge("RGB", self._bands.bands) if channels == 3 else self._bands
+        return Image.merge(_MODES[layers.samples], self._bands.bands) if colours else self._bands
 
     def _with_channels(self, image: Image.Image, channels: int) -> Raster:
         if channels in (1, 3):
@@ -217,7 +219,8 @@ class Opened:
             refuse_tags(exif, self._origin)
         try:
             # TIFF turns itself while loading and still keeps the tag in `getexif`
-            tag = image.getexif().get(_ORIENTATION, 1) if "exif" in image.info else 1
+            with pillow_scope(self._max_pixels):
+                tag = image.getexif().get(_ORIENTATION, 1) if "exif" in image.info else 1
             turn = _UPRIGHT.get(tag)
         except Exception:  # damaged EXIF is no reason to lose the picture
             turn = None

@@ -11,6 +11,8 @@ from PIL import Image, TgaImagePlugin
 
 from xcite.data.jxl_header import is_jxl, jxl_size
 from xcite.data.picture_limits import MAX_PIXELS, refuse_excess
+from xcite.data.pillow_scope import pillow_scope
+from xcite.data.tiff_channels import tiff_channels
 from xcite.errors import XciteError
 
 # Only raster formats that Pillow reads itself: EPS, for one, would start another program. MPO is
@@ -31,6 +33,7 @@ SUFFIXES = (
 )
 """File names that listings take for pictures, in lower case."""
 
+_HEAVY = 3  # JPEG 2000 and JPEG XL take many times the memory and time of others, pixel by pixel
 _PNG = b"\x89PNG\r\n\x1a\n"
 _XMP = b"XML:com.adobe.xmp\0\0"
 _LARGEST_XMP = 1 << 20
@@ -46,7 +49,7 @@ def open_encoded(data: bytes, origin: str, max_pixels: int = MAX_PIXELS) -> Imag
     """
     refuse_excess(data, origin, max_pixels)
     if is_jxl(data):
-        refuse_size(jxl_size(data), origin, max_pixels)
+        refuse_size(jxl_size(data), origin, max_pixels // _HEAVY)
         image = _library("pillow_jxl", "JPEG XL", origin).JXLImageFile(io.BytesIO(data))
         if not image.jpeg:
             image.info.pop("exif", None)  # the decoder has turned the picture already
@@ -56,21 +59,25 @@ def open_encoded(data: bytes, origin: str, max_pixels: int = MAX_PIXELS) -> Imag
         image = TgaImagePlugin.TgaImageFile(io.BytesIO(data))
     else:
         image = Image.open(io.BytesIO(_without_remarks(data)), formats=FORMATS)
-    refuse_size(image.size, origin, max_pixels)
+    refuse_size(image.size, origin, max_pixels // (_HEAVY if image.format == "JPEG2000" else 1))
     if image.format == "TGA" and image.mode == "RGBA" and not data[17] & 0x0F:
         return image.convert("RGB")  # 32 bits without transparency
     return image
 
 
-def dimensions(data: bytes) -> tuple[int, int, str | None]:
-    """Width, height and format of an encoded picture, by its head alone.
+def dimensions(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int, str | None]:
+    """Width, height and format of an encoded picture as it is stored, by its head alone.
 
     Raises:
         Exception: nearly any, for what is no picture or a damaged one.
     """
     if is_jxl(data):
         return *jxl_size(data), "JXL"
-    image = open_encoded(data, "picture")
+    tiff = tiff_channels(data)
+    if tiff is not None:
+        return *tiff.size, "TIFF"
+    with pillow_scope(max_pixels):
+        image = open_encoded(data, "picture", max_pixels)
     return *image.size, image.format
 
 

@@ -10,6 +10,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 
+from xcite.data.jpeg2000_packets import jpeg2000_packets
 from xcite.data.jpeg_scans import jpeg_scans
 from xcite.errors import XciteError
 
@@ -22,6 +23,8 @@ USUAL_SCANS = 16  # that a picture of as many pixels as are allowed may have in 
 MOST_SEGMENTS = 1_000  # parts beside the pixels
 MOST_DATA_CHUNKS = 250_000  # a PNG of 1 GiB in libpng's usual chunks has half as many
 MOST_BESIDE = 64 << 20  # bytes beside the pixels: colour profiles, comments, thumbnails
+MOST_TILES = 20_000  # of JPEG 2000; each takes ten kilobytes
+MOST_PACKETS = 4_000_000  # tiles times layers times resolutions and so on
 MOST_COMMENTS = 4 << 20  # bytes of a GIF
 MOST_JUNK = 64 << 10  # bytes that belong to nothing
 MOST_TAGS = 1 << 18
@@ -173,6 +176,12 @@ def _tags(data: bytes) -> Iterator[str]:
             pending.append(struct.unpack_from(order + number, data, end)[0])
 
 
+def _jpeg2000(data: bytes, max_pixels: int) -> Iterator[str]:
+    tiles, packets = jpeg2000_packets(data)
+    if tiles > MOST_TILES or packets > MOST_PACKETS:
+        yield f"{tiles} tiles and {packets} packets of a JPEG 2000 picture"
+
+
 def _ppm(data: bytes, max_pixels: int) -> Iterator[str]:
     words = re.sub(rb"#[^\r\n]*", b"", data[:MOST_JUNK]).split(None, 3)
     if len(words) < 3 and len(data) > MOST_JUNK:
@@ -183,6 +192,8 @@ _FORMATS: dict[bytes, Callable[[bytes, int], Iterator[str]]] = {
     b"\xff\xd8": _jpeg,
     b"\x89PNG\r\n\x1a\n": _png,
     b"GIF8": _gif,
+    b"\xff\x4f\xff\x51": _jpeg2000,
+    b"\0\0\0\x0cjP  \r\n\x87\n": _jpeg2000,
     b"II": _tiff,
     b"MM": _tiff,
     **{b"P%d" % digit: _ppm for digit in range(1, 7)},

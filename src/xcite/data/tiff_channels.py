@@ -33,7 +33,7 @@ _DIFFERENCES = 2  # a predictor: each sample less the one before it in its row
 # None, LZW, Deflate (two numbers), PackBits, LZMA, Zstandard: whatever the samples mean.
 _COMPRESSIONS = (1, 5, 8, 32946, 32773, 34925, 50000)
 _MOST_BYTES = 16  # a permitted pixel: 16 channels of 8 bits in the largest picture, more in others
-_BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0")  # what Pillow reads
 _TYPES: dict[tuple[int, int], type[np.number]] = {
     (8, _UNSIGNED): np.uint8,
     (16, _UNSIGNED): np.uint16,
@@ -147,7 +147,7 @@ def tiff_channels(data: bytes) -> TiffChannels | None:
     """
     if not data.startswith(_BEGINNINGS):
         return None
-    directory = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if b"+" in data[2:4] else 8])
+    directory = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if data[2:3] == b"+" else 8])
     file = io.BytesIO(data)
     file.seek(directory.next)
     directory.load(file)

@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance
 
 from xcite.data.bands import Bands, Raster
 from xcite.errors import XciteError
-from xcite.preprocessing import Preprocessing
+from xcite.preprocessing import Preprocessing, Size, sides
 
 Box = tuple[int, int, int, int]
 
@@ -48,7 +48,7 @@ def evaluation_pixels(picture: np.ndarray, preprocessing: Preprocessing) -> np.n
     PASSL do it.
     """
     image = resize_to_cover(to_image(picture), preprocessing)
-    return pixels_of(centre_crop(image, preprocessing.height, preprocessing.width))
+    return pixels_of(centre_crop(image, preprocessing.size))
 
 
 def normalise(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
@@ -95,8 +95,9 @@ def resize_to_cover(image: Raster, preprocessing: Preprocessing) -> Raster:
     return image.resize(size, _INTERPOLATION[preprocessing.interpolation])
 
 
-def centre_crop(image: Raster, height: int, width: int) -> Raster:
-    """Cut ``height`` x ``width`` from the centre; a smaller picture is padded with black."""
+def centre_crop(image: Raster, size: Size) -> Raster:
+    """Cut ``size`` from the centre; a smaller picture is padded with black."""
+    height, width = sides(size)
     across, down = image.size
     if across < width or down < height:
         missing_x, missing_y = max(0, width - across), max(0, height - down)
@@ -137,12 +138,12 @@ def random_resized_crop_box(
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
-def resize(image: Raster, height: int, width: int, interpolation: str = "bicubic") -> Raster:
-    """Resize to ``height`` x ``width`` pixels, antialiased."""
-    return image.resize((width, height), _INTERPOLATION[interpolation])
+def resize(image: Raster, size: Size, interpolation: str = "bicubic") -> Raster:
+    """Resize to ``size`` pixels, antialiased."""
+    return image.resize(sides(size)[::-1], _INTERPOLATION[interpolation])
 
 
-def fast_resize(image: Raster, height: int, width: int, interpolation: str = "bicubic") -> Raster:
+def fast_resize(image: Raster, size: Size, interpolation: str = "bicubic") -> Raster:
     """The same seven times as fast: SIMD, with weights of 16 bits where Pillow's have 22.
 
     Fewer than one pixel in a hundred (bilinear: in ten, its values are often halves) is a level or
@@ -152,12 +153,14 @@ def fast_resize(image: Raster, height: int, width: int, interpolation: str = "bi
     Raises:
         XciteError: the library is not installed.
     """
-    if isinstance(image, Bands):
-        return image.each(lambda band: fast_resize(band, height, width, interpolation))
     resizer, options = _fast_resizer(interpolation)
-    result = Image.new(image.mode, (width, height))
-    resizer.resize_pil(image, result, options)
-    return result
+
+    def resized(band: Image.Image) -> Image.Image:
+        result = Image.new(band.mode, sides(size)[::-1])
+        resizer.resize_pil(band, result, options)
+        return result
+
+    return image.each(resized) if isinstance(image, Bands) else resized(image)
 
 
 @cache

@@ -93,7 +93,7 @@ def input_picture(
     )
     if height * width > LARGEST_INPUT:
         raise XciteError(f"{height} x {width} pixels are too many; give a smaller --size")
-    return pixels_of(resize(to_image(picture), height, width, preprocessing.interpolation))
+    return pixels_of(resize(to_image(picture), (height, width), preprocessing.interpolation))
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ SECONDS_WORTH_SAVING = 20
 # What an error says -> what to add to the command that goes on.
 REMEDIES = {
     "data.on_error: skip": " --set data.on_error=skip",
+    "raise data.skip_limit": " --set data.skip_limit=NUMBER",
     "lower optim.lr": " --set optim.lr=LR --allow-changes",
 }
 

@@ -9,7 +9,7 @@ from xcite.data.batch import Batch
 from xcite.engines import create_engine
 from xcite.engines.pixels import model_input
 from xcite.errors import XciteError
-from xcite.preprocessing import Preprocessing, sides
+from xcite.preprocessing import Preprocessing, Size, sides
 from xcite.recipe import Recipe
 from xcite.runtime.classes import match_classes
 from xcite.runtime.programs import open_program
@@ -55,7 +55,7 @@ class LiveTeacher:
 
     def answers(self, batch: Batch) -> np.ndarray:
         seen = model_input(batch, self._student)  # (B, C, H, W)
-        images = resize(renormalise(seen, self._student, self._own), *sides(self._own.size))
+        images = resize(renormalise(seen, self._student, self._own), self._own.size)
         logits = np.asarray(self.predict(images), np.float32)  # (B, K')
         if logits.shape != (len(batch), self._classes):
             raise XciteError(
@@ -138,13 +138,13 @@ def renormalise(images: np.ndarray, given: Preprocessing, wanted: Preprocessing)
     return images * scale + shift
 
 
-def resize(images: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Images (B, C, H, W) as (B, C, height, width), bilinear and antialiased.
+def resize(images: np.ndarray, size: Size) -> np.ndarray:
+    """Images (B, C, H, W) in another size, bilinear and antialiased.
 
     The filter is Pillow's BILINEAR (and PyTorch's with antialias=True): a triangle as wide as the
     reduction, or of one pixel when enlarging, with borders renormalised.
     """
-    given = images.shape[2:]
+    given, (height, width) = images.shape[2:], sides(size)
     if given == (height, width):
         return images
     rows, columns = _triangle(given[0], height), _triangle(given[1], width)
