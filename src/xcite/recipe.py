@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from xcite.errors import XciteError
 from xcite.families import Settings
-from xcite.preprocessing import Preprocessing
+from xcite.preprocessing import Preprocessing, Size
 from xcite.recipe_text import LONGEST, apply_setting, place, read_yaml, section_type, write_yaml
 from xcite.regular_files import read_regular
 from xcite.variants import find, paper_drop_path
@@ -93,6 +93,12 @@ class DataRecipe(Section):
     )
     repeats: int = Field(1, ge=1, le=16, description="repeated augmentation: copies per picture")
     on_error: Literal["stop", "skip"] = "stop"
+    skip_limit: int | None = Field(
+        None,
+        ge=0,
+        description="pictures of a source that may be skipped before the run stops; empty: 1 % of "
+        "them, at least 10 and at most 100",
+    )
     max_pixels: int = Field(178_956_970, ge=1, description="a larger picture is refused as a bomb")
     fast: bool = Field(
         False,
@@ -192,7 +198,9 @@ class DistillRecipe(Section):
         None, description="weights file, run folder, .onnx or OpenVINO .xml"
     )
     teacher_model: ModelRecipe | None = Field(None, description="empty: read from the weights")
-    teacher_size: int | None = Field(None, ge=1, description="teacher's input side; empty: same")
+    teacher_size: Size | None = Field(
+        None, description="side of the teacher's input, or [height, width]; empty: same"
+    )
     teacher_engine: Literal["paddle", "torch"] | None = Field(None, description="empty: same")
     cache: str | None = Field(None, description="folder written by `xcite teach`")
     views: int | None = Field(None, ge=1, description="epochs cached; empty: all of them")
@@ -272,6 +280,14 @@ class Recipe(Section):
                 f"optim.accumulate {self.optim.accumulate} leaves one picture in a part; pictures "
                 "travel with their mixing partner, so at most optim.batch / 2 parts are possible"
             )
+        if self.preprocessing.channels not in (1, 3):
+            for key in ("randaugment", "color_jitter"):
+                if getattr(self.augment, key):
+                    raise ValueError(
+                        f"augment.{key} knows colours of 1 or 3 channels, and preprocessing.mean "
+                        f"has {self.preprocessing.channels} values; set augment.{key} to "
+                        + ("null" if key == "randaugment" else "0")
+                    )
         if self.augment.randaugment and self.augment.color_jitter:
             raise ValueError(
                 "augment.color_jitter acts only without augment.randaugment; switch one of them off"

@@ -174,7 +174,10 @@ def test_a_damaged_picture_names_a_remedy_that_works(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as end:
         main(["train", "--resume", str(tmp_path / "run"), "--set", "data.on_error=skip"])
     assert end.value.code == 0
-    assert RunFolder(tmp_path / "run").skipped.read_text().strip().endswith("b/3.png")
+    part, name, reason = RunFolder(tmp_path / "run").skipped.read_text().strip().split("\t")
+    assert part == "train"
+    assert name.endswith("b/3.png")
+    assert reason.startswith("not a picture")
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(

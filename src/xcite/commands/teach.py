@@ -53,6 +53,7 @@ def teach(
     if folder is None:
         raise XciteError("no folder for the answers is named; give --out or set distill.cache")
     console = Console()
+    skipped: dict[str, str] = {}
     prepared = plan.make(chosen, initialise=False)
     chosen = prepared.recipe
     teacher = live_teacher(chosen, prepared.class_names)
@@ -80,12 +81,16 @@ def teach(
                 after_batch=lambda pictures, total: progress.update(
                     bar, completed=pictures, total=total
                 ),
+                left_out=skipped.update,
             )
         except KeyboardInterrupt:
             raise XciteError(
                 f"interrupted; what is done is kept in {folder}: give the same command to go on"
             ) from None
     size = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
+    if skipped:
+        examples = ", ".join(list(skipped)[:3])
+        say(f"{len(skipped)} pictures cannot be read and were replaced by the next: {examples}")
     say(
         f"{folder}: {done} views of {len(prepared.train)} pictures, {size:.2f} MiB",
         f"train with: xcite train {recipe} --set distill.cache={folder}"

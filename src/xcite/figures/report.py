@@ -77,7 +77,7 @@ class _Findings:
     accuracy: "Accuracy"
     best: list[_Case]
     worst: list[_Case]
-    skipped: list[str]
+    skipped: dict[str, str]
 
 
 def write_report(
@@ -176,6 +176,7 @@ def _examine(
         batch=64,
         workers=recipe.data.workers,
         on_error="skip",
+        skip_limit=len(source),  # a report says how many, and is made in any case
         max_pixels=recipe.data.max_pixels,
     )
     counter = Counter(names, labelled.present)
@@ -227,8 +228,8 @@ def _case(model: "OpenedModel", names: list[str], source: "Source", index: int) 
     attention = None
     if model.architecture.has_attention_maps:
         classes, _ = attention_maps(model, images)  # (1, layers, heads, 1 + N)
-        side = -(-model.preprocessing.size // patch_size(model))
-        attention = classes[0, -1, :, 1:].mean(axis=0).reshape(side, -1)
+        rows = -(-shown.shape[0] // patch_size(model))
+        attention = classes[0, -1, :, 1:].mean(axis=0).reshape(rows, -1)
     label, best = int(source.labels[index]), int(shares.argmax())
     return _Case(
         name=name,
@@ -419,10 +420,12 @@ def _cost(
     facts: list[tuple[str, str]] = []
     if weights is not None:
         assert weights.metadata.preprocessing is not None
-        size = weights.metadata.preprocessing.size
-        macs = multiply_adds(weights.architecture, size, size)
+        seen = weights.metadata.preprocessing
+        macs = multiply_adds(weights.architecture, seen.height, seen.width)
         facts.append(("Parameters", f"{parameter_count(weights.architecture):,}"))
-        facts.append((f"Multiply-adds of one picture, {size} x {size}", f"{macs / 1e9:.3f} G"))
+        facts.append(
+            (f"Multiply-adds of one picture, {seen.height} x {seen.width}", f"{macs / 1e9:.3f} G")
+        )
         path = folder.best if folder.best.is_file() else folder.last
         facts.append(("Weights file", f"{path.stat().st_size / 2**20:.1f} MiB"))
     seconds = [row["seconds"] for row in rows if row.get("kind") == "epoch" and "seconds" in row]

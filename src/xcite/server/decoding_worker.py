@@ -8,7 +8,6 @@ that it answers is ever executed by the server, so a decoder that a picture take
 """
 
 import contextlib
-import io
 import json
 import os
 import signal
@@ -19,9 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from xcite.data.decoding import FORMATS, decode
+from xcite.data.decoding import decode
+from xcite.data.formats import dimensions
 from xcite.data.jpeg_scans import jpeg_scans
 from xcite.data.picture_limits import refuse_excess
 from xcite.errors import XciteError
@@ -118,10 +116,10 @@ class _Decoding:
         orders = self._orders
         refuse_excess(data, "\0")
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                pixels, kind = image.width * image.height, image.format
+            width, height, kind = dimensions(data, orders.max_pixels)
         except Exception:  # `decode` says what is wrong with it
             return {}
+        pixels = width * height
         scans = jpeg_scans(data) if kind in ("JPEG", "MPO") else 1
         cost = pixels * scans * _SLOW.get(kind or "", 1)
         if pixels <= orders.max_pixels and cost > LIGHT and not orders.heavy:

@@ -20,6 +20,7 @@ FREE = {
         "worker_timeout",
         "prefetch",
         "on_error",
+        "skip_limit",
         "max_pixels",
     ),
     "init": ("weights",),

@@ -21,6 +21,7 @@ from xcite.data.decoding import Opened, decode
 from xcite.data.sources import Source, has_split
 from xcite.engines import installed
 from xcite.errors import XciteError
+from xcite.preprocessing import in_pixels, sides
 from xcite.recipe import Recipe
 from xcite.regular_files import read_regular
 from xcite.training.run_data import open_training
@@ -187,7 +188,7 @@ def _fit_model(seen: Look, draft: Recipe, asked: set[str]) -> dict[str, Any]:
     if "preprocessing.size" not in asked:
         found["preprocessing.size"] = min(128, max(24, seen.side // 8 * 8))
     size = found.get("preprocessing.size", draft.preprocessing.size)
-    side = size if isinstance(size, int) else min(size)
+    side = min(sides(size))
     small = side <= 48
     patch = 4 if small else 8 if side <= 96 else 16
     if "model.name" not in asked:
@@ -272,6 +273,6 @@ def _fitted(recipe: Recipe, seen: Look) -> str:
         f"fitted to {seen.pictures:,} {grey}training pictures of {seen.classes} classes, about "
         f"{seen.side} px: {optim.epochs} epoch{'s' * (optim.epochs > 1)} in batches of "
         f"{optim.batch}, rate {optim.lr:g}"
-        + ("" if recipe.init.weights else f", input {recipe.preprocessing.size} px")
+        + ("" if recipe.init.weights else f", input {in_pixels(recipe.preprocessing.size)} px")
         + " (--epochs, --batch, --lr, --size change them)"
     )

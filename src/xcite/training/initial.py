@@ -8,7 +8,7 @@ import numpy as np
 from xcite.canonical import initial_weights
 from xcite.errors import XciteError
 from xcite.families import Architecture
-from xcite.preprocessing import Preprocessing
+from xcite.preprocessing import Preprocessing, in_pixels
 from xcite.recipe import ModelRecipe, Recipe
 from xcite.runtime.classes import brief, same_in_order
 from xcite.variants import ARCHITECTURES, architecture_name
@@ -51,7 +51,7 @@ def settle(recipe: Recipe) -> tuple[Recipe, list[str]]:
         update["preprocessing"] = own
         if own != recipe.preprocessing:
             notes.append(
-                f"{recipe.init.weights} decides the input: {own.size} px, crop ratio "
+                f"{recipe.init.weights} decides the input: {in_pixels(own.size)} px, crop ratio "
                 f"{own.crop_ratio:g}, mean {_numbers(own.mean)}, std {_numbers(own.std)}"
             )
     return recipe.model_copy(update=update), notes
@@ -118,8 +118,8 @@ def open_initial(
         _check_contract(init.weights, contract, recipe.preprocessing)
         if contract.size != recipe.preprocessing.size:
             notes.append(
-                f"{init.weights} was trained at {contract.size} px, this run is at "
-                f"{recipe.preprocessing.size} px"
+                f"{init.weights} was trained at {in_pixels(contract.size)} px, this run is at "
+                f"{in_pixels(recipe.preprocessing.size)} px"
             )
     known = file.metadata.class_names
     if known is not None and not init.reset_head:

@@ -4,7 +4,7 @@ Only process 0 tells anything; in the others every call does nothing.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -108,10 +108,14 @@ class Journal:
             }
             self.folder.write_status(self._told)
 
-    def skipped(self, names: Sequence[str]) -> None:
-        """List the pictures that could not be decoded; nothing where there are none."""
-        if names and self.writes:
-            self.folder.write_skipped(names)
+    def skipped(self, left_out: Mapping[str, Mapping[str, str]]) -> None:
+        """List the pictures that could not be decoded; nothing where there are none.
+
+        Args:
+            left_out: of "train" and "validation", name to reason.
+        """
+        if any(left_out.values()) and self.writes:
+            self.folder.write_skipped(left_out)
 
     def draw(self) -> None:
         """Draw the curves of all rows so far."""

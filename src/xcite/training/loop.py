@@ -12,6 +12,7 @@ import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -166,6 +167,7 @@ class _Run:
         self.journal = journal
         self.saver = Saver(session, prepared, engine, teacher)
         self.stop = stop
+        self.left_out: dict[str, dict[str, str]] = {"train": loader.skipped, "validation": {}}
         self.steps = loader.steps_per_epoch
         self.saved_at = time.monotonic()
         self.pace = Pace()
@@ -290,7 +292,9 @@ class _Run:
             if began - self.saved_at > SECONDS_WORTH_SAVING:
                 self._save_checkpoint()
             self.journal.tell("evaluating", **self._place())
-        accuracies = validation.validate(self.plan, self.engine, epoch, progress, self.stop)
+        accuracies = validation.validate(
+            self.plan, self.engine, epoch, progress, self.stop, self.left_out["validation"]
+        )
         if accuracies:
             self.pace.evaluation(time.monotonic() - began)
         return accuracies
@@ -365,14 +369,24 @@ class _Run:
                 f"{prefix}val_loss": accuracy.loss,
             }
             self.journal.say(validation_line(epoch, accuracy, ema=name == "ema"))
-        if self.loader.skipped:
-            row["skipped"] = len(set(self.loader.skipped))
-        self.journal.skipped(self.loader.skipped)
+        self._tell_skipped(row)
         self.journal.say(
             f"Epoch [{epoch}] loss {row['loss']:.4f}, lr {row['lr']:.3g}, "
             f"{position.seconds:.1f} s of training"
         )
         self.journal.record(row)
+
+    def _tell_skipped(self, row: dict[str, Any]) -> None:
+        """Count, aloud and in the epoch's row, the pictures that could not be decoded so far."""
+        sources, said = {"train": self.plan.train, "validation": self.plan.validation}, []
+        for part, skipped in self.left_out.items():
+            if skipped and (source := sources[part]) is not None:
+                row["skipped" if part == "train" else "validation_skipped"] = len(skipped)
+                said.append(f"{len(skipped):,} of {len(source):,} pictures of data.{part}")
+        if said:
+            listed = self.session.folder.skipped.name
+            self.journal.say(f"cannot be read and are left out: {', '.join(said)}; see {listed}")
+        self.journal.skipped(self.left_out)
 
     def _save_checkpoint(self) -> None:
         self.saver.checkpoint(self.position)
@@ -381,7 +395,7 @@ class _Run:
     def _interrupted(self) -> Outcome:
         self.saver.rescue(self.position)
         self.journal.folder = self.session.folder
-        self.journal.skipped(self.loader.skipped)
+        self.journal.skipped(self.left_out)
         self.journal.draw()
         self._close("stopped", signal=self.stop.signal)
         self.journal.say(
@@ -414,7 +428,7 @@ class _Run:
         message = f"{what}; {kept}; go on with: {command}"
         with contextlib.suppress(XciteError, OSError):
             self.journal.write_rows()
-            self.journal.skipped(self.loader.skipped)
+            self.journal.skipped(self.left_out)
             self._close("failed", error=what, command=command)
             self.session.folder.write_log(message)
         return XciteError(message, remedy=remedy)

@@ -12,6 +12,7 @@ from xcite.data.pipeline import TrainLoader
 from xcite.data.sources import Source
 from xcite.errors import XciteError
 from xcite.families import Architecture
+from xcite.preprocessing import in_pixels
 from xcite.recipe import Recipe
 from xcite.training import initial, schedules
 from xcite.training.run_data import RunData, open_data
@@ -51,6 +52,7 @@ class Plan:
     def lines(self) -> list[str]:
         """The plan in words, for `xcite train --dry-run`."""
         recipe, a = self.recipe, self.architecture
+        seen = recipe.preprocessing
         steps = TrainLoader(self.train, recipe).steps_per_epoch
         validation = "none" if self.validation is None else f"{len(self.validation):,} pictures"
         classes = self.class_names
@@ -61,10 +63,10 @@ class Plan:
             f"validation data  {validation}"
             + (f" ({recipe.data.validation or 'held out'})" if self.validation is not None else ""),
             f"classes          {len(classes)}: {shown}",
-            f"model            {recipe.model.name}{a.in_words(recipe.preprocessing.size)}",
+            f"model            {recipe.model.name}{a.in_words(seen.height, seen.width)}",
             f"parameters       {parameter_count(a):,}",
-            f"input            {recipe.preprocessing.channels} x {recipe.preprocessing.size} x "
-            f"{recipe.preprocessing.size}, crop ratio {recipe.preprocessing.crop_ratio:g}",
+            f"input            {seen.channels} x {seen.height} x {seen.width}, "
+            f"crop ratio {seen.crop_ratio:g}",
             f"steps            {steps:,} an epoch of {recipe.optim.batch} pictures"
             + (f" in {recipe.optim.accumulate} parts" if recipe.optim.accumulate > 1 else "")
             + f", {total:,} in {recipe.optim.epochs} epochs",
@@ -140,12 +142,12 @@ def _check_model(recipe: Recipe, architecture: Architecture) -> None:
                 f"{architecture.with_article} has no {prefix.rstrip('.')} to keep as it is; set "
                 "init.freeze_patch_embed to false"
             )
-    size = recipe.preprocessing.size
-    if recipe.optim.batch == 1 and architecture.grid(size, size) == (1, 1):
+    seen = recipe.preprocessing
+    if recipe.optim.batch == 1 and architecture.grid(seen.height, seen.width) == (1, 1):
         raise XciteError(
-            f"optim.batch 1 at {size} px leaves BatchNorm a single value a channel, as this "
-            f"model's grid has cells of {architecture.stride} px; set optim.batch to 2 or more, or "
-            "preprocessing.size higher"
+            f"optim.batch 1 at {in_pixels(seen.size)} px leaves BatchNorm a single value a "
+            f"channel, as this model's grid has cells of {architecture.stride} px; set "
+            "optim.batch to 2 or more, or preprocessing.size higher"
         )
 
 
@@ -157,8 +159,8 @@ def estimated_memory(recipe: Recipe, architecture: Architecture) -> int:
     """
     arrays = 5 if recipe.optim.ema else 4
     state = 4 * arrays * parameter_count(architecture)
-    size = recipe.preprocessing.size
-    values = activations(architecture, size, size, recompute=recipe.run.activation_checkpointing)
+    seen, recompute = recipe.preprocessing, recipe.run.activation_checkpointing
+    values = activations(architecture, seen.height, seen.width, recompute=recompute)
     width_bytes = 2 if recipe.run.precision == "bf16" else 4
     pictures = recipe.optim.batch // recipe.optim.accumulate
     return state + values * width_bytes * pictures

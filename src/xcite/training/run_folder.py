@@ -10,7 +10,7 @@ run.lock                  who trains in the folder now
 curves.png                loss, accuracy and learning rate
 split.json                the pictures that were held out for validation, if any
 pictures.gz               names and sizes of the training pictures
-skipped.txt               pictures that could not be decoded (with data.on_error: skip)
+skipped.txt               pictures that could not be decoded (with data.on_error: skip), one a row
 best.safetensors          the better of model and moving average, by top-1
 last.safetensors          the model as it is; last_ema.safetensors its moving average
 checkpoint.safetensors    everything needed to go on; checkpoint-previous.safetensors is the one
@@ -28,7 +28,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -210,9 +210,20 @@ class RunFolder:
             with contextlib.suppress(OSError):
                 aside.unlink(missing_ok=True)
 
-    def write_skipped(self, names: Sequence[str]) -> None:
-        """List the pictures that were left out, one a line whatever their names hold."""
-        write_text(self.skipped, "".join(f"{visible(name)}\n" for name in sorted(set(names))))
+    def write_skipped(self, left_out: Mapping[str, Mapping[str, str]]) -> None:
+        """List the pictures that were left out, beside those of earlier sessions.
+
+        One a line whatever their names hold: set, name and reason between tabs.
+        """
+        known: dict[str, str] = {}
+        with contextlib.suppress(OSError):
+            for row in self.skipped.read_text(encoding="utf-8", errors="replace").splitlines():
+                picture, _, reason = row.rpartition("\t")
+                known[picture] = reason
+        for part, pictures in left_out.items():
+            known |= {f"{part}\t{visible(n)}": visible(why) for n, why in pictures.items()}
+        rows = [f"{picture}\t{reason}\n" for picture, reason in sorted(known.items())]
+        write_text(self.skipped, "".join(rows))
 
     def numbered(self, epoch: int) -> Path:
         """The checkpoint written after ``epoch`` (counted from 1)."""
