@@ -253,5 +253,5 @@ def test_a_path_from_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "w.safetensors").touch()
     assert locate("~/w.safetensors") == tmp_path / "w.safetensors"
-    with pytest.raises(XciteError, match="there is no weights file ~nobody-here/w.pth"):
+    with pytest.raises(XciteError, match=r"there is no weights file ~nobody-here/w\.pth"):
         locate("~nobody-here/w.pth")

@@ -46,7 +46,7 @@ class Session:
         self.notes: list[str] = []
         self._survey: Survey | None = None
         self._changed: changes.Changes = {}
-        self._altered: list[str] = []
+        self._altered = {"recipe": "", "data": ""}
         self._found: Checkpoint | None = None
         self._problems: dict[Path, str] = {}
 
@@ -112,8 +112,10 @@ class Session:
         known = self.history.recipe() or recipes.load(str(folder.recipe))
         self._changed = changes.changes(known, recipe)
         changes.check(self._changed, allowed=allow_changes)
-        altered = changes.loud(self._changed)
-        self._altered = [changes.in_words(altered)] if altered else []
+        wrote = self._found and self.history.recipe(self._found.identity.recipe)
+        then = wrote or known  # the recipe of the state to go on from
+        altered = changes.loud(changes.changes(then, recipe))
+        self._altered["recipe"] = changes.in_words(altered)
         self._survey = survey(self.plan.train)
         if self._found is not None:
             found = self._found
@@ -122,9 +124,9 @@ class Session:
                 for problem in self._problems.values()
             ]
             self._check_classes(found)
-            self._check_checkpoint(found, steps, known.optim.batch, allow_changes)
+            self._check_checkpoint(found, steps, then.optim.batch, allow_changes)
             self.state = found.state
-            self.position = self._refitted(found, steps, known.optim.batch)
+            self.position = self._refitted(found, steps, then.optim.batch)
             self.on_disk = self.position == found.position and found.path == folder.checkpoint
         self._check_data(self._survey.facts, allow_changes)
         self.position = replace(self.position, fingerprint=self._survey.facts["listing"])
@@ -155,7 +157,8 @@ class Session:
             step,
             checkpoint=self._found.path.name if self._found else None,
             changes=self._changed,
-            altered=self._altered,
+            altered_recipe=self._altered["recipe"],
+            altered_data=self._altered["data"],
             notes=self.notes,
         )
 
@@ -175,8 +178,8 @@ class Session:
                 remedy="--allow-changes",
             )
         if whose:
-            self._altered.append(f"{found.path.name} {whose}")
-            self.notes.append(self._altered[-1])
+            self._altered["data"] = f"{found.path.name} {whose}"
+            self.notes.append(self._altered["data"])
         done = int(found.state.get("step", position.done))
         if position.done != UNKNOWN:
             wrong = done != position.done
@@ -242,7 +245,8 @@ class Session:
                     f"{what}; give the same files, or go on with these with --allow-changes",
                     remedy="--allow-changes",
                 )
-            self._altered.append(f"training pictures with {other}")
+            told = f"training pictures with {other}"
+            self._altered["data"] = "; ".join(filter(None, (self._altered["data"], told)))
             self.notes.append(what)
         elif before.get("times", facts["times"]) != facts["times"]:
             self.notes.append(
