@@ -14,7 +14,7 @@ from xcite.training import changes, checkpoint, pictures
 from xcite.training.checkpoint import UNKNOWN, Checkpoint, Position
 from xcite.training.history import History
 from xcite.training.ownership import Ownership, remove_leftovers
-from xcite.training.pictures import Survey, differing_facts, survey
+from xcite.training.pictures import FACTS, Survey, differing_facts, survey
 from xcite.training.plan import Plan
 from xcite.training.run_folder import RunFolder
 from xcite.whole_files import write_text
@@ -236,6 +236,8 @@ class Session:
             train = self.plan.train
             which = pictures.difference(self.folder.pictures, train, self._survey.sizes)
             other = f"other {' and '.join(differing)}" + (f" ({which})" if which else "")
+            if which and FACTS["listing"] in differing:  # then sizes and samples differ, too
+                other = which
             what = (
                 f"the training pictures of {self.plan.recipe.data.train} are not those that "
                 f"{self.folder.path} began with: {other}"
@@ -245,7 +247,7 @@ class Session:
                     f"{what}; give the same files, or go on with these with --allow-changes",
                     remedy="--allow-changes",
                 )
-            told = f"training pictures with {other}"
+            told = f"training pictures: {other}"
             self._altered["data"] = "; ".join(filter(None, (self._altered["data"], told)))
             self.notes.append(what)
         elif before.get("times", facts["times"]) != facts["times"]:
