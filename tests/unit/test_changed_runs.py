@@ -223,10 +223,7 @@ class TestDamagedPictures:
         assert caught.value.remedy == "--allow-changes"
         assert changed(place, failed.path).finished
         told = History(failed.history).altered()
-        assert (
-            told[-1] == "from step 4 on: training pictures with other names or labels and "
-            "sizes of the files and contents of the pictures (1 gone (b/3.png))"
-        )
+        assert told[-1] == "from step 4 on: training pictures: 1 gone (b/3.png)"
         assert changed(place, failed.path).finished, "the pictures are now its own"
 
     def test_repaired(self, place: Path, failed: RunFolder) -> None:
