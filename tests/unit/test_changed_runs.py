@@ -223,10 +223,7 @@ class TestDamagedPictures:
         assert caught.value.remedy == "--allow-changes"
         assert changed(place, failed.path).finished
         told = History(failed.history).altered()
-        assert (
-            told[-1] == "from step 4 on: training pictures with other names or labels and "
-            "sizes of the files and contents of the pictures (1 gone (b/3.png))"
-        )
+        assert told[-1] == "from step 4 on: training pictures: 1 gone (b/3.png)"
         assert changed(place, failed.path).finished, "the pictures are now its own"
 
     def test_repaired(self, place: Path, failed: RunFolder) -> None:
@@ -291,6 +288,32 @@ class TestGoingBack:
         train(noise, run.path, resume=True)
         assert run.numbered_checkpoints() == [run.numbered(2)]
 
+    def test_what_was_undone_is_told_no_more(self, tmp_path: Path) -> None:
+        history = History(tmp_path / "history.jsonl")
+        for step, recipe, data in (
+            (2, "A to B", ""),
+            (2, "A to C", ""),
+            (9, "C to D", "other pictures"),
+            (9, "", ""),
+            (9, "C to D", ""),
+        ):
+            history.add("resumed", step, altered_recipe=recipe, altered_data=data)
+        lines = ["from step 2 on: A to C", "from step 9 on: other pictures"]
+        assert history.altered() == [*lines, "from step 9 on: C to D"]
+        history.add("resumed", 1, altered_recipe="A to D", altered_data="")
+        assert History(history.path).altered() == ["from step 1 on: A to D"]
+
+    def test_a_changed_recipe_holds_from_the_step_gone_back_to(
+        self, noise: Path, run: RunFolder
+    ) -> None:
+        slow = ("optim.lr=0.001", "run.keep=5")
+        train(noise, run.path, "run.keep=5", resume=True)
+        changed(noise, run.path, *slow, "optim.epochs=3")
+        changed(noise, run.path, *slow, "optim.epochs=3", checkpoint_file=run.numbered(1))
+        (told,) = History(run.history).altered()
+        assert told.startswith("from step 4 on: ")
+        assert "optim.lr from 0.01 to 0.001" in told
+
 
 class TestNotFinite:
     wild = ("optim.lr=1e30", "optim.warmup_epochs=0")
@@ -349,9 +372,9 @@ def test_curves_of_epochs_of_unlike_length() -> None:
 
 def test_a_history_with_other_values_in_it(tmp_path: Path) -> None:
     rows = [
-        {"event": "resumed", "step": "x", "altered": ["a"]},
-        {"event": "resumed", "step": 3, "altered": [1, "b"]},
-        {"event": "resumed", "step": 4, "altered": "c"},
+        {"event": "resumed", "step": "x", "altered_recipe": "a"},
+        {"event": "resumed", "step": 3, "altered_recipe": "b"},
+        {"event": "resumed", "step": 4, "altered_recipe": ["c"]},
         {"event": "failed", "step": 4, "error": "e", "command": 7},
     ]
     path = tmp_path / "history.jsonl"

@@ -236,9 +236,11 @@ def candidates(folder: RunFolder) -> list[Path]:
             return -1, -1
         return position.epoch, position.step
 
-    others = [folder.coming, folder.previous, *reversed(folder.numbered_checkpoints())]
-    others = sorted((path for path in others if path.is_file()), key=place, reverse=True)
-    return [folder.checkpoint, *others] if folder.checkpoint.is_file() else others
+    # Without the first, a kill was between the renames of `publish`, and the second is newest.
+    named = [path for path in (folder.checkpoint, folder.coming) if path.is_file()]
+    others = [folder.previous, *reversed(folder.numbered_checkpoints())]
+    others = [*named[1:], *(path for path in others if path.is_file())]
+    return [*named[:1], *sorted(others, key=place, reverse=True)]
 
 
 def before(position: Position, folder: RunFolder) -> Path | None:

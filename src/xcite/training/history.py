@@ -2,7 +2,8 @@
 
 Its first line names the run, its recipe and its data; every later one a session that went on,
 stopped, failed or finished. What was changed since, from which step on, stands under "changes";
-what of it makes the result another one is told in words under "altered".
+what of it makes the result another one is told in words under "altered_recipe", against the recipe
+of the checkpoint, and "altered_data".
 """
 
 import json
@@ -33,17 +34,18 @@ class History:
         facts = [row["data"] for row in self.rows if isinstance(row.get("data"), dict)]
         self.facts: dict[str, Any] = facts[-1] if facts else {}
 
-    def recipe(self) -> Recipe | None:
-        """The recipe as last accepted; None for a run of an older Xcite.
+    def recipe(self, digest: str = "") -> Recipe | None:
+        """The recipe of a hash, or as last accepted; None for a run of an older Xcite.
 
         Raises:
             XciteError: the file holds something else.
         """
-        last = [row["recipe_hash"] for row in self.rows if _is_text(row, "recipe_hash")][-1:]
+        known = [row["recipe_hash"] for row in self.rows if _is_text(row, "recipe_hash")]
+        wanted = digest or (known[-1] if known else "")
         texts = [
             row["recipe"]
             for row in self.rows
-            if _is_text(row, "recipe") and row.get("recipe_hash") in last
+            if _is_text(row, "recipe") and row.get("recipe_hash") == wanted
         ]
         return recipes.parse(texts[-1], str(self.path)) if texts else None
 
@@ -78,15 +80,20 @@ class History:
     def altered(self) -> list[str]:
         """What made the result another than the recipe alone would give, in the order it was done.
 
-        Each such as "from step 120 on: optim.lr from 0.001 to 0.0005".
+        Each such as "from step 120 on: optim.lr from 0.001 to 0.0005". What was undone by going on
+        from an earlier step is left out.
         """
-        return [
-            f"from step {row['step']} on: {text}"
-            for row in self.rows
-            if json_lines.is_count(row.get("step")) and isinstance(row.get("altered"), list)
-            for text in row["altered"]
-            if isinstance(text, str)
-        ]
+        found: list[tuple[int, str, str]] = []
+        for row in self.rows:
+            step = row.get("step")
+            if row.get("event") != "resumed" or not json_lines.is_count(step):
+                continue
+            # A recipe is told anew against that of the checkpoint, pictures against the last ones.
+            found = [f for f in found if (f[0], f[1] == "altered_recipe") < (step, True)]
+            for key in ("altered_recipe", "altered_data"):
+                if row.get(key) and _is_text(row, key):
+                    found.append((int(row["step"]), key, row[key]))
+        return [f"from step {step} on: {text}" for step, _, text in found]
 
     def _accepted(self, recipe: Recipe, facts: dict[str, str]) -> dict[str, Any]:
         digest, before = recipes.digest(recipe), set(self.recipes)

@@ -14,7 +14,7 @@ from xcite.training import changes, checkpoint, pictures
 from xcite.training.checkpoint import UNKNOWN, Checkpoint, Position
 from xcite.training.history import History
 from xcite.training.ownership import Ownership, remove_leftovers
-from xcite.training.pictures import Survey, differing_facts, survey
+from xcite.training.pictures import FACTS, Survey, differing_facts, survey
 from xcite.training.plan import Plan
 from xcite.training.run_folder import RunFolder
 from xcite.whole_files import write_text
@@ -46,7 +46,7 @@ class Session:
         self.notes: list[str] = []
         self._survey: Survey | None = None
         self._changed: changes.Changes = {}
-        self._altered: list[str] = []
+        self._altered = {"recipe": "", "data": ""}
         self._found: Checkpoint | None = None
         self._problems: dict[Path, str] = {}
 
@@ -114,8 +114,10 @@ class Session:
         known = self.history.recipe() or recipes.load(str(folder.recipe))
         self._changed = changes.changes(known, recipe)
         changes.check(self._changed, allowed=allow_changes)
-        altered = changes.loud(self._changed)
-        self._altered = [changes.in_words(altered)] if altered else []
+        wrote = self._found and self.history.recipe(self._found.identity.recipe)
+        then = wrote or known  # the recipe of the state to go on from
+        altered = changes.loud(changes.changes(then, recipe))
+        self._altered["recipe"] = changes.in_words(altered)
         self._survey = survey(self.plan.train)
         if self._found is not None:
             found = self._found
@@ -124,9 +126,9 @@ class Session:
                 for problem in self._problems.values()
             ]
             self._check_classes(found)
-            self._check_checkpoint(found, steps, known.optim.batch, allow_changes)
+            self._check_checkpoint(found, steps, then.optim.batch, allow_changes)
             self.state = found.state
-            self.position = self._refitted(found, steps, known.optim.batch)
+            self.position = self._refitted(found, steps, then.optim.batch)
             self.on_disk = self.position == found.position and found.path == folder.checkpoint
         self._check_data(self._survey.facts, allow_changes)
         self.position = replace(self.position, fingerprint=self._survey.facts["listing"])
@@ -159,7 +161,8 @@ class Session:
             step,
             checkpoint=self._found.path.name if self._found else None,
             changes=self._changed,
-            altered=self._altered,
+            altered_recipe=self._altered["recipe"],
+            altered_data=self._altered["data"],
             notes=self.notes,
         )
 
@@ -179,8 +182,8 @@ class Session:
                 remedy="--allow-changes",
             )
         if whose:
-            self._altered.append(f"{found.path.name} {whose}")
-            self.notes.append(self._altered[-1])
+            self._altered["data"] = f"{found.path.name} {whose}"
+            self.notes.append(self._altered["data"])
         done = int(found.state.get("step", position.done))
         if position.done != UNKNOWN:
             wrong = done != position.done
@@ -237,6 +240,8 @@ class Session:
             train = self.plan.train
             which = pictures.difference(self.folder.pictures, train, self._survey.sizes)
             other = f"other {' and '.join(differing)}" + (f" ({which})" if which else "")
+            if which and FACTS["listing"] in differing:  # then sizes and samples differ, too
+                other = which
             what = (
                 f"the training pictures of {self.plan.recipe.data.train} are not those that "
                 f"{self.folder.path} began with: {other}"
@@ -246,7 +251,8 @@ class Session:
                     f"{what}; give the same files, or go on with these with --allow-changes",
                     remedy="--allow-changes",
                 )
-            self._altered.append(f"training pictures with {other}")
+            told = f"training pictures: {other}"
+            self._altered["data"] = "; ".join(filter(None, (self._altered["data"], told)))
             self.notes.append(what)
         elif before.get("times", facts["times"]) != facts["times"]:
             self.notes.append(
