@@ -11,6 +11,7 @@ import re
 _ACTING = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def visible(text: object) -> str:
@@ -24,6 +25,11 @@ def visible(text: object) -> str:
 def visible_lines(text: str) -> str:
     """The same for text whose line ends are its author's: they stay."""
     return "\n".join(visible(line) for line in text.split("\n"))
+
+
+def writable_json(text: str) -> str:
+    """JSON text that can be written as UTF-8: bytes of names that are no text become escapes."""
+    return _SURROGATE.sub(_escape, text)
 
 
 def _escape(found: re.Match[str]) -> str:

@@ -67,7 +67,9 @@ class InitRecipe(Section):
 class DataRecipe(Section):
     """Where the pictures are."""
 
-    train: str = Field("digits", description="folder, tar shards (glob), list file or 'digits'")
+    train: str = Field(
+        "digits", description="folder, archives, list file or 'digits', see docs/data.md"
+    )
     validation: str | None = Field("digits", description="the same; empty: no validation")
     root: str | None = Field(None, description="folder that a list file's paths start from")
     outside_root: bool = Field(

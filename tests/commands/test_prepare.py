@@ -129,6 +129,21 @@ def test_sorted_light_parts(archives):
     check(open_source(archives / "light/train"), open_source(archives / "light/val"))
 
 
+def test_kaggles_table_says_what_validation_pictures_show(archives):
+    rows = [
+        f"ILSVRC2012_val_{number:08},{wnid} 1 2 3 4 {wnid} 5 6 7 8\n"
+        for number, (wnid, _) in enumerate(VALIDATION, 1)
+    ]
+    table = archives / "LOC_val_solution.csv"
+    table.write_text("".join(["ImageId,PredictionString\n", *rows]))
+    options = {"train": [archives / "train.tar"], "val": [archives / "val.tar"]}
+    prepare_imagenet(archives / "kaggle", val_list=table, **options)
+    check(open_source(archives / "kaggle/train"), open_source(archives / "kaggle/val"))
+    table.write_text("ImageId,PredictionString\nILSVRC2012_val_00000001,n01440764 1 2\n")
+    with pytest.raises(XciteError, match="line 2: expected 'name wnid'"):
+        prepare_imagenet(archives / "other", val_list=table, **options)
+
+
 @pytest.mark.parametrize("layout", ["folders", "shards"])
 def test_an_interrupted_run_goes_on(archives, layout, monkeypatch):
     destination = archives / "imagenet"

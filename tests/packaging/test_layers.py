@@ -17,6 +17,7 @@ LAYERS = [
         "regular_files",
         "control_characters",
         "whole_files",
+        "user_cache",
         "randomness",
         "preprocessing",
         "families",

@@ -91,12 +91,111 @@ def tars():
     return seeds, read
 
 
+def zips():
+    import zipfile
+
+    from xcite.data.sources import open_source
+
+    seeds = []
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
+        for names in (("cat/1.png", "dog/ä.png"), ("a/train/x/1.png", "a/val/x/2.png")):
+            file = io.BytesIO()
+            with zipfile.ZipFile(file, "w", method) as archive:
+                for name in names:
+                    with archive.open(name, "w", force_zip64=len(names[0]) > 9) as member:
+                        member.write(b"abcde" * 9)
+            seeds.append(file.getvalue())
+
+    def read(data, place):
+        path = place / "z.zip"
+        path.write_bytes(data)
+        source = open_source(path)
+        for index in range(min(3, len(source))):
+            source.read(index)
+
+    return seeds, read
+
+
+def samples():
+    from xcite.data.sources import open_source
+
+    seeds = []
+    for name, label in (("1.cls", b"3"), ("1.cls", b"cat"), ("1.json", b'{"label": 7, "x": [1]}')):
+        file = io.BytesIO()
+        with tarfile.open(fileobj=file, mode="w") as archive:
+            for member, data in (("1.jpg", b"abc"), (name, label)):
+                info = tarfile.TarInfo(member)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+        seeds.append(file.getvalue()[:2560])
+
+    def read(data, place):
+        path = place / "s.tar"
+        path.write_bytes(data)
+        source = open_source(path)
+        source.read(len(source) - 1)
+
+    return seeds, read
+
+
+def parquets():
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from xcite.data.sources import open_source
+
+    seeds = []
+    for labels in ([0, 1, 1], ["cat", "dog", "cat"]):
+        for packing in ("none", "snappy"):
+            images = [{"bytes": b"abc", "path": f"{n}.png"} for n in range(3)]
+            said = {"info": {"features": {"label": {"names": ["cat", "dog"]}}}}
+            table = pa.table({"image": images, "label": labels})
+            table = table.replace_schema_metadata({"huggingface": json.dumps(said)})
+            file = io.BytesIO()
+            pq.write_table(table, file, compression=packing, row_group_size=2)
+            seeds.append(file.getvalue())
+
+    def read(data, place):
+        path = place / "p.parquet"
+        path.write_bytes(data)
+        source = open_source(path)
+        for index in range(min(3, len(source))):
+            source.read(index)
+
+    return seeds, read
+
+
+def tables():
+    from xcite.data.sources import open_source
+
+    seeds = [
+        b'image,label\n"a,1.png",cat\nb.png,dog\n',
+        b"a.png;1\r\nb.png;2\r\n",
+        "\ufefffilename\tclass\n猫.png\t猫\n".encode(),
+        "image,label\na.png,1\n".encode("utf-16"),
+        "猫.png,狗\n".encode("gbk"),
+        b"ImageId,PredictionString\nILSVRC2012_val_00000001,n01440764 1 2 3 4\n",
+    ]
+
+    def read(data, place):
+        (place / "a.png").touch()
+        path = place / "t.csv"
+        path.write_bytes(data)
+        for columns in (None, "image,label"):
+            with contextlib.suppress(_error()):
+                open_source(path, columns=columns)
+
+    return seeds, read
+
+
 def lists():
     from xcite.data.sources import open_source, read_class_names
 
     seeds = [b"a/1.png 0\nb c/2.png 1\n", b"/abs/x.png\t3\n../y.png 2\r\n", "ä ö 7\n\n".encode()]
 
     def read(data, place):
+        (place / "a").mkdir(exist_ok=True)
+        (place / "a" / "1.png").touch()
         path = place / "list.txt"
         path.write_bytes(data)
         for reader in (open_source, read_class_names):
@@ -235,7 +334,13 @@ def runs():
     return seeds, read
 
 
-READERS = {f.__name__: f for f in (pictures, tars, lists, recipes, weights, bundles, caches, runs)}
+READERS = {
+    reader.__name__: reader
+    for reader in (
+        *(pictures, tars, zips, samples, parquets, lists, tables),
+        *(recipes, weights, bundles, caches, runs),
+    )
+}
 
 
 def _error():

@@ -8,6 +8,7 @@ import typer
 
 from xcite.commands.own_pictures import own_pictures
 from xcite.commands.printing import cell, say
+from xcite.control_characters import writable_json
 from xcite.errors import XciteError
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def _about(opened: "OpenedModel", model: str) -> dict[str, Any]:
 def _write(path: Path, figures: dict[str, Any]) -> None:
     from xcite.whole_files import write_text
 
-    write_text(path, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, writable_json(json.dumps(figures, indent=1, ensure_ascii=False)) + "\n")
 
 
 def _print_suite(console: "Console", rows: list[dict[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 """`xcite inspect`: what a weights file holds."""
 
+import json
 from pathlib import Path
 
 import typer
@@ -29,7 +30,8 @@ def inspect(
     path = locate(source, weights_dir=weights_dir)
     report = inspect_file(path, dialect=dialect)
     if as_json:
-        lines = report.model_dump_json(indent=2).split("\n")
+        values = report.model_dump(mode="json")
+        lines = json.dumps(values, indent=2, ensure_ascii=False).split("\n")
     elif card:
         lines = "\n".join(model_card(report, part) for part in report.parts).split("\n")
     else:

@@ -17,7 +17,7 @@ def prepare(
     train: list[Path] = typer.Option(help="Tar of class tars, or of class folders; repeatable."),
     val: list[Path] = typer.Option(help="Tar of validation pictures; repeatable."),
     devkit: Path = typer.Option(None, help="The development kit, which says what they show."),
-    val_list: Path = typer.Option(None, help="Or a text file of lines 'name wnid'."),
+    val_list: Path = typer.Option(None, help="Or LOC_val_solution.csv, or lines of 'name wnid'."),
     layout: str = typer.Option("folders", help="folders or shards."),
     per_shard: int = typer.Option(10_000, help="Pictures per shard."),
 ) -> None:

@@ -1,12 +1,14 @@
 """What was found in a source of pictures, in words."""
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 from xcite.data.decoding import FORMATS
-from xcite.data.sources import Source
+from xcite.data.sources import ListFile, Source
+from xcite.data.sources.layouts import PARTS
 from xcite.errors import XciteError
 
 SAMPLE = 16  # pictures whose size is looked at
@@ -25,13 +27,46 @@ def describe(source: Source) -> list[str]:
     elif len(counts) > 1:
         line += f", {counts[largest]:,} each"
     lines = [line + _sizes(source)]
-    if source.found.left_out:
-        kinds = [
-            f"{count:,} {kind} ({source.found.examples[kind]})"
-            for kind, count in source.found.left_out.items()
-        ]
-        lines.append(f"left out: {', '.join(kinds)}")
-    return lines + [f"warning: {warning}" for warning in source.found.warnings]
+    if left_out := source.found.left_out_in_words():
+        lines.append(f"left out: {left_out}")
+    warnings = [*source.found.warnings, *_suspicions(source.class_names)]
+    return lines + [f"warning: {warning}" for warning in warnings]
+
+
+def refuse_doubtful(
+    train: Source, validation: Source | None, *, on_error: str, classes_given: bool
+) -> None:
+    """Refuse what would be found too late, or would be learnt or measured wrongly without a word.
+
+    Args:
+        on_error: "skip" leaves out listed files that are missing.
+        classes_given: a file says which class each number means.
+
+    Raises:
+        XciteError: listed files are missing; or validation labels are numbers, and the classes of
+            the training pictures are the names of their folders.
+    """
+    for source in (train, validation):
+        if isinstance(source, ListFile) and source.missing and on_error == "stop":
+            missing = next(w for w in source.found.warnings if "are missing" in w)
+            raise XciteError(f"{missing}; correct the list, or set data.on_error=skip")
+    told = classes_given or isinstance(train, ListFile)
+    if isinstance(validation, ListFile) and validation.guessed and not told:
+        names = ", ".join(train.class_names[:3])
+        raise XciteError(
+            "the validation list has numbers as labels, the training pictures lie in folders "
+            f"named {names}, ...: which is which? Write names as labels, or their order "
+            "into a file and set data.classes to it"
+        )
+
+
+def _suspicions(names: Sequence[str]) -> list[str]:
+    """What is probably not meant, going by the names of the classes alone."""
+    parts = {part: [n for n in names if n.casefold() in words] for part, words in PARTS.items()}
+    if not all(parts.values()):
+        return []
+    called = " and ".join(of_part[0] for of_part in parts.values())
+    return [f"classes are called {called}: are these parts of a data set?"]
 
 
 def _sizes(source: Source) -> str:

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from xcite.data.decoding import SUFFIXES
+from xcite.data.sources.answers import WNID as _CLASS
+from xcite.data.sources.answers import Answers, read_answers, read_devkit
 from xcite.data.tar_members import tar_members
 from xcite.errors import XciteError
 from xcite.whole_files import whole_file, write_text
@@ -25,10 +27,7 @@ from xcite.whole_files import whole_file, write_text
 OFFICIAL = {"classes": 1000, "train": 1_281_167, "val": 50_000}
 PICTURES_PER_SHARD = 10_000
 
-_CLASS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
-_LARGEST_TABLE = 64 << 20  # bytes; the real meta.mat has about half a million
-_LARGEST_DEVKIT = 1 << 30  # bytes unpacked; the real one has a few million
 _PLAN = "prepared.json"
 _FORMAT = tarfile.USTAR_FORMAT
 
@@ -64,7 +63,7 @@ def prepare_imagenet(
         train: the official tar of class tars, or tars of class folders (the sorted 'light' parts).
         val: tars of pictures, flat (then `devkit` or `val_list` says what they show) or in folders.
         devkit: the official development kit; needs SciPy to read its table.
-        val_list: lines of ``name wnid`` instead of the development kit.
+        val_list: Kaggle's LOC_val_solution.csv or lines of ``name wnid`` instead of the kit.
         layout: "folders" gives ``train/<wnid>/<picture>``, "shards" ``train-0000.tar`` and so on.
 
     Returns:
@@ -78,13 +77,13 @@ def prepare_imagenet(
         raise XciteError(f"unknown layout {layout!r}; choose folders or shards")
     if per_shard < 1:
         raise XciteError("a shard holds at least one picture")
-    answers = None
+    answers: Answers | None = None
     if devkit is not None and val_list is not None:
         raise XciteError("give --devkit or --val-list, not both: each says what val pictures show")
     if devkit is not None:
-        answers = _answers_of_devkit(devkit)
+        answers = read_devkit(devkit)
     elif val_list is not None:
-        answers = _answers_of_list(val_list)
+        answers = read_answers(val_list)
     splits = {
         "train": _listed_train(train, progress),
         "val": _listed_val(val, answers, progress),
@@ -132,7 +131,7 @@ def _listed_train(archives: Sequence[Path], progress: Progress) -> list[Picture]
 
 
 def _listed_val(
-    archives: Sequence[Path], answers: dict[str, str] | None, progress: Progress
+    archives: Sequence[Path], answers: Answers | None, progress: Progress
 ) -> list[Picture]:
     pictures: list[Picture] = []
     for archive in archives:
@@ -141,9 +140,7 @@ def _listed_val(
             if not _is_picture(file):
                 continue
             if answers is not None:
-                if file not in answers:
-                    raise XciteError(f"{archive}: nothing says what {file} shows")
-                class_name = answers[file]
+                class_name = answers.wnid(file)
             elif folders:
                 class_name = folders[-1]
             else:
@@ -181,82 +178,10 @@ def _fitting(pattern: re.Pattern[str], text: str, archive: Path, name: str) -> s
     return text
 
 
-# --- what validation pictures show --------------------------------------------------------------
-
-
-def _answers_of_list(path: Path) -> dict[str, str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise XciteError(f"{path}: not a readable text file ({error})") from error
-    answers: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        fields = line.replace(",", " ").split()
-        if not fields:
-            continue
-        if len(fields) != 2 or not _CLASS.fullmatch(fields[1]):
-            raise XciteError(f"{path} line {number}: expected 'name wnid', got {line[:80]!r}")
-        file = fields[0].rpartition("/")[2]
-        if file in answers:
-            raise XciteError(f"{path} line {number}: {file} is listed twice")
-        answers[file] = fields[1]
-    return answers
-
-
-def _answers_of_devkit(path: Path) -> dict[str, str]:
-    """File name to wnid: line k of the ground truth is about ILSVRC2012_val_0000000k.JPEG."""
-    wanted = {"meta.mat": b"", "ILSVRC2012_validation_ground_truth.txt": b""}
-    try:
-        with tarfile.open(path, "r:*") as archive:
-            for member in archive:
-                if member.offset > _LARGEST_DEVKIT:
-                    raise XciteError(f"{path}: far too large for a development kit")
-                name = member.name.rpartition("/")[2]
-                if member.isreg() and name in wanted and not wanted[name]:
-                    if member.size > _LARGEST_TABLE:
-                        raise XciteError(f"{path}: {member.name} is far too large")
-                    file = archive.extractfile(member)
-                    assert file is not None  # regular members have contents
-                    wanted[name] = file.read()
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        raise XciteError(f"{path}: cannot be read as a development kit ({error})") from error
-    for name, data in wanted.items():
-        if not data:
-            raise XciteError(f"{path}: no {name} in it; is it ILSVRC2012_devkit_t12?")
-    wnids = _wnids(wanted["meta.mat"], path)
-    answers = {}
-    truth = wanted["ILSVRC2012_validation_ground_truth.txt"].decode("ascii", "replace").split()
-    for number, text in enumerate(truth, 1):
-        if not text.isdecimal() or int(text) not in wnids:
-            raise XciteError(f"{path}: answer {number} of the ground truth is {text[:20]!r}")
-        answers[f"ILSVRC2012_val_{number:08}.JPEG"] = wnids[int(text)]
-    return answers
-
-
-def _wnids(table: bytes, path: Path) -> dict[int, str]:
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise XciteError(
-            "reading the development kit's meta.mat needs SciPy: pip install scipy; "
-            "or give --val-list with lines of 'name wnid'"
-        ) from error
-    try:
-        synsets = loadmat(io.BytesIO(table), squeeze_me=True)["synsets"].reshape(-1)
-        rows: list[Any] = [row for row in synsets if _number(row, "num_children") == 0]
-        return {_number(row, "ILSVRC2012_ID"): str(row["WNID"]) for row in rows}
-    except Exception as error:  # SciPy raises nearly anything on damaged files
-        raise XciteError(f"{path}: cannot read the synsets in meta.mat ({error})") from error
-
-
-def _number(row: Any, field: str) -> int:
-    return int(row[field]) if field in row.dtype.names else 0
-
-
 # --- checking -----------------------------------------------------------------------------------
 
 
-def _check(splits: dict[str, list[Picture]], answers: dict[str, str] | None) -> dict[str, int]:
+def _check(splits: dict[str, list[Picture]], answers: Answers | None) -> dict[str, int]:
     for split, pictures in splits.items():
         if not pictures:
             raise XciteError(f"no {split} pictures in the archives")
@@ -272,11 +197,11 @@ def _check(splits: dict[str, list[Picture]], answers: dict[str, str] | None) -> 
             "that train does not have; is a part of train missing?"
         )
     if answers is not None:
-        missing = set(answers) - {picture.file for picture in splits["val"]}
+        missing = answers.missing(picture.file for picture in splits["val"])
         if missing:
             raise XciteError(
-                f"{len(missing)} of {len(answers)} val pictures are missing, {sorted(missing)[0]} "
-                "first"
+                f"{len(missing)} of {len(answers.by_name)} val pictures are missing, "
+                f"{sorted(missing)[0]} first"
             )
     counts = {"classes": len(classes)} | {name: len(part) for name, part in splits.items()}
     official = counts["classes"] == OFFICIAL["classes"] and counts["val"] == OFFICIAL["val"]

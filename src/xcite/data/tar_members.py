@@ -7,7 +7,7 @@ recursion, and takes damage behind the first member for the end.
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from xcite.errors import XciteError
@@ -18,19 +18,27 @@ _LONGEST_HEADER = 256 * 1024  # bytes; a path has at most 4,096
 _MOST_HEADERS = 8  # before one member; archivers write up to three
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE)
 _LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_MOST_LINKS = 2_000_000
+_KINDS = {tarfile.SYMTYPE: "symbolic links", tarfile.LNKTYPE: "hard links beyond all measure"}
 _RECORD = re.compile(rb"(\d{1,9}) ([^=]+)=")
 
 
 def tar_members(
-    path: str | os.PathLike[str], start: int = 0, length: int | None = None
+    path: str | os.PathLike[str],
+    start: int = 0,
+    length: int | None = None,
+    *,
+    left_out: Callable[[str, str], None] = lambda kind, name: None,
 ) -> Iterator[tuple[str, int, int]]:
     """Name, offset and size of each regular file in an uncompressed tar archive, in order.
 
-    Links and devices are left out, and nothing is extracted.
+    Hard links to files of the archive come last, with the place of that file. Other links and
+    devices are left out, and nothing is extracted.
 
     Args:
         start, length: where an archive lies that is itself a member of ``path``; offsets count
             from the beginning of ``path`` all the same.
+        left_out: called with kind and name of what is not listed, folders aside.
 
     Raises:
         XciteError: unreadable, compressed, damaged, cut short, or with headers beyond all measure.
@@ -38,14 +46,40 @@ def tar_members(
     try:
         with open_regular(path) as file:
             end = os.fstat(file.fileno()).st_size if length is None else start + length
-            yield from _members(file, path, start, end)
+            links: dict[str, str] = {}
+            yield from _members(file, path, start, end, links, left_out)
+            if links:
+                yield from _linked(_members(file, path, start, end, {}), links, left_out)
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         raise XciteError(f"{path}: cannot be read as an uncompressed tar ({error})") from error
 
 
-def _members(
-    file: BinaryIO, path: str | os.PathLike[str], offset: int, end: int
+def _linked(
+    members: Iterator[tuple[str, int, int]],
+    links: dict[str, str],
+    left_out: Callable[[str, str], None],
 ) -> Iterator[tuple[str, int, int]]:
+    """The hard links among the names ``links``, each with the place of the file it leads to."""
+    wanted = set(links.values())
+    places = {name: (offset, size) for name, offset, size in members if name in wanted}
+    for name, target in links.items():
+        if target in links and target not in places:  # a link to a link before it
+            target = links[target]
+        if target in places:
+            yield name, *places[target]
+        else:
+            left_out("links to nothing in the archive", name)
+
+
+def _members(
+    file: BinaryIO,
+    path: str | os.PathLike[str],
+    offset: int,
+    end: int,
+    links: dict[str, str],
+    left_out: Callable[[str, str], None] = lambda kind, name: None,
+) -> Iterator[tuple[str, int, int]]:
+    """The regular files; hard links are put into ``links``, as name to target."""
     everywhere: dict[str, str] = {}  # of global headers
     own: dict[str, str] = {}  # of the headers before a member
     headers, first = 0, offset
@@ -71,6 +105,8 @@ def _members(
                 own |= _pax(body)
             elif member.type == tarfile.GNUTYPE_LONGNAME:
                 own["path"] = body.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+            else:
+                own["linkpath"] = body.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
             continue
         said = everywhere | own
         own, headers = {}, 0
@@ -82,11 +118,18 @@ def _members(
             more = file.read(_BLOCK)[504:505].strip(b"\0")
             offset += _BLOCK
         if not member.isreg() and member.type in tarfile.SUPPORTED_TYPES:
-            continue  # folders, links and devices have no data
+            # folders, links and devices have no data
+            if member.type == tarfile.LNKTYPE and len(links) < _MOST_LINKS:
+                links[name] = said.get("linkpath", member.linkname).rstrip("/")
+            elif member.type != tarfile.DIRTYPE:
+                left_out(_KINDS.get(member.type, "devices"), name)
+            continue
         if size < 0 or offset + size > end:
             raise XciteError(f"{path}: cut short within {name!r}")
         if member.isreg() and not sparse and not any(k.startswith("GNU.sparse") for k in said):
             yield name, offset, size
+        else:
+            left_out("sparse files", name)
         offset += _blocks(size)
     raise XciteError(f"{path}: cut short, the empty block that ends a tar is missing")
 
@@ -102,7 +145,7 @@ def _pax(body: bytes) -> dict[str, str]:
         length, key = int(record[1]), record[2]
         if not length:
             raise tarfile.HeaderError("a record of length 0")
-        if key in (b"path", b"size") or key.startswith(b"GNU.sparse"):
+        if key in (b"path", b"size", b"linkpath") or key.startswith(b"GNU.sparse"):
             value = body[record.end() : position + length - 1]
             said[key.decode("ascii", "replace")] = value.decode("utf-8", "surrogateescape")
         position += length

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from xcite.control_characters import writable_json
 from xcite.errors import XciteError
 from xcite.families import Architecture
 from xcite.preprocessing import Preprocessing
@@ -99,7 +100,7 @@ class BundleInfo(BaseModel):
         """SHA-256 over all fields but the seal, as compact JSON with sorted keys."""
         fields = self.model_dump(mode="json", exclude={"seal"})
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(writable_json(text).encode()).hexdigest()
 
 
 def describe(architecture: Architecture) -> dict[str, Any]:
@@ -204,7 +205,7 @@ def seal_folder(folder: Path, info: BundleInfo) -> BundleInfo:
     sealed = info.sealed(files)
     text = json.dumps(sealed.model_dump(mode="json"), indent=2, ensure_ascii=False)
     with (folder / DESCRIPTION).open("w", encoding="utf-8") as stream:
-        stream.write(text + "\n")
+        stream.write(writable_json(text) + "\n")
         stream.flush()
         os.fsync(stream.fileno())
     return sealed

@@ -5,6 +5,7 @@ A request's way: `Guard` -> limits -> `Service` -> JSON.
 
 import asyncio
 import contextlib
+import json
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 import xcite
+from xcite.control_characters import writable_json
 from xcite.runtime.predictor import Predictor
 from xcite.server.answers import Answers, Problem
 from xcite.server.batching import QueueFullError
@@ -166,7 +168,7 @@ class Routes:
         content: dict[str, Any] = {"pictures": [a.model_dump(exclude_none=True) for a in answers]}
         if not good:
             content["error"] = answers[0].error
-        return JSONResponse(content, status_code=200 if good else 422)
+        return _Answer(content, status_code=200 if good else 422)
 
     async def health(self) -> Response:
         if trouble := await self.service.trouble():
@@ -228,6 +230,14 @@ def _page(name: str, media: str) -> Callable[[], Awaitable[Response]]:
         return Response(text, media_type=media)
 
     return send
+
+
+class _Answer(JSONResponse):
+    """JSON with the names of files and classes as they are, even where they are no text."""
+
+    def render(self, content: Any) -> bytes:
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return writable_json(text).encode()
 
 
 def _problem(status: int, message: str, **headers: str) -> JSONResponse:

@@ -99,7 +99,7 @@ def save(
     if identity is not None:
         metadata["run"] = json.dumps(asdict(identity))
     if model is not None:
-        metadata[METADATA_KEY] = model.model_dump_json()
+        metadata[METADATA_KEY] = model.as_json()
     write_safetensors(path, state, metadata)
 
 

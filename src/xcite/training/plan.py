@@ -7,6 +7,7 @@ import numpy as np
 
 from xcite.canonical import initial_weights, parameter_count
 from xcite.cost import activations
+from xcite.data.findings import refuse_doubtful
 from xcite.data.pipeline import TrainLoader
 from xcite.data.sources import Source, open_source, read_class_names
 from xcite.errors import XciteError
@@ -113,6 +114,7 @@ def make(recipe: Recipe, *, initialise: bool = True) -> Plan:
         if unseen.any():
             absent = [n for n, missing in zip(train.class_names, unseen, strict=True) if missing]
             notes.append(f"no validation pictures of {', '.join(absent[:8])}")
+    refuse_doubtful(train, validation, on_error=recipe.data.on_error, classes_given=bool(names))
     architecture = find(
         recipe.model.name,
         num_classes=len(train.class_names),

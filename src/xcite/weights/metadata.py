@@ -1,13 +1,19 @@
 """What travels with weights: variant, classes, preprocessing, provenance."""
 
+import json
+import re
 from dataclasses import asdict, fields
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticSerializationError
 
+from xcite.control_characters import writable_json
 from xcite.errors import XciteError
 from xcite.families import Architecture, family_of_fields
 from xcite.preprocessing import Preprocessing
+
+_NO_TEXT = re.compile(r"\\ud[89a-f]", re.IGNORECASE)  # which pydantic's own reader refuses
 
 
 class Metadata(BaseModel):
@@ -37,6 +43,14 @@ class Metadata(BaseModel):
     @classmethod
     def _from_dataclass(cls, value: Any) -> Any:
         return asdict(value) if isinstance(value, Architecture) else value
+
+    def as_json(self) -> str:
+        """What `metadata_from_json` reads."""
+        try:
+            return self.model_dump_json()
+        except PydanticSerializationError:  # a class name that is no text, as folders may have
+            values = self.model_dump(mode="json")
+            return writable_json(json.dumps(values, ensure_ascii=False, separators=(",", ":")))
 
     def described_architecture(self) -> Architecture | None:
         """The architecture as a typed value, or None when the file does not say.
@@ -76,7 +90,11 @@ def metadata_from_json(text: str, origin: str) -> Metadata:
         XciteError: when it is not what this version writes.
     """
     try:
+        if _NO_TEXT.search(text):
+            return Metadata.model_validate(json.loads(text))
         return Metadata.model_validate_json(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise XciteError(f"{origin}: the Xcite metadata cannot be read: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "metadata"

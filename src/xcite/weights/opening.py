@@ -57,7 +57,7 @@ def save_weights(path: str | Path, tensors: Mapping[str, np.ndarray], metadata: 
     architecture = metadata.described_architecture()
     if architecture is not None:
         canonical.check(tensors, architecture)
-    write_safetensors(Path(path), tensors, {METADATA_KEY: metadata.model_dump_json()})
+    write_safetensors(Path(path), tensors, {METADATA_KEY: metadata.as_json()})
 
 
 def open_weights(

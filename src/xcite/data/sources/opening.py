@@ -1,16 +1,27 @@
 """Which kind of source a path names."""
 
-import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from xcite.data.sources.digits import Digits
 from xcite.data.sources.folder import ImageFolder
+from xcite.data.sources.layouts import (
+    COMPRESSED,
+    PARTS,
+    Place,
+    find_place,
+    kind_of,
+    split_parts,
+)
+from xcite.data.sources.listing import Listed
 from xcite.data.sources.lists import ListFile
+from xcite.data.sources.parquet import ParquetShards
+from xcite.data.sources.patterns import expand
 from xcite.data.sources.source import Source
-from xcite.data.sources.splits import part_of, split_parts
 from xcite.data.sources.tar import TarShards
+from xcite.data.sources.unpacked import unpacked_tar
+from xcite.data.sources.zip import ZipArchives
 from xcite.errors import XciteError
 
 
@@ -28,17 +39,21 @@ def open_source(
 
     Args:
         spec: a folder with one folder of pictures per class; a ``.tar`` file, a folder of them or a
-            pattern such as ``shards/train-*.tar`` (the class is the folder inside the archive); a
-            text file of ``path label`` lines; or "digits", scikit-learn's 1,797 handwritten ones.
+            pattern such as ``shards/train-*.tar`` or ``train-{0000..0146}.tar`` (the class is the
+            folder inside the archive, WebDataset's ``.cls`` or the name of a class tar); a ``.zip``
+            of class folders; Hugging Face's ``.parquet`` shards; a text file of ``path label``
+            lines or a CSV; a folder that has a training and a validation part of these; or
+            "digits", scikit-learn's 1,797 handwritten ones. A path that exists wins over a pattern.
         root: folder that a list file's paths start from; its own folder if empty.
         classes: class names in label order, as a model knows them; a class that is not among them
-            is an error. If empty they come from the data.
+            is an error. If empty they come from the data: sorted as text, or by value where all are
+            whole numbers.
         channels: of the digits, 3 or 1; encoded pictures are converted when decoded.
-        split: "train" or "validation": which part of a folder that has both, or of the digits.
-        outside_root: allow paths of a list file or names of tar members that lead out of their
+        split: "train" or "validation": which part of data that have both, or of the digits.
+        outside_root: allow paths of a list file or names of archive members that lead out of their
             root: with ``..``, or absolute ones beside a ``root``. An absolute path in a list file
             without a root is what its writer meant, and links on disk are the user's own.
-        columns: of a CSV with a header, which hold path and label, as "image,label".
+        columns: of a CSV with a header or of parquet, which hold path and label, as "image,label".
 
     Raises:
         XciteError: nothing there, no pictures, unknown classes, or a damaged archive.
@@ -50,29 +65,81 @@ def open_source(
         raise XciteError(f"class {twice!r} is named twice")
     if spec == "digits":
         return Digits(split, channels, names)
-    path = Path(spec).expanduser()
-    if not os.path.exists(path) and any(sign in spec for sign in "*?["):
-        shards = sorted(glob.glob(str(path)))
-        if not shards:
-            raise XciteError(f"{spec}: no file matches this pattern")
-        return TarShards(spec, shards, names, outside_root)
-    if path.is_dir():
-        path = part_of(path, split)
-        shards = sorted(str(shard) for shard in path.glob("*.tar"))
-        return TarShards(spec, shards, names, outside_root) if shards else ImageFolder(path, names)
-    if path.suffix == ".tar" and path.is_file():
-        return TarShards(spec, [str(path)], names, outside_root)
-    if path.is_file():
-        return ListFile(path, Path(root).expanduser() if root else None, names, outside_root)
-    raise XciteError(
-        f"{spec}: no such folder, list file or .tar; "
-        "data.train and data.validation also take a pattern of .tar files or 'digits'"
-    )
+    if split not in PARTS:
+        raise XciteError(f"data have the splits {' and '.join(PARTS)}, not {split!r}")
+    place = _place(spec, split)
+    source = _opened(place, spec, split, names, root, outside_root, _columns(columns))
+    if place.beside:
+        source.found.leave_out("archives", place.beside[0].name, len(place.beside))
+        source.found.warnings.append(
+            f"{spec}: {len(place.beside)} archives ({place.beside[0].name}, ...) were not read; "
+            f"the pictures are from the {'class folders' if place.kind == 'folder' else 'others'}"
+        )
+    return source
 
 
 def has_split(spec: str | os.PathLike[str], split: str) -> bool:
-    """Whether ``spec`` has a part "train" or "validation" of its own; nothing is listed for it."""
+    """Whether ``spec`` has a part "train" or "validation" of its own.
+
+    Folders are looked into, not listed; an archive is listed.
+    """
     spec = os.fspath(spec)
     if spec == "digits":
-        return split in ("train", "validation")
-    return split in split_parts(Path(spec).expanduser())
+        return split in PARTS
+    paths = expand(spec)
+    if paths[0].is_dir():
+        return split in split_parts(paths[0])
+    if kind_of(paths[0]) not in ("tar", "zip"):
+        return False
+    source = open_source(spec)
+    return isinstance(source, Listed) and split in source.parts
+
+
+def _place(spec: str, split: str) -> Place:
+    paths = expand(spec)
+    if len(paths) == 1 and paths[0].is_dir():
+        return find_place(paths[0], split)
+    kinds = {kind_of(path) for path in paths}
+    if len(paths) > 1 and (len(kinds) > 1 or not kinds & {"tar", "zip", "parquet"}):
+        raise XciteError(
+            f"{spec}: matches {len(paths)} files such as {paths[0].name} and {paths[-1].name}; "
+            "several files must all be tars, zips or parquet shards"
+        )
+    return Place(kinds.pop() or "list", paths)
+
+
+def _opened(
+    place: Place,
+    spec: str,
+    split: str,
+    classes: list[str] | None,
+    root: str | os.PathLike[str] | None,
+    outside_root: bool,
+    columns: list[str],
+) -> Listed:
+    paths = [str(path) for path in place.paths]
+    if place.kind == "folder":
+        return ImageFolder(place.paths[0], classes)
+    if place.kind == "tar":
+        packed = [path.lower().endswith(COMPRESSED) for path in paths]
+        tars = [
+            str(unpacked_tar(Path(path))) if is_packed else path
+            for path, is_packed in zip(paths, packed, strict=True)
+        ]
+        shown = [os.path.abspath(path) for path in paths] if any(packed) else ()
+        return TarShards(spec, tars, classes, outside_root, split, shown)
+    if place.kind == "zip":
+        return ZipArchives(spec, paths, classes, outside_root, split)
+    if place.kind == "parquet":
+        return ParquetShards(spec, paths, classes, columns)
+    start = Path(root).expanduser() if root else None
+    return ListFile(place.paths[0], start, classes, outside_root, columns)
+
+
+def _columns(columns: str | None) -> list[str]:
+    if not columns:
+        return []
+    names = [name.strip() for name in columns.split(",")]
+    if len(names) != 2 or not all(names):
+        raise XciteError(f"data.columns is {columns!r}; write it as image,label")
+    return names

@@ -13,7 +13,6 @@ from typing import Protocol
 
 import numpy as np
 
-from xcite.data.decoding import SUFFIXES
 from xcite.errors import XciteError
 from xcite.regular_files import read_regular
 
@@ -36,6 +35,17 @@ class Found:
         """Count what is left out."""
         self.left_out[kind] = self.left_out.get(kind, 0) + count
         self.examples.setdefault(kind, example)
+
+    def left_out_in_words(self) -> str:
+        """Such as "3 .txt files (cat/notes.txt), 1 hidden files (.x)"; "" if nothing is."""
+        kinds = (
+            f"{count:,} {kind} ({self.examples[kind]})" for kind, count in self.left_out.items()
+        )
+        return ", ".join(kinds)
+
+    def copy(self) -> "Found":
+        """One that can be added to."""
+        return Found(dict(self.left_out), dict(self.examples), list(self.warnings))
 
 
 class Source(Protocol):
@@ -108,6 +118,17 @@ class Names:
         self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
         self._bytes = b"".join(encoded)
 
+    @classmethod
+    def of_arrays(cls, text: np.ndarray, ends: np.ndarray) -> "Names":
+        """What `arrays` gave."""
+        names = cls(())
+        names._ends, names._bytes = ends, text.tobytes()
+        return names
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """uint8, the encoded names in a row; int64 (n,), where each of them ends."""
+        return np.frombuffer(self._bytes, np.uint8), self._ends
+
     def __len__(self) -> int:
         return len(self._ends)
 
@@ -121,47 +142,6 @@ class Names:
         digest.update(self._bytes)
 
 
-class Listed:
-    """What listings of encoded pictures share."""
-
-    class_names: list[str]
-    labels: np.ndarray
-    notes: Sequence[str] = ()
-    found: Found
-
-    def __init__(
-        self, names: Iterable[str], found: Sequence[str | int], classes: list[str] | None, spec: str
-    ) -> None:
-        self.found = Found()
-        self._names = Names(names)
-        if not len(self._names):
-            raise XciteError(f"{spec}: no pictures found ({', '.join(SUFFIXES[:4])}, ...)")
-        self.class_names = classes or sorted({str(name) for name in found})
-        for name in self.class_names:
-            if not name.isascii() and name.encode(errors="replace").decode() != name:
-                raise XciteError(f"{spec}: the class name {name!r} is not UTF-8; rename it")
-        position = {name: label for label, name in enumerate(self.class_names)}
-        unknown = sorted({str(name) for name in found} - set(position))
-        if unknown:
-            raise XciteError(
-                f"{spec}: class {unknown[0]!r} is not among the {len(position)} expected ones "
-                f"({', '.join(self.class_names[:5])}{', ...' if len(position) > 5 else ''})"
-            )
-        self.labels = np.array([position[str(name)] for name in found], np.int64)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def name(self, index: int) -> str:
-        raise NotImplementedError
-
-    def files(self) -> Iterable[str]:
-        return map(self.name, range(len(self)))
-
-    def fingerprint(self) -> str:
-        return fingerprint(self._names, self.labels, self.class_names)
-
-
 def read_file(path: str, offset: int = 0, size: int | None = None) -> bytes:
     """Bytes of a file; that no more files can be opened is no fault of this one, so OSError."""
     try:
@@ -172,8 +152,11 @@ def read_file(path: str, offset: int = 0, size: int | None = None) -> bytes:
         raise XciteError(f"{path}: {error.strerror or error}") from error
 
 
-def state(path: str) -> tuple[int, int, int]:
-    """What changes when a file is replaced or written to."""
+State = tuple[int, int, int]
+
+
+def state(path: str) -> State:
+    """What changes when a file is replaced or written to, or a folder gains or loses a name."""
     try:
         found = os.stat(path)
     except OSError as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from xcite.control_characters import writable_json
 from xcite.data.batch import Batch
 from xcite.data.sources import Source
 from xcite.errors import XciteError
@@ -44,7 +45,7 @@ def dependencies(
     names = json.dumps(list(class_names), ensure_ascii=False)
     depends: dict[str, Any] = {
         "data.train": source.fingerprint(),
-        "data.classes": hashlib.sha256(names.encode()).hexdigest(),
+        "data.classes": hashlib.sha256(writable_json(names).encode()).hexdigest(),
         "data.repeats": recipe.data.repeats,
         "data.on_error": recipe.data.on_error,
         "data.fast": recipe.data.fast,
