@@ -88,7 +88,7 @@ def test_patterns(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert named(f"{photos}/s*") == [str(photos / n) for n in ("sub/c.png", "sub/deep/d.webp")]
     (missing,) = given_pictures([f"{photos}/*.bmp"], Found())
     assert missing.error is not None
-    assert "no file matches" in missing.error
+    assert "none that matches" in missing.error
     picture(photos / "[1] x.png")
     assert named(photos / "[1] x.png") == [str(photos / "[1] x.png")]
     monkeypatch.setenv("HOME", str(photos))

@@ -90,7 +90,7 @@ def _of_pattern(pattern: str, found: Found, channels: int) -> Iterator[Given]:
         else:
             found.leave_out(stray_file(os.path.basename(match)) or "other files", match)
     if empty:
-        raise XciteError(f"{pattern}: no file matches this pattern")
+        raise XciteError(f"{pattern}: no such file, and none that matches it as a pattern")
 
 
 def _matching(pattern: str, wanted: Callable[[str], bool]) -> Iterator[str]:
