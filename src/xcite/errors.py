@@ -6,4 +6,12 @@ class XciteError(Exception):
 
     The message says in one line what is wrong, where, and what to do. The command line prints it
     and exits with code 2 (with a traceback under ``--debug``).
+
+    Attributes:
+        remedy: options with which `xcite train --resume` goes on in spite of it, such as
+            "--set data.on_error=skip"; "" where it goes on as it is, or not at all.
     """
+
+    def __init__(self, message: str = "", *, remedy: str = "") -> None:
+        super().__init__(message)
+        self.remedy = remedy

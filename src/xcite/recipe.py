@@ -6,22 +6,19 @@ refused before anything runs, with the key's path and the nearest valid name.
 
 import difflib
 import hashlib
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from xcite.errors import XciteError
 from xcite.families import Settings
-from xcite.preprocessing import Preprocessing
+from xcite.preprocessing import Preprocessing, Size
+from xcite.recipe_text import LONGEST, apply_setting, place, read_yaml, section_type, write_yaml
 from xcite.regular_files import read_regular
 from xcite.variants import find, paper_drop_path
-
-_LONGEST = 1_000_000  # bytes of a recipe
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -35,7 +32,10 @@ class Section(BaseModel):
 
 
 class _Named(Section):
-    name: str = Field("xcit_nano_12_p8", description="architecture, see `xcite models`")
+    name: str = Field(
+        "xcit_nano_12_p8",
+        description="architecture, see `xcite models`; left out beside init.weights: theirs",
+    )
 
 
 class ModelRecipe(Settings, _Named):
@@ -54,7 +54,9 @@ class InitRecipe(Section):
 
     weights: str | None = Field(None, description="a file, a run folder or a published name")
     dialect: str | None = Field(None, description="only when it is not recognised by itself")
-    reset_head: bool = Field(False, description="draw the classifier anew")
+    reset_head: bool | Literal["auto"] = Field(
+        False, description="draw the classifier anew; auto: unless the weights know these classes"
+    )
     adapt_channels: bool = Field(False, description="fit the stem to other input channels")
     freeze_patch_embed: bool = Field(False, description="the official 'surgery': the stem stays")
 
@@ -70,7 +72,10 @@ class DataRecipe(Section):
     train: str = Field(
         "digits", description="folder, archives, list file or 'digits', see docs/data.md"
     )
-    validation: str | None = Field("digits", description="the same; empty: no validation")
+    validation: str | None = Field(None, description="the same; empty: none but what is held out")
+    holdout: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="share of the training pictures held out where validation is empty"
+    )
     root: str | None = Field(None, description="folder that a list file's paths start from")
     outside_root: bool = Field(
         False,
@@ -88,6 +93,12 @@ class DataRecipe(Section):
     )
     repeats: int = Field(1, ge=1, le=16, description="repeated augmentation: copies per picture")
     on_error: Literal["stop", "skip"] = "stop"
+    skip_limit: int | None = Field(
+        None,
+        ge=0,
+        description="pictures of a source that may be skipped before the run stops; empty: 1 % of "
+        "them, at least 10 and at most 100",
+    )
     max_pixels: int = Field(178_956_970, ge=1, description="a larger picture is refused as a bomb")
     fast: bool = Field(
         False,
@@ -187,7 +198,9 @@ class DistillRecipe(Section):
         None, description="weights file, run folder, .onnx or OpenVINO .xml"
     )
     teacher_model: ModelRecipe | None = Field(None, description="empty: read from the weights")
-    teacher_size: int | None = Field(None, ge=1, description="teacher's input side; empty: same")
+    teacher_size: Size | None = Field(
+        None, description="side of the teacher's input, or [height, width]; empty: same"
+    )
     teacher_engine: Literal["paddle", "torch"] | None = Field(None, description="empty: same")
     cache: str | None = Field(None, description="folder written by `xcite teach`")
     views: int | None = Field(None, ge=1, description="epochs cached; empty: all of them")
@@ -209,6 +222,7 @@ class RunRecipe(Section):
 
     seed: int = Field(0, ge=0)
     engine: Literal["paddle", "torch"] = "paddle"
+    device: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto: a GPU if there is one")
     precision: Literal["float32", "bf16"] = "float32"
     operators: Literal["fast", "plain"] = Field(
         "fast", description="plain: slower, computed as the paper writes it"
@@ -266,6 +280,14 @@ class Recipe(Section):
                 f"optim.accumulate {self.optim.accumulate} leaves one picture in a part; pictures "
                 "travel with their mixing partner, so at most optim.batch / 2 parts are possible"
             )
+        if self.preprocessing.channels not in (1, 3):
+            for key in ("randaugment", "color_jitter"):
+                if getattr(self.augment, key):
+                    raise ValueError(
+                        f"augment.{key} knows colours of 1 or 3 channels, and preprocessing.mean "
+                        f"has {self.preprocessing.channels} values; set augment.{key} to "
+                        + ("null" if key == "randaugment" else "0")
+                    )
         if self.augment.randaugment and self.augment.color_jitter:
             raise ValueError(
                 "augment.color_jitter acts only without augment.randaugment; switch one of them off"
@@ -275,10 +297,13 @@ class Recipe(Section):
         if self.distill.loss != "none" and not (self.distill.teacher or self.distill.cache):
             raise ValueError("distill.loss needs distill.teacher or distill.cache")
         if self.optim.warmup_epochs > self.optim.epochs:
-            raise ValueError("optim.warmup_epochs is longer than optim.epochs")
+            raise ValueError(
+                f"optim.warmup_epochs {self.optim.warmup_epochs:g} is longer than optim.epochs "
+                f"{self.optim.epochs}; set optim.warmup_epochs lower"
+            )
         if max(self.optim.betas) >= 1:
             raise ValueError("optim.betas must be below 1")
-        if self.init.reset_head and not self.init.weights:
+        if self.init.reset_head is True and not self.init.weights:
             raise ValueError("init.reset_head needs init.weights")
         if self.init.freeze_patch_embed and not self.init.weights:
             raise ValueError("init.freeze_patch_embed needs init.weights, or the stem stays random")
@@ -310,8 +335,13 @@ def digest(recipe: Recipe) -> str:
     return hashlib.sha256(dump(recipe).encode()).hexdigest()
 
 
-def load(name: str, settings: Sequence[str] = ()) -> Recipe:
-    """Read a shipped recipe or a YAML file and apply ``a.b=c`` settings.
+def load(
+    name: str, settings: Sequence[str] = (), fitted: Mapping[str, Any] | None = None
+) -> Recipe:
+    """Read a shipped recipe, a file of whatever name or a run folder's; apply ``a.b=c`` settings.
+
+    Args:
+        fitted: dotted key to value, put over the recipe's own and under the settings.
 
     Raises:
         XciteError: no such recipe, not YAML, unknown key, wrong type or a contradiction.
@@ -319,9 +349,9 @@ def load(name: str, settings: Sequence[str] = ()) -> Recipe:
     path = Path(name)
     if path.is_dir() and (path / "recipe.yaml").is_file():
         path = path / "recipe.yaml"
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix in (".yaml", ".yml") or (path.is_file() and name not in shipped()):
         try:
-            text = read_regular(path, size=_LONGEST + 1).decode()
+            text = read_regular(path, size=LONGEST + 1).decode()
         except (OSError, UnicodeDecodeError) as error:
             raise XciteError(f"cannot read the recipe {name}: {error}") from error
     elif name in shipped():
@@ -329,22 +359,30 @@ def load(name: str, settings: Sequence[str] = ()) -> Recipe:
     else:
         near = difflib.get_close_matches(name, shipped(), n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"shipped: {', '.join(shipped())}"
-        raise XciteError(f"no recipe {name!r}; give a .yaml file or a shipped name; {hint}")
-    return parse(text, name, settings)
+        raise XciteError(
+            f"no recipe {name!r}, nor pictures of that name; give a file, a shipped name or a "
+            f"folder of pictures; {hint}"
+        )
+    return parse(text, name, settings, fitted)
 
 
-def parse(text: str, origin: str, settings: Sequence[str] = ()) -> Recipe:
-    """Make a `Recipe` of YAML text; ``origin`` names it in errors."""
-    values = _yaml(text, origin)
+def parse(
+    text: str,
+    origin: str,
+    settings: Sequence[str] = (),
+    fitted: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """Make a `Recipe` of YAML text; ``origin`` names it in errors, for the rest see `load`."""
+    values = read_yaml(text, origin)
     if values is None:
         values = {}
     if not isinstance(values, dict):
         raise XciteError(f"{origin}: a recipe is a mapping of sections, not a {_kind(values)}")
+    values = {name: section for name, section in values.items() if section is not None}
+    for name, found in (fitted or {}).items():
+        place(values, name.split("."), found, origin)
     for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals or not key:
-            raise XciteError(f"--set {setting}: write it as section.key=value")
-        _place(values, key.strip().split("."), _yaml(value, f"--set {setting}"), setting)
+        apply_setting(values, setting, Recipe)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -353,59 +391,7 @@ def parse(text: str, origin: str, settings: Sequence[str] = ()) -> Recipe:
 
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML, every default written out."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML where 1e-5 is a number, as everybody expects (YAML 1.1 wants 1.0e-5).
-
-    Aliases are refused, because a few lines of them stand for gigabytes, and so is a key written
-    twice, of which YAML would silently take the last.
-    """
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.constructor.ConstructorError(None, None, "aliases are not used here", mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = key_node.value if isinstance(key_node.value, str) else None
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
-
-
-def _yaml(text: str, origin: str) -> Any:
-    if len(text) > _LONGEST:
-        raise XciteError(f"{origin}: longer than a recipe can be")
-    try:
-        return yaml.load(text, _Loader)
-    except (yaml.YAMLError, RecursionError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" in line {where.line + 1}" if where else ""
-        reason = getattr(error, "problem", None) or "it cannot be parsed"
-        raise XciteError(f"{origin} is not YAML{line}: {reason}") from error
-
-
-def _place(values: dict[str, Any], keys: list[str], value: Any, setting: str) -> None:
-    for key in keys[:-1]:
-        values = values.setdefault(key, {})
-        if not isinstance(values, dict):
-            raise XciteError(f"--set {setting}: {key} is not a section")
-    values[keys[-1]] = value
+    return write_yaml(recipe.model_dump(mode="json"))
 
 
 def _kind(value: Any) -> str:
@@ -423,6 +409,8 @@ def _explain(error: ValidationError) -> str:
             parts.append(f"unknown key {path}; {hint}")
         else:
             message = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] == "string_type" and problem["input"] is not None:
+                message += "; put it in quotes"  # YAML made a number or the like of it
             given = f" (given: {problem['input']!r})" if path and problem["loc"] else ""
             parts.append(f"{path}: {message}{given[:80]}" if path else message)
     return "; ".join(parts)
@@ -431,7 +419,5 @@ def _explain(error: ValidationError) -> str:
 def _known(path: tuple[Any, ...]) -> list[str]:
     model: Any = Recipe
     for part in path:
-        annotation = model.model_fields[part].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+        model = section_type(model.model_fields[part].annotation)
     return list(model.model_fields)

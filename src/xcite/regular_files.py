@@ -7,6 +7,7 @@ from typing import BinaryIO
 from xcite.errors import XciteError
 
 LARGEST_READ = 1 << 30  # bytes; no encoded picture comes near
+_NOT_BLOCKING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)  # not on Windows
 _KINDS = {
     stat.S_IFIFO: "a FIFO",
     stat.S_IFSOCK: "a socket",
@@ -25,7 +26,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """
     _refuse_others(path, os.stat(path))
     # Between the look and the opening it may be replaced, so the opening must not block either.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | _NOT_BLOCKING)
     try:
         _refuse_others(path, os.fstat(descriptor))
         return os.fdopen(descriptor, "rb")

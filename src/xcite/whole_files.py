@@ -32,7 +32,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     aside = Path(name)
     try:
         yield aside
-        with aside.open("rb") as written:
+        with aside.open("r+b") as written:  # Windows flushes only what may be written
             os.fsync(written.fileno())
         # mkstemp makes private files; what we publish follows the umask
         aside.chmod(0o666 & ~_UMASK)
@@ -46,6 +46,8 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def flush_folder(folder: Path) -> None:
     """Bring a folder's names to disk, so that a renamed file is still so after a power cut."""
+    if os.name == "nt":  # folders cannot be opened there
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -20,7 +20,7 @@ from xcite.weights import Metadata, save_weights
 
 TINY_RUN = """
 model: {name: xcit_nano_12_p8, patch_size: 4, embed_dim: 16, depth: 1, num_heads: 2}
-data: {workers: 0}
+data: {validation: digits, workers: 0}
 preprocessing: {size: 16, mean: [0.305], std: [0.376]}
 augment: {crop: none, flip: 0.0, randaugment: null, erasing: 0.0, mixup: 0.0, cutmix: 0.0}
 optim: {epochs: 2, batch: 128, lr: 5.0e-3, lr_per: null, warmup_epochs: 0.0}

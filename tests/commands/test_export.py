@@ -210,7 +210,7 @@ def test_regnet_teachers_export_too(tmp_path):
         (["--format", "tflite"], "choose onnx, openvino or paddle"),
         (["--precision", "f16"], "choose f32, bf16 or int8"),
         (["--format", "onnx", "--precision", "bf16"], "bf16 is for --format openvino"),
-        (["--size", "24x40", "--validation", "digits"], "measured on squares"),
+        (["--size", "24x40", "--validation", "digits"], "the middle of a square"),
         (["--format", "paddle", "--engine", "torch"], "leave --engine out"),
         (["--pictures", "/nowhere"], "/nowhere"),
     ],
@@ -324,6 +324,27 @@ def test_every_way_to_ask_an_oblong_bundle_gives_the_same(tmp_path, capsys):
     assert [row["name"] for row in answer["classes"]] == [name for name, _ in expected[0]]
     found = [row["probability"] for row in answer["classes"]]
     np.testing.assert_allclose(found, [share for _, share in expected[0]], atol=1e-5)
+
+
+def test_a_model_of_oblong_inputs_is_exported_measured_and_asked(tmp_path, capsys):
+    seen = Preprocessing(size=(24, 40))
+    digits = [str(digit) for digit in range(10)]
+    model = model_of(ARCHITECTURE, seen, digits)
+    options = ExportOptions(format="onnx", validation="digits")
+    info = export(model, tmp_path / "b", options)
+    assert info.size == (24, 40)
+    assert info.preprocessing == seen
+    assert json.loads((tmp_path / "b" / "bundle.json").read_text())["size"] == [24, 40]
+    predictor = Predictor(tmp_path / "b")
+    photograph(3).save(tmp_path / "one.png")
+    assert predictor.pixels(tmp_path / "one.png").shape == (24, 40, 3)
+    code, said, errors = run(capsys, "predict", tmp_path / "b", tmp_path / "one.png", "--json")
+    assert code in (0, None), errors
+    (answer,) = json.loads(said)
+    expected = predictor.predict(tmp_path / "one.png")[0]
+    assert [row["name"] for row in answer["classes"]] == [name for name, _ in expected]
+    square = export(model, tmp_path / "s", ExportOptions(format="onnx", size=(32, 32)))
+    assert square.preprocessing == Preprocessing(size=32)
 
 
 def test_weights_that_say_little_are_exported_with_a_note(tmp_path):

@@ -252,10 +252,10 @@ def test_evaluation_geometry():
     columns = described("evaluation")["geometry"]
     for width, height, short, crop, new_width, new_height, top, left in columns:
         preprocessing = Preprocessing(size=crop, crop_ratio=crop / short if crop < short else 1.0)
-        if transforms.shorter_side(preprocessing) != short:
+        if transforms.covered(preprocessing) != (short, short):
             continue  # crops larger than the resized picture cannot be asked for
         image = Image.new("L", (width, height))
-        resized = transforms.resize_shorter_side(image, preprocessing)
+        resized = transforms.resize_to_cover(image, preprocessing)
         assert resized.size == (new_width, new_height)
         marked = Image.new("L", resized.size)
         if top >= 0 and left >= 0:

@@ -165,11 +165,11 @@ def test_the_last_ones_are_kept(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     for epoch in range(1, 6):
         checkpoint.save(folder.numbered(epoch), STATE, Position(epoch=epoch))
-        checkpoint.keep_numbered(folder, keep=2)
+        checkpoint.keep_numbered(folder, keep=2, epoch=99)
     kept = folder.numbered_checkpoints()
     assert [path.stem for path in kept] == ["checkpoint-0004", "checkpoint-0005"]
     assert checkpoint.load(kept[0]).position.epoch == 4
-    checkpoint.keep_numbered(folder, keep=0)
+    checkpoint.keep_numbered(folder, keep=0, epoch=99)
     assert folder.numbered_checkpoints() == []
 
 

@@ -163,7 +163,7 @@ def test_paths_arrays_and_pillow_pictures(tmp_path):
         decode(RGB.astype(np.float32))
     with pytest.raises(XciteError, match="no pixels"):
         decode(np.zeros((0, 4, 3), np.uint8))
-    with pytest.raises(XciteError, match="1 or 3 channels"):
+    with pytest.raises(XciteError, match="has 3 channels, 2 are wanted"):
         decode(RGB, channels=2)
 
 

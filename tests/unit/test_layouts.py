@@ -345,6 +345,8 @@ def test_parquet_that_cannot_be_read_says_why(tmp_path):
     refused(pa.table({"x": images, "label": [0]}), r"among x, label; .*data\.columns")
     refused(pa.table({"image": ["text"], "label": [0]}), "holds no encoded pictures but string")
     refused(pa.table({"image": [{"bytes": None, "path": "x"}], "label": [0]}), "no picture in this")
+    no_text = pa.array([b"caf\xe9"]).cast(pa.string(), safe=False)
+    refused(pa.table({"image": images, "label": no_text}), "damaged, or no parquet file .*utf-8")
     pq.write_table(pa.table({"x": images, "y": [3]}), path)
     assert open_source(path, columns="x,y").class_names == ["3"]
     path.write_bytes(path.read_bytes()[:-5])

@@ -200,8 +200,11 @@ def test_numbers_beside_named_classes(root):
 
 def test_numbers_of_the_development_kit_are_not_taken_for_those_of_sorted_ids(root):
     wnids = ["n01440764", "n02102040", "n15075141"]
-    with pytest.raises(XciteError, match=r"labels 1 to 3 beside WordNet ids.*ILSVRC2012_ID"):
+    with pytest.raises(XciteError, match=r"labels 1 to 3 of ImageNet.*ILSVRC2012_ID"):
         listed(root, lines([3, 1, 2]), classes=wnids)
+    words = [f"class {number}" for number in range(1000)]  # ImageNet's classes by their words
+    with pytest.raises(XciteError, match=r"labels 1 to 1000 of ImageNet"):
+        listed(root, lines([1, 500, 1000]), classes=words)
     assert listed(root, lines([2, 0, 1]), classes=wnids).labels.tolist() == [2, 2, 0, 0, 1, 1]
 
 

@@ -15,8 +15,10 @@ from PIL import Image
 from xcite.data import transforms
 from xcite.data.batch import Batch, Mixing, part_indices, split
 from xcite.data.pipeline import EvaluationLoader, TrainLoader
+from xcite.data.skipping import Skipping
 from xcite.data.sources import open_source
 from xcite.data.transforms import evaluation_pixels
+from xcite.engines.pixels import model_input
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
 from xcite.recipe import parse
@@ -264,6 +266,71 @@ def test_damaged_pictures_are_skipped_and_listed(damaged):
     loader = EvaluationLoader(source, Preprocessing(size=24), batch=9, workers=0, on_error="skip")
     assert sum(len(batch) for batch in loader) == 38
     assert len(loader.skipped) == 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_more_damage_than_is_allowed_stops_with_number_and_names(damaged, workers):
+    source = open_source(damaged)
+    data = {"workers": workers, "on_error": "skip", "skip_limit": 1}
+    loader = TrainLoader(source, recipe(data=data, optim={"batch": 8}))
+    wanted = (
+        r"2 of 40 pictures cannot be read, more than the 1 that may be skipped "
+        r"\(.*0\d\.jpg: .*0\d\.jpg: .*raise data\.skip_limit"
+    )
+    with pytest.raises(XciteError, match=wanted):
+        list(loader.epoch(0))
+    evaluation = EvaluationLoader(
+        source, Preprocessing(size=24), batch=4, workers=workers, on_error="skip", skip_limit=1
+    )
+    with pytest.raises(XciteError, match=wanted):
+        list(evaluation)
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize(
+    ("pictures", "limit", "most"),
+    [(5, None, 10), (1_000, None, 10), (2_000, None, 20), (10**6, None, 100), (10**6, 0, 0),
+     (50, 7_000, 7_000)],
+)  # fmt: skip
+def test_how_many_pictures_may_be_skipped(pictures, limit, most):
+    skipping = Skipping("skip", limit, pictures)
+    assert skipping.most == most
+    lost = {str(number): "gone" for number in range(most)}
+    skipping.check(lost)
+    with pytest.raises(XciteError, match=f"{most + 1} of {pictures} pictures"):
+        skipping.leave_out(XciteError("one: gone"), "one", lost)
+    assert lost["one"] == "gone"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("crop", ["random_resized", "padded", "none"])
+def test_oblong_inputs(folder, workers, crop):
+    settings = {
+        "preprocessing": {"size": [16, 24]},
+        "data": {"workers": workers},
+        "augment": {"crop": crop, "mixup": 0},
+        "optim": {"batch": 8},
+    }
+    loader = TrainLoader(open_source(folder), recipe(**settings))
+    batches = list(loader.epoch(0))
+    loader.close()
+    assert {batch.pictures.shape for batch in batches} == {(8, 16, 24, 3)}
+    boxes = np.concatenate([batch.mixing.boxes for batch in batches if batch.mixing])
+    assert boxes[:, 1].max() <= 16 < boxes[:, 3].max() <= 24
+    images = model_input(batches[0], Preprocessing(size=(16, 24)))
+    assert images.shape == (8, 3, 16, 24)
+
+
+def test_an_oblong_shows_as_much_as_it_can():
+    wide = np.zeros((60, 180, 3), np.uint8)
+    wide[:, :90] = 255
+    seen = evaluation_pixels(wide, Preprocessing(size=(16, 32)))
+    assert seen.shape == (16, 32, 3)
+    assert (seen[:, :14] == 255).all()
+    assert (seen[:, 18:] == 0).all()
+    tall = evaluation_pixels(wide.transpose(1, 0, 2), Preprocessing(size=(16, 32), crop_ratio=0.5))
+    assert (tall[:6] == 255).all()
+    assert (tall[10:] == 0).all()
 
 
 def test_nothing_that_can_be_decoded(tmp_path):

@@ -184,3 +184,67 @@ def test_a_recipe_is_a_file(tmp_path):
     (tmp_path / "long.yaml").write_bytes(b"#" * 1_000_001)
     with pytest.raises(XciteError, match="longer than a recipe"):
         recipes.load(str(tmp_path / "long.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("data.train=d/photos #2/train", "d/photos #2/train"),
+        ("data.train=2024", "2024"),
+        ("data.train=no", "no"),
+        ("data.train=1e-3", "1e-3"),
+        ("data.train=*shards: [&a]", "*shards: [&a]"),
+        ("data.train=[set] v1/train", "[set] v1/train"),
+        ("data.train='quoted'", "'quoted'"),
+        ("data.train= a = b ", " a = b "),
+        ("data.train=a\nb", "a\nb"),
+        ("data.train=caf\udce9", "caf\udce9"),
+        ("data.root=~", "~"),
+        ("init.weights=0123", "0123"),
+        ("data.validation=", None),
+        ("data.validation=null", None),
+        ("distill.teacher_engine=", None),
+        ("distill.teacher_model=null", None),
+        ("optim.clip=", None),
+        ("run.engine= torch ", "torch"),
+        ("data.fast=yes", True),
+        ("data.workers=1 # one", 1),
+        ("optim.betas=[0.9, 0.99]", (0.9, 0.99)),
+        ("model.drop_path=paper", "paper"),
+        ("model.drop_path=0.25", 0.25),
+    ],
+)
+def test_text_is_text_where_a_key_takes_text(setting: str, value: object) -> None:
+    recipe = recipes.parse("data:", "r.yaml", [setting])
+    section, _, key = setting.partition("=")[0].partition(".")
+    assert getattr(getattr(recipe, section), key) == value
+    assert recipes.parse(recipes.dump(recipe), "dumped") == recipe
+    assert recipes.digest(recipe)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("data.train=", "data.train cannot be empty"),
+        ("optim.lr=  ", "optim.lr cannot be empty"),
+        ("data.on_error=no", "'stop' or 'skip'"),
+        ("optim.lr=2001-99-99", "not YAML"),
+        ("data..train=x", "section.key=value"),
+    ],
+)
+def test_what_is_refused_names_the_key(setting: str, message: str) -> None:
+    with pytest.raises(XciteError) as caught:
+        recipes.parse("{}", "r.yaml", [setting])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_text_that_yaml_makes_a_number_is_to_be_quoted() -> None:
+    with pytest.raises(XciteError, match=r"data\.train: .*put it in quotes \(given: 2024\)"):
+        recipes.parse("data: {train: 2024}", "r.yaml")
+
+
+@pytest.mark.parametrize("name", ["tiny.txt", "tiny", "tiny.yaml.bak"])
+def test_a_recipe_may_have_any_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("\ufeffoptim: {epochs: 7}\r\n", "utf-8")
+    assert recipes.load(str(tmp_path / name)).optim.epochs == 7

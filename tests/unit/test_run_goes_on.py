@@ -174,7 +174,10 @@ def test_a_damaged_picture_names_a_remedy_that_works(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as end:
         main(["train", "--resume", str(tmp_path / "run"), "--set", "data.on_error=skip"])
     assert end.value.code == 0
-    assert RunFolder(tmp_path / "run").skipped.read_text().strip().endswith("b/3.png")
+    part, name, reason = RunFolder(tmp_path / "run").skipped.read_text().strip().split("\t")
+    assert part == "train"
+    assert name.endswith("b/3.png")
+    assert reason.startswith("not a picture")
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(
@@ -331,7 +334,8 @@ def test_what_may_change() -> None:
         "optim.clip=1": (False, True),
         "optim.epochs=50": (False, True),
         "run.precision=bf16": (False, True),
-        "optim.batch=7": (False, False),
+        "optim.batch=7": (False, True),
+        "data.classes=names.txt": (True, True),
         "model.depth=3": (False, False),
         "data.repeats=3": (False, False),
     }.items():

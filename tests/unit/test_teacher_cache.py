@@ -1,6 +1,7 @@
 """The cached teacher: the same answers as live, made once, and only for what they were made of."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -355,3 +356,52 @@ def test_damage_is_noticed(place: Path, cache: Path, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").unlink()
     with pytest.raises(XciteError, match="is not empty and holds no teacher cache"):
         compute(recipe, prepared.train, prepared.class_names, teacher, tmp_path)
+
+
+@pytest.mark.parametrize("loss", ["hard", "soft"])
+def test_a_damaged_picture_has_a_stand_in_in_the_cache_too(
+    place: Path, tmp_path: Path, loss: str
+) -> None:
+    shutil.copytree(place / "pictures", tmp_path / "pictures")
+    damaged = tmp_path / "pictures" / "disc" / "03.png"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(b"nothing".ljust(len(whole)))
+    settings = [
+        f"data.train={tmp_path / 'pictures'}", "data.on_error=skip", "data.repeats=3",
+        f"distill.loss={loss}", "distill.top=3", "optim.epochs=4",
+    ]  # fmt: skip
+    recipe = recipe_of(place, *settings)
+    prepared, live = teacher_of(recipe)
+    lost: dict[str, str] = {}
+    compute(
+        recipe, prepared.train, prepared.class_names, live, tmp_path / "cache", left_out=lost.update
+    )
+    assert [name[-11:] for name in lost] == ["disc/03.png"]
+    table = cached(place, tmp_path / "cache", *settings)
+    loader, met = TrainLoader(prepared.train, recipe), 0
+    for epoch in range(4):
+        keys = []
+        for batch in loader.epoch(epoch):
+            wanted, shown = batch.keys(3)
+            keys += wanted.tolist()
+            met += int((wanted != shown).sum())
+            answers, expected = table.answers(batch), live.answers(batch)
+            if loss == "hard":
+                np.testing.assert_array_equal(answers, expected)
+            else:  # stored as probabilities in 16 bits
+                np.testing.assert_allclose(softmax(answers), softmax(expected), atol=2e-3)
+        assert len(keys) == len(set(keys))
+    loader.close()
+    assert met > 0
+    # Once it can be read, the cache's answers belong to another picture.
+    damaged.write_bytes(whole)
+    loader = TrainLoader(prepared.train, recipe)
+    batches = [batch for epoch in range(4) for batch in loader.epoch(epoch)]
+    with pytest.raises(XciteError, match="stood where picture"):
+        list(map(table.answers, batches))
+    loader.close()
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(logits - logits.max(1, keepdims=True))
+    return exponentials / exponentials.sum(1, keepdims=True)

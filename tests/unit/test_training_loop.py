@@ -1,6 +1,7 @@
 """The loop on real engines: an interrupted run goes on as if nothing had happened."""
 
 import json
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from noise_runs import EPOCHS, STEPS, interrupt, make_both, make_pictures, tensors, tiny
+from tiffs import tiff
 
 from xcite import engines
 from xcite import recipe as recipes
+from xcite.data.decoding import decode
 from xcite.errors import XciteError
+from xcite.figures.report import write_report
+from xcite.runtime.opening import open_model
 from xcite.training import checkpoint, loop, validation
 from xcite.training.run_folder import RunFolder
 from xcite.weights import open_weights
@@ -195,8 +200,67 @@ class TestWithOneEngine:
             self.run(pictures, tmp_path / "stopped", where)
         out = self.run(pictures, tmp_path / "run", where, "data.on_error=skip")
         assert out.finished
-        assert RunFolder(out.folder).skipped.read_text().strip().endswith("b/3.png")
+        (row,) = RunFolder(out.folder).skipped.read_text().splitlines()
+        part, name, reason = row.split("\t")
+        assert (part, name[-7:], reason[:13]) == ("train", "b/3.png", "not a picture")
         assert epochs_of(out.folder)[-1]["skipped"] == 1
+
+    def test_damaged_validation_pictures_are_counted_aloud(
+        self, pictures: Path, tmp_path: Path
+    ) -> None:
+        make_both(tmp_path)
+        (tmp_path / "val" / "b" / "odd\nname.png").write_bytes(b"nothing")
+        with open(os.fsencode(tmp_path / "val" / "a") + b"/caf\xe9.png", "wb") as file:
+            file.write(b"nothing")
+        (tmp_path / "train" / "a" / "0.png").write_bytes(b"nothing")
+        where = [f"data.train={tmp_path / 'train'}", f"data.validation={tmp_path / 'val'}"]
+        out = self.run(pictures, tmp_path / "run", *where, "data.on_error=skip")
+        folder = RunFolder(out.folder)
+        rows = [row.split("\t") for row in folder.skipped.read_text().split("\n")[:-1]]
+        assert [row[0] for row in rows] == ["train", "validation", "validation"]
+        assert rows[1][1].endswith("a/caf\\udce9.png")
+        assert rows[2][1].endswith("b/odd\\nname.png")
+        last = epochs_of(out.folder)[-1]
+        assert (last["skipped"], last["validation_skipped"]) == (1, 2)
+        said = "1 of 24 pictures of data.train, 2 of 11 pictures of data.validation"
+        assert folder.log.read_text().count(f"cannot be read and are left out: {said}") == 2
+        # A session that meets none of them keeps the list.
+        folder.write_skipped({"train": {"more": "gone"}})
+        assert len(folder.skipped.read_text().splitlines()) == 4
+
+    def test_too_many_lost_pictures_stop_the_run(self, pictures: Path, tmp_path: Path) -> None:
+        make_both(tmp_path)
+        for number in range(3):
+            (tmp_path / "val" / "a" / f"{number}.png").write_bytes(b"nothing")
+        where = [f"data.train={tmp_path / 'train'}", f"data.validation={tmp_path / 'val'}"]
+        settings = [*where, "data.on_error=skip", "data.skip_limit=2"]
+        with pytest.raises(XciteError, match=r"3 of 9 .*--set data\.skip_limit=NUMBER$"):
+            self.run(pictures, tmp_path / "run", *settings)
+        settings[-1] = "data.skip_limit=3"
+        assert self.run(pictures, tmp_path / "run", *settings, resume=True).finished
+
+    def test_five_channels_and_an_oblong_input(self, pictures: Path, tmp_path: Path) -> None:
+        random = np.random.default_rng(0)
+        for part in ("train", "val"):
+            for name in "ab":
+                (tmp_path / part / name).mkdir(parents=True)
+                for number in range(6):
+                    pixels = random.integers(0, 65536, (20, 30, 5)).astype(np.uint16)
+                    path = tmp_path / part / name / f"{number}.tif"
+                    path.write_bytes(tiff(pixels, deflate=True, differences=True))
+        where = [f"data.train={tmp_path / 'train'}", f"data.validation={tmp_path / 'val'}"]
+        five = "[0.5, 0.4, 0.5, 0.4, 0.5]"
+        seen = [f"preprocessing.mean={five}", f"preprocessing.std={five}"]
+        out = self.run(pictures, tmp_path / "run", *where, *seen, "preprocessing.size=[16, 24]")
+        assert out.finished
+        model = open_model(out.folder)
+        assert model.preprocessing.size == (16, 24)
+        assert model.architecture.in_chans == 5
+        pixels = model.pixels(decode(path, channels=5))
+        assert pixels.shape == (16, 24, 5)
+        assert model.logits(pixels[None]).shape == (1, 2)
+        write_report(out.folder, tmp_path / "report.html")
+        assert "16 x 24" in (tmp_path / "report.html").read_text()
 
     def test_classes_and_batches_are_checked_first(self, pictures: Path, tmp_path: Path) -> None:
         names = tmp_path / "names.txt"

@@ -4,6 +4,7 @@ import itertools
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from xcite.training import checkpoint
 from xcite.variants import RegNetArchitecture, XCiTArchitecture, find
 from xcite.weights import Metadata, open_weights, save_weights
 from xcite.weights.imagenet import imagenet_classes
+from xcite.weights.opening import locate
 from xcite.weights.safetensors_files import read_safetensors, write_safetensors
 
 SMALL = XCiTArchitecture(
@@ -246,3 +248,11 @@ def test_files_without_checksums_open(weights, tmp_path):
     save_file(weights, path, metadata={"xcite": text})
     opened = open_weights(path)
     assert all(np.array_equal(array, opened.tensors[name]) for name, array in weights.items())
+
+
+def test_a_path_from_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "w.safetensors").touch()
+    assert locate("~/w.safetensors") == tmp_path / "w.safetensors"
+    with pytest.raises(XciteError, match=r"there is no weights file ~nobody-here/w\.pth"):
+        locate("~nobody-here/w.pth")

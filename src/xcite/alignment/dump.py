@@ -95,7 +95,7 @@ def _measure(side: Side, engine: Engine, images: np.ndarray, labels: np.ndarray)
     """Activations and gradients; the loss is plain mean cross entropy."""
     channels, classes = images.shape[1], engine.architecture.num_classes
     # The images are normalised already, so this preprocessing is not used.
-    given = Preprocessing(size=images.shape[-1], mean=(0.0,) * channels, std=(1.0,) * channels)
+    given = Preprocessing(size=images.shape[2:], mean=(0.0,) * channels, std=(1.0,) * channels)
     engine.start_training(OptimRecipe(batch=len(images)), DistillRecipe(), given)
     return measure_pass(side.name, engine, images, np.eye(classes, dtype=np.float32)[labels])
 

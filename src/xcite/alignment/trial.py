@@ -96,6 +96,7 @@ def prepare(
     """
     if not random:
         prepared = plan.make(recipe)
+        recipe = prepared.recipe
         loader = TrainLoader(prepared.train, recipe)
         try:
             epochs = (loader.epoch(epoch) for epoch in itertools.count())
@@ -141,11 +142,8 @@ def moved_weights(architecture: Architecture, seed: int = 0) -> canonical.Weight
 
 def random_batches(recipe: Recipe, classes: int, count: int) -> list[Batch]:
     """Batches of noise with smoothed labels, for when the data are not at hand."""
-    size, channels, batch = (
-        recipe.preprocessing.size,
-        recipe.preprocessing.channels,
-        recipe.optim.batch,
-    )
+    seen, batch = recipe.preprocessing, recipe.optim.batch
+    shape = (batch, seen.height, seen.width, seen.channels)
     smoothing = np.float32(recipe.augment.smoothing)
     batches = []
     for step in range(count):
@@ -154,6 +152,6 @@ def random_batches(recipe: Recipe, classes: int, count: int) -> list[Batch]:
         targets = np.full((batch, classes), smoothing / classes, np.float32)
         targets[np.arange(batch), labels] += 1 - smoothing
         views = np.stack([step * batch + np.arange(batch), np.zeros(batch, np.int64)], axis=1)
-        pictures = random.integers(0, 256, (batch, size, size, channels), np.uint8)
+        pictures = random.integers(0, 256, shape, np.uint8)
         batches.append(Batch(pictures, labels, views, targets))
     return batches

@@ -1,5 +1,6 @@
 """`xcite export`: weights to a checked bundle."""
 
+import shlex
 from pathlib import Path
 
 import typer
@@ -15,7 +16,11 @@ def export(
     weights: str = typer.Argument(
         help="Run folder, weights file of any dialect, or published name."
     ),
-    out: Path = typer.Argument(help="Folder of the bundle; an earlier bundle is replaced."),
+    out: Path = typer.Argument(
+        None,
+        help="Folder of the bundle; an earlier bundle is replaced. Default: `bundle` in a run "
+        "folder, else <weights>-bundle here.",
+    ),
     format: str = typer.Option("openvino", help="onnx, openvino or paddle."),
     precision: str = typer.Option("f32", help="f32, bf16 or int8."),
     size: str = typer.Option(
@@ -44,11 +49,23 @@ def export(
         max_drop=max_drop,
         engine=engine,
     )
+    out = out or _usual_place(weights)
     opened = open_weights(weights)
     opened.metadata.provenance["weights"] = Path(weights).name
     info = make(opened, out, options, called=weights, say=say)
     megabytes = sum((out / name).stat().st_size for name in info.files) / 2**20
-    say(f"wrote {out}: {info.format}, {info.precision}, {megabytes:.1f} MiB")
+    say(
+        f"wrote {out}: {info.format}, {info.precision}, {megabytes:.1f} MiB",
+        f"serve it with: xcite serve {shlex.quote(str(out))}",
+    )
+
+
+def _usual_place(weights: str) -> Path:
+    path = Path(weights)
+    if path.is_dir():
+        return path / "bundle"
+    name = path.name.rsplit(".", 1)[0] if path.is_file() else path.name
+    return Path(f"{name}-bundle")
 
 
 def _parse_size(size: str | None) -> tuple[tuple[int, int] | None, bool]:

@@ -8,6 +8,7 @@ import typer
 from xcite.commands.printing import say
 from xcite.control_characters import visible
 from xcite.errors import XciteError
+from xcite.preprocessing import in_pixels
 from xcite.weights.card import model_card
 from xcite.weights.inspection import PartReport, Report
 from xcite.weights.inspection import inspect as inspect_file
@@ -75,7 +76,7 @@ def _rows(part: PartReport) -> list[tuple[str, str]]:
     rows.append(
         (
             "preprocessing",
-            f"{wanted.size} pixels, crop {wanted.crop_ratio:g}, {wanted.interpolation}, "
+            f"{in_pixels(wanted.size)} pixels, crop {wanted.crop_ratio:g}, {wanted.interpolation}, "
             f"mean {wanted.mean}, std {wanted.std}"
             if wanted
             else "not recorded",

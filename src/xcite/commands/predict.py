@@ -102,7 +102,7 @@ def _answers(opened: "OpenedModel", given: "Iterator[Given]", top: int) -> Itera
         waiting.append(answer)
         try:
             if one.picture is None:
-                raise XciteError(one.error)
+                raise XciteError(one.error or "it cannot be read")
             decoded = decode(one.picture, channels=channels, origin=one.name)
             pixels.append(opened.pixels(decoded))
         except (XciteError, MemoryError) as error:

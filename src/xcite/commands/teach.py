@@ -1,5 +1,6 @@
 """`xcite teach`: a teacher's answers, computed once for any number of students."""
 
+import os
 from pathlib import Path
 
 import typer
@@ -47,14 +48,18 @@ def teach(
     chosen = recipes.load(recipe, settings)
     if chosen.distill.loss == "none":
         raise XciteError(f"the recipe {recipe} has no teacher: distill.loss is 'none'")
-    folder = out or (Path(chosen.distill.cache) if chosen.distill.cache else None)
+    cache = chosen.distill.cache
+    folder = out or (Path(os.path.expanduser(cache)) if cache else None)
     if folder is None:
         raise XciteError("no folder for the answers is named; give --out or set distill.cache")
     console = Console()
+    skipped: dict[str, str] = {}
     prepared = plan.make(chosen, initialise=False)
+    chosen = prepared.recipe
     teacher = live_teacher(chosen, prepared.class_names)
-    for note in teacher.notes:
-        console.print(cell(f"note: {note}"), highlight=False, soft_wrap=True)
+    notes = [f"note: {note}" for note in (*prepared.notes, *teacher.notes)]
+    for line in (*prepared.found, *notes):
+        console.print(cell(line), highlight=False, soft_wrap=True)
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -76,12 +81,16 @@ def teach(
                 after_batch=lambda pictures, total: progress.update(
                     bar, completed=pictures, total=total
                 ),
+                left_out=skipped.update,
             )
         except KeyboardInterrupt:
             raise XciteError(
                 f"interrupted; what is done is kept in {folder}: give the same command to go on"
             ) from None
     size = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
+    if skipped:
+        examples = ", ".join(list(skipped)[:3])
+        say(f"{len(skipped)} pictures cannot be read and were replaced by the next: {examples}")
     say(
         f"{folder}: {done} views of {len(prepared.train)} pictures, {size:.2f} MiB",
         f"train with: xcite train {recipe} --set distill.cache={folder}"

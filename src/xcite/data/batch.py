@@ -35,6 +35,9 @@ class Batch:
             (C, h, w), standard normal, to be put in place after normalising and before mixing.
         mixing: how the batch is mixed with its reverse after erasing; None when it is not.
         epoch: counted from 0.
+        wanted: int64 (B, 2), the views that the epoch's order asks for, each of them once in an
+            epoch; ``views`` differ where another picture stands in for a damaged one. None in
+            evaluation.
     """
 
     pictures: np.ndarray
@@ -44,9 +47,15 @@ class Batch:
     erased: list[tuple[int, int, int, np.ndarray]] = field(default_factory=list)
     mixing: Mixing | None = None
     epoch: int = 0
+    wanted: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def keys(self, repeats: int) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers int64 (B,) of the wanted and of the shown views, of ``repeats`` a picture."""
+        wanted = self.views if self.wanted is None else self.wanted
+        return wanted @ np.array([repeats, 1]), self.views @ np.array([repeats, 1])
 
 
 def part_indices(length: int, parts: int) -> list[np.ndarray]:
@@ -90,6 +99,7 @@ def _take(batch: Batch, indices: np.ndarray) -> Batch:
         pictures=batch.pictures[indices],
         labels=batch.labels[indices],
         views=batch.views[indices],
+        wanted=None if batch.wanted is None else batch.wanted[indices],
         targets=None if batch.targets is None else batch.targets[indices],
         erased=[(moved[box[0]], *box[1:]) for box in batch.erased if box[0] in moved],
         mixing=mixing,

@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import queue
 import re
-import resource
 import shutil
 import signal
 import threading
@@ -24,12 +23,14 @@ import numpy as np
 
 from xcite.data.shared_memory import name_segments_after, remove_segments_of_the_dead
 from xcite.errors import XciteError
+from xcite.machine import known_signals, open_files_limit
 
 _SHARED_MEMORY = "/dev/shm"
+_BUS_ERROR = getattr(signal, "SIGBUS", 0)  # of a process that shared memory ran out for
 _FILES_PER_WORKER = 24  # that this process holds open: 18 and those of its batches
 _JOINING = 5.0  # seconds for the thread that asks grain to notice that all is closed
 # Sent to all processes of a terminal or of a batch job, and for the main process to obey.
-_TO_THE_GROUP = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_TO_THE_GROUP = known_signals("SIGHUP", "SIGUSR1", "SIGUSR2")
 
 
 class Reader:
@@ -64,8 +65,9 @@ class Reader:
         # no threads: a worker makes one batch after the other, and more workers make more
         dataset = items.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         if workers:
-            with _shielded_children():  # it outlives the workers, to remove what they leave
-                resource_tracker.ensure_running()
+            if os.name == "posix":  # it outlives the workers, to remove what they leave
+                with _shielded_children():
+                    resource_tracker.ensure_running()
             # every worker holds `prefetch` batches ready, and so does this process for it
             needed = 2 * (prefetch + 1) * workers * bytes_per_item
             smallest = 1 << 16 if _shared_memory_free() > needed else 1 << 62  # else through pipes
@@ -124,18 +126,19 @@ class Reader:
             except queue.Empty:
                 waited += min(1.0, self._timeout)
                 if waited >= self._timeout:
-                    raise XciteError(self._stuck()) from None
+                    raise self._stuck() from None
                 continue
             if error is not None:
                 raise error
             return dict(item)
 
-    def _stuck(self) -> str:
+    def _stuck(self) -> XciteError:
         stopped = [process.pid for process in self._processes() if _state(process.pid) == "T"]
         reason = f"process {stopped[0]} is stopped" if stopped else "its data may not answer"
-        return (
+        return XciteError(
             f"a data worker has given nothing for {self._timeout:g} seconds ({reason}); "
-            "raise data.worker_timeout if batches may take as long"
+            "raise data.worker_timeout if batches may take as long",
+            remedy=f"--set data.worker_timeout={2 * self._timeout:g}",
         )
 
     def _processes(self) -> list[Any]:
@@ -156,17 +159,17 @@ class Reader:
 
     def _require_files(self) -> None:
         """Raise XciteError where the workers' pipes cannot be opened: grain would leave pieces."""
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        limit = open_files_limit()
         with contextlib.suppress(OSError):
-            used = len(os.listdir("/proc/self/fd"))
-            if resource.RLIM_INFINITY != limit < used + _FILES_PER_WORKER * self._workers:
-                raise XciteError(self._too_few_files())
+            used = len(os.listdir("/dev/fd"))
+            if limit is not None and limit < used + _FILES_PER_WORKER * self._workers:
+                raise self._too_few_files()
 
-    def _too_few_files(self) -> str:
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        return (
-            f"{self._workers} data workers need more open files than the {limit} allowed; "
-            "raise the limit (`ulimit -n 4096`) or lower data.workers"
+    def _too_few_files(self) -> XciteError:
+        return XciteError(
+            f"{self._workers} data workers need more open files than the {open_files_limit()} "
+            "allowed; raise the limit (`ulimit -n 4096`) or lower data.workers",
+            remedy="--set data.workers=0",
         )
 
     def _in_words(self, error: Exception) -> Exception:
@@ -174,17 +177,19 @@ class Reader:
         text, number = str(error), getattr(error, "errno", None)
         died = re.search(r"terminated unexpectedly with exit code (-?\d+)", text)
         if number in (errno.EMFILE, errno.ENFILE):
-            return XciteError(self._too_few_files())
-        if number == errno.ENOSPC or (died and int(died[1]) == -signal.SIGBUS):
+            return self._too_few_files()
+        if number == errno.ENOSPC or (died and int(died[1]) == -_BUS_ERROR):
             return XciteError(
                 f"{_SHARED_MEMORY} is full, which data workers need; enlarge it (with containers: "
-                "--shm-size=1g), remove what others left there, or set data.workers to 0"
+                "--shm-size=1g), remove what others left there, or set data.workers to 0",
+                remedy="--set data.workers=0",
             )
         scarce = number in (errno.ENOMEM, errno.EAGAIN) or "can't start new thread" in text
         if died or scarce or isinstance(error, MemoryError):
             return XciteError(
                 "a data worker process ended unexpectedly, perhaps because memory ran out; "
-                "lower data.workers, data.prefetch or optim.batch"
+                "lower data.workers, data.prefetch or optim.batch",
+                remedy=f"--set data.workers={self._workers // 2}",
             )
         return error
 
@@ -262,6 +267,9 @@ class _EarlyStart:
 @contextlib.contextmanager
 def _shielded_children() -> Iterator[None]:
     """Processes started here do not see signals to the group; this one gets them afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _TO_THE_GROUP)
     try:
         yield

@@ -10,14 +10,21 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 
+from xcite.data.jpeg2000_packets import jpeg2000_packets
 from xcite.data.jpeg_scans import jpeg_scans
 from xcite.errors import XciteError
 
+MAX_PIXELS = 178_956_970
+"""Of a picture, if nothing else is said."""
+
 MOST_SCANS = 100  # encoders write about ten
 MOST_SCANNED = 3_000_000_000  # pixels times scans; seconds of decoding
+USUAL_SCANS = 16  # that a picture of as many pixels as are allowed may have in any case
 MOST_SEGMENTS = 1_000  # parts beside the pixels
 MOST_DATA_CHUNKS = 250_000  # a PNG of 1 GiB in libpng's usual chunks has half as many
 MOST_BESIDE = 64 << 20  # bytes beside the pixels: colour profiles, comments, thumbnails
+MOST_TILES = 20_000  # of JPEG 2000; each takes ten kilobytes
+MOST_PACKETS = 4_000_000  # tiles times layers times resolutions and so on
 MOST_COMMENTS = 4 << 20  # bytes of a GIF
 MOST_JUNK = 64 << 10  # bytes that belong to nothing
 MOST_TAGS = 1 << 18
@@ -28,15 +35,18 @@ _TAG_SIZES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8)  # bytes,
 _NESTED = (0x8769, 0x8825, 0xA005)  # EXIF, GPS, interoperability: a reader follows these
 
 
-def refuse_excess(data: bytes, origin: str) -> None:
+def refuse_excess(data: bytes, origin: str, max_pixels: int = MAX_PIXELS) -> None:
     """Look at an encoded picture of any format; what is damaged is left to its decoder.
+
+    Args:
+        max_pixels: that are allowed in a picture; with more of them more work is, too.
 
     Raises:
         XciteError: it asks for more than a real picture does; the message says of what.
     """
     for beginning, examine in _FORMATS.items():
         if data.startswith(beginning):
-            for problem in examine(data):
+            for problem in examine(data, max_pixels):
                 raise XciteError(f"{origin}: {problem}, refused as a decompression bomb")
 
 
@@ -50,7 +60,7 @@ def refuse_tags(exif: bytes, origin: str) -> None:
         raise XciteError(f"{origin}: {problem}, refused as a decompression bomb")
 
 
-def _jpeg(data: bytes) -> Iterator[str]:
+def _jpeg(data: bytes, max_pixels: int) -> Iterator[str]:
     position, segments, junk, pixels, exif = 2, 0, 0, 0, []
     passes, components = True, 0
     while True:
@@ -84,13 +94,13 @@ def _jpeg(data: bytes) -> Iterator[str]:
     yield from _tags(b"".join(exif))
     if not passes and body[:1] == bytes([components]):
         return  # all components are in one scan, behind which the decoder stops
-    most = min(MOST_SCANS, MOST_SCANNED // max(1, pixels))
+    most = min(MOST_SCANS, max(MOST_SCANNED, USUAL_SCANS * max_pixels) // max(1, pixels))
     # Counting bytes is quick, but what follows the picture may look like scans, too.
     if data.count(b"\xff\xda", found) > most and jpeg_scans(data) > most:
         yield f"more than {most} scans of {pixels} pixels"
 
 
-def _png(data: bytes) -> Iterator[str]:
+def _png(data: bytes, max_pixels: int) -> Iterator[str]:
     position = 8
     chunks, pixels, beside = 0, 0, 0
     while position + 8 <= len(data):
@@ -111,7 +121,7 @@ def _png(data: bytes) -> Iterator[str]:
         position += 12 + length
 
 
-def _gif(data: bytes) -> Iterator[str]:
+def _gif(data: bytes, max_pixels: int) -> Iterator[str]:
     position = 13 + (3 << (data[10] & 7) + 1 if len(data) > 10 and data[10] & 0x80 else 0)
     start, extensions, junk = position, 0, 0
     while position < len(data) and data[position] not in b",;":
@@ -125,6 +135,10 @@ def _gif(data: bytes) -> Iterator[str]:
             position += 1
         if extensions > MOST_SEGMENTS or junk > MOST_JUNK or position - start > MOST_COMMENTS:
             yield f"more than {MOST_COMMENTS >> 20} MiB or {MOST_SEGMENTS} blocks before the pixels"
+
+
+def _tiff(data: bytes, max_pixels: int) -> Iterator[str]:
+    yield from _tags(data)
 
 
 def _tags(data: bytes) -> Iterator[str]:
@@ -162,17 +176,25 @@ def _tags(data: bytes) -> Iterator[str]:
             pending.append(struct.unpack_from(order + number, data, end)[0])
 
 
-def _ppm(data: bytes) -> Iterator[str]:
+def _jpeg2000(data: bytes, max_pixels: int) -> Iterator[str]:
+    tiles, packets = jpeg2000_packets(data)
+    if tiles > MOST_TILES or packets > MOST_PACKETS:
+        yield f"{tiles} tiles and {packets} packets of a JPEG 2000 picture"
+
+
+def _ppm(data: bytes, max_pixels: int) -> Iterator[str]:
     words = re.sub(rb"#[^\r\n]*", b"", data[:MOST_JUNK]).split(None, 3)
     if len(words) < 3 and len(data) > MOST_JUNK:
         yield f"a PPM header of more than {MOST_JUNK} bytes"
 
 
-_FORMATS: dict[bytes, Callable[[bytes], Iterator[str]]] = {
+_FORMATS: dict[bytes, Callable[[bytes, int], Iterator[str]]] = {
     b"\xff\xd8": _jpeg,
     b"\x89PNG\r\n\x1a\n": _png,
     b"GIF8": _gif,
-    b"II": _tags,
-    b"MM": _tags,
+    b"\xff\x4f\xff\x51": _jpeg2000,
+    b"\0\0\0\x0cjP  \r\n\x87\n": _jpeg2000,
+    b"II": _tiff,
+    b"MM": _tiff,
     **{b"P%d" % digit: _ppm for digit in range(1, 7)},
 }

@@ -15,6 +15,7 @@ from xcite.data import decoding, mixing, transforms
 from xcite.data.augmentation import Augmentation
 from xcite.data.batch import Batch
 from xcite.data.grain_workers import Reader, owned
+from xcite.data.skipping import Skipping
 from xcite.data.sources import Source
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
@@ -22,8 +23,6 @@ from xcite.randomness import generator
 from xcite.recipe import Recipe
 
 _ROUNDING = 256  # repeated augmentation ends an epoch at a multiple of this, as the official code
-_LEAVE_OUT = "data.on_error: skip would leave it out"
-_IN_A_ROW = 1_000  # pictures that cannot be decoded: more is no loss but missing data
 WORKER_TIMEOUT = 300.0
 """Seconds to wait for a batch."""
 
@@ -36,11 +35,12 @@ class TrainLoader:
 
     Attributes:
         steps_per_epoch: at least 1; the incomplete last batch is left out.
-        skipped: names of pictures that could not be decoded (``data.on_error: skip``). Each was
-            replaced by the next one in the source that can.
+        skipped: name to reason of the pictures that could not be decoded (``data.on_error: skip``).
+            Each was replaced by the next one in the source that can.
 
     Raises:
-        XciteError: the batch is larger than the data set or cannot be shared equally.
+        XciteError: the batch is larger than the data set or cannot be shared equally; in `epoch`
+            more pictures were skipped than `Skipping` allows.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class TrainLoader:
                 f"{views} views of {len(source)} pictures an epoch; set optim.batch lower"
             )
         self.steps_per_epoch = views // batch
-        self.skipped: list[str] = []
+        self.skipped: dict[str, str] = {}
         self._make = _TrainBatch(source, recipe, self.steps_per_epoch, rank, world_size)
         self._data = recipe.data
         self._total = recipe.optim.epochs * self.steps_per_epoch
@@ -84,7 +84,8 @@ class TrainLoader:
         try:
             for _ in range(start_step, self.steps_per_epoch):
                 batch, skipped = _unpacked(self._reader.next())
-                self.skipped += [name for name in skipped if name not in self.skipped]
+                self.skipped |= skipped
+                self._make.skipping.check(self.skipped)
                 yield batch
             finished = self._reader.position < self._reader.stop
         finally:
@@ -104,8 +105,11 @@ class EvaluationLoader:
     With several processes each takes its own run of the pictures. The last batch is smaller.
 
     Attributes:
-        skipped: names of pictures that could not be decoded (``on_error="skip"``); they are in no
-            batch.
+        skipped: name to reason of the pictures that could not be decoded (``on_error="skip"``);
+            they are in no batch.
+
+    Raises:
+        XciteError: while going on: more pictures were skipped than `Skipping` allows.
     """
 
     def __init__(
@@ -116,16 +120,18 @@ class EvaluationLoader:
         batch: int,
         workers: int,
         on_error: str = "stop",
+        skip_limit: int | None = None,
         max_pixels: int = decoding.MAX_PIXELS,
         prefetch: int = 2,
         timeout: float = WORKER_TIMEOUT,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.skipped: list[str] = []
+        self.skipped: dict[str, str] = {}
         bounds = [len(source) * part // world_size for part in (rank, rank + 1)]
+        skipping = Skipping(on_error, skip_limit, len(source))
         self._make = _EvaluationBatch(
-            source, preprocessing, range(*bounds), batch, on_error, max_pixels
+            source, preprocessing, range(*bounds), batch, skipping, max_pixels
         )
         self._workers = workers
         self._prefetch = prefetch
@@ -148,7 +154,8 @@ class EvaluationLoader:
         try:
             for _ in steps:
                 batch, skipped = _unpacked(reader.next())
-                self.skipped += [name for name in skipped if name not in self.skipped]
+                self.skipped |= skipped
+                self._make.skipping.check(self.skipped)
                 if len(batch):
                     yield batch
         finally:
@@ -189,23 +196,26 @@ class _TrainBatch:
         self.rank = rank
         self.share = recipe.optim.batch // world_size  # pictures of this process in a step
         self.augmentation = Augmentation(recipe)
+        self.skipping = Skipping(recipe.data.on_error, recipe.data.skip_limit, len(source))
         self._order: tuple[int, np.ndarray] | None = None
 
     @property
     def bytes_per_batch(self) -> int:
-        side, channels = self.recipe.preprocessing.size, self.recipe.preprocessing.channels
-        return self.share * side * side * channels
+        seen = self.recipe.preprocessing
+        return self.share * seen.height * seen.width * seen.channels
 
     def __call__(self, global_step: int) -> dict[str, Any]:
         epoch, step = divmod(global_step, self.steps_per_epoch)
         recipe, augment = self.recipe, self.recipe.augment
         start = step * recipe.optim.batch + self.rank * self.share
-        views = self._views(epoch)[start : start + self.share].copy()
-        side, channels = recipe.preprocessing.size, recipe.preprocessing.channels
-        pictures = np.empty((self.share, side, side, channels), np.uint8)
+        wanted = self._views(epoch)[start : start + self.share]
+        views = wanted.copy()
+        height, width = recipe.preprocessing.height, recipe.preprocessing.width
+        channels = recipe.preprocessing.channels
+        pictures = np.empty((self.share, height, width, channels), np.uint8)
         erased: list[tuple[int, ...]] = []
         noises: list[np.ndarray] = []
-        skipped: list[str] = []
+        skipped: dict[str, str] = {}
         opened: dict[int, decoding.Opened] = {}
         for position, (index, repeat) in enumerate(views):
             index, draws = self._augmented(
@@ -213,20 +223,21 @@ class _TrainBatch:
             )
             views[position, 0] = index
             if augment.erasing:
-                box = transforms.random_erasing_box(draws, side, side, augment.erasing)
+                box = transforms.random_erasing_box(draws, height, width, augment.erasing)
                 if box is not None and box[2] and box[3]:
                     erased.append((position, *box))
                     noises.append(
                         draws.standard_normal(channels * box[2] * box[3], dtype=np.float32)
                     )
         draws = generator(recipe.run.seed, "mixing", epoch, step, self.rank)
-        mixed = mixing.draw(draws, self.share, side, side, augment)
+        mixed = mixing.draw(draws, self.share, height, width, augment)
         labels = self.source.labels[views[:, 0]]
         classes = len(self.source.class_names)
         return {
             "pictures": pictures,
             "labels": labels,
             "views": views,
+            "wanted": wanted,
             "targets": mixing.soft_targets(labels, classes, augment.smoothing, mixed),
             "erased": np.array(erased, np.int32).reshape(-1, 5),
             "noise": np.concatenate(noises) if noises else np.empty(0, np.float32),
@@ -250,7 +261,7 @@ class _TrainBatch:
         repeat: int,
         pixels: np.ndarray,
         opened: dict[int, decoding.Opened],
-        skipped: list[str],
+        skipped: dict[str, str],
     ) -> tuple[int, np.random.Generator]:
         """Fill in the pixels; returns the picture's index and its generator, to go on drawing.
 
@@ -258,7 +269,7 @@ class _TrainBatch:
         With on_error "skip" a damaged picture is replaced by the next one that can be decoded.
         """
         data, number = self.recipe.data, len(self.source)
-        for candidate in range(index, index + min(number, _IN_A_ROW)):
+        for candidate in range(index, index + number):
             candidate %= number
             name = self.source.name(candidate)
             draws = generator(self.recipe.run.seed, "augmentation", epoch, candidate, repeat)
@@ -271,13 +282,8 @@ class _TrainBatch:
                 pixels[:] = self.augmentation(opened[candidate], draws)
                 return candidate, draws
             except (XciteError, MemoryError) as error:
-                _leave_out(error, name, data.on_error, skipped)
-        if number <= _IN_A_ROW:
-            raise XciteError(f"none of the {number} pictures can be decoded; first: {skipped[0]}")
-        raise XciteError(
-            f"{_IN_A_ROW} pictures in a row cannot be decoded, the last is {skipped[-1]}; "
-            "have the data been moved or deleted?"
-        )
+                self.skipping.leave_out(error, name, skipped)
+        raise XciteError(f"none of the {number} pictures can be decoded; first: {name}")
 
 
 class _EvaluationBatch:
@@ -289,14 +295,14 @@ class _EvaluationBatch:
         preprocessing: Preprocessing,
         indices: range,
         batch: int,
-        on_error: str,
+        skipping: Skipping,
         max_pixels: int,
     ) -> None:
         self.source = source
         self.preprocessing = preprocessing
         self.indices = indices
         self.batch = batch
-        self.on_error = on_error
+        self.skipping = skipping
         self.max_pixels = max_pixels
 
     @property
@@ -305,26 +311,27 @@ class _EvaluationBatch:
 
     @property
     def bytes_per_batch(self) -> int:
-        return self.batch * self.preprocessing.size**2 * self.preprocessing.channels
+        seen = self.preprocessing
+        return self.batch * seen.height * seen.width * seen.channels
 
     def __call__(self, step: int) -> dict[str, Any]:
         wanted = self.indices[step * self.batch : (step + 1) * self.batch]
-        side, channels = self.preprocessing.size, self.preprocessing.channels
-        pictures = np.empty((len(wanted), side, side, channels), np.uint8)
+        seen = self.preprocessing
+        pictures = np.empty((len(wanted), seen.height, seen.width, seen.channels), np.uint8)
         decoded: list[int] = []
-        skipped: list[str] = []
+        skipped: dict[str, str] = {}
         for index in wanted:
             name = self.source.name(index)
             try:
                 picture = decoding.decode(
                     self.source.read(index),
-                    channels=channels,
+                    channels=seen.channels,
                     max_pixels=self.max_pixels,
                     origin=name,
                 )
-                pixels = transforms.evaluation_pixels(picture, self.preprocessing)
+                pixels = transforms.evaluation_pixels(picture, seen)
             except (XciteError, MemoryError) as error:
-                _leave_out(error, name, self.on_error, skipped)
+                self.skipping.leave_out(error, name, skipped)
                 continue
             pictures[len(decoded)] = pixels
             decoded.append(index)
@@ -338,20 +345,8 @@ class _EvaluationBatch:
         }
 
 
-def _leave_out(error: Exception, name: str, on_error: str, skipped: list[str]) -> None:
-    """Note a picture that cannot be decoded, or stop because of it.
-
-    Raises:
-        XciteError: with ``on_error`` "stop".
-    """
-    if on_error == "stop":
-        reason = str(error) if isinstance(error, XciteError) else f"{name}: memory ran out"
-        raise XciteError(f"{reason} ({_LEAVE_OUT})") from error
-    skipped.append(name)
-
-
-def _unpacked(item: dict[str, Any]) -> tuple[Batch, list[str]]:
-    """A `Batch` of what a worker sent, and the names of skipped pictures."""
+def _unpacked(item: dict[str, Any]) -> tuple[Batch, dict[str, str]]:
+    """A `Batch` of what a worker sent, and the skipped pictures."""
     arrays = {key: owned(value) for key, value in item.items() if isinstance(value, np.ndarray)}
     skipped = item["skipped"]
     batch = Batch(arrays["pictures"], arrays["labels"], arrays["views"])
@@ -368,6 +363,7 @@ def _unpacked(item: dict[str, Any]) -> tuple[Batch, list[str]]:
     return (
         replace(
             batch,
+            wanted=arrays["wanted"],
             targets=arrays["targets"],
             erased=erased,
             mixing=mixed,

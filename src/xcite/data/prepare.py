@@ -103,7 +103,8 @@ def prepare_imagenet(
     for split, pictures in splits.items():
         write(aside, split, pictures, per_shard, progress)
         _verify(aside, split, pictures, layout)
-    os.sync()  # once for all, instead of once for each of a million pictures
+    if hasattr(os, "sync"):
+        os.sync()  # once for all, instead of once for each of a million pictures
     aside.rename(destination)
     return counts
 

@@ -4,7 +4,6 @@
 do differently: their twin modules by name, and the methods at its end.
 """
 
-import os
 from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -17,8 +16,10 @@ from xcite.engines.allocation import keep_freed_memory
 from xcite.engines.interface import AttentionMaps, Engine
 from xcite.errors import XciteError
 from xcite.families import Architecture
+from xcite.machine import usable_cores
 
 PRECISIONS = ("float32", "bf16")
+DEVICES = ("auto", "cpu", "gpu")
 
 
 class BaseEngine(Engine):
@@ -41,25 +42,29 @@ class BaseEngine(Engine):
         attention: str = "auto",
         activation_checkpointing: bool = False,
         compile: bool = False,
+        device: str = "auto",
         threads: int | None = None,
     ) -> None:
         """Build the model with `xcite.canonical.initial_weights(architecture, seed)`.
 
         Raises:
-            XciteError: unknown precision, operators or form of attention, or something that the
-                framework cannot do on this machine.
+            XciteError: unknown precision, device, operators or form of attention, or something that
+                the framework cannot do on this machine.
         """
         if precision not in PRECISIONS:
             raise XciteError(f"unknown precision {precision!r}; choose {' or '.join(PRECISIONS)}")
+        if device not in DEVICES:
+            raise XciteError(f"unknown device {device!r}; choose {', '.join(DEVICES)}")
         keep_freed_memory()
         self.architecture = architecture
         self.rank, self.world_size = self._processes.start()
         self._seed = seed
         self._bf16 = precision == "bf16"
+        self._device_asked = device
         self._operators = operators
         self._attention = attention
         self._averaged: Any | None = None
-        cores = len(os.sched_getaffinity(0)) // self._processes.processes_here()
+        cores = usable_cores() // self._processes.processes_here()
         self._prepare(threads or max(1, cores))
         self.model = self._new_model(seed, activation_checkpointing)
         if self.world_size > 1:
@@ -128,12 +133,6 @@ class BaseEngine(Engine):
         return self._averaged
 
     def _images(self, images: np.ndarray) -> Any:
-        channels = self.architecture.in_chans
-        if images.ndim != 4 or images.shape[1] != channels:
-            raise XciteError(
-                f"the model takes images (batch, {channels}, height, width); "
-                f"these are {tuple(images.shape)}"
-            )
         return self._tensor(np.asarray(images, np.float32))
 
     # ---- what the frameworks do differently ------------------------------------------------

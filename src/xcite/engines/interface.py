@@ -71,6 +71,7 @@ class Engine(Protocol):
         attention: str = "auto",
         activation_checkpointing: bool = False,
         compile: bool = False,
+        device: str = "auto",
         threads: int | None = None,
     ) -> None:
         """Build the model with `xcite.canonical.initial_weights(architecture, seed)`.
@@ -81,6 +82,8 @@ class Engine(Protocol):
             attention: "auto", "usual" or "covariance" form, see docs/performance.md; "plain"
                 operators have the usual form only.
             compile: torch.compile; refused with XciteError by an engine that has no such thing.
+            device: "cpu", "gpu" (refused with XciteError where there is none) or "auto": a GPU if
+                the framework finds one.
             threads: compute threads; None for all cores.
         """
 

@@ -121,7 +121,9 @@ def measure(
         engine, architecture, precision=precision, operators=operators, **options
     )
     channels = architecture.in_chans
-    preprocessing = Preprocessing(size=height, mean=(0.5,) * channels, std=(0.25,) * channels)
+    preprocessing = Preprocessing(
+        size=(height, width), mean=(0.5,) * channels, std=(0.25,) * channels
+    )
     pictures = random_batch(architecture, batch, height, width)
     images = model_input(pictures, preprocessing)
     work: Callable[[], object]

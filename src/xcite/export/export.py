@@ -20,7 +20,7 @@ from xcite.engines.interface import Engine
 from xcite.errors import XciteError
 from xcite.export import agreement, graph
 from xcite.export.options import ExportOptions
-from xcite.preprocessing import Preprocessing
+from xcite.preprocessing import Preprocessing, sides
 from xcite.runtime.bundle import PROGRAMS, BundleInfo, describe, seal_folder, whole_folder
 from xcite.runtime.classifier import Classifier, EngineClassifier
 from xcite.runtime.opening import on_engine
@@ -77,9 +77,15 @@ def export(
     assert isinstance(opened.classifier, EngineClassifier)
     reference = opened.classifier.engine
     preprocessing = opened.preprocessing
-    size = options.input_size(preprocessing.size)
+    size = options.input_size(sides(preprocessing.size))
     if size is not None:
-        preprocessing = preprocessing.model_copy(update={"size": max(size)})
+        square = isinstance(preprocessing.size, int)
+        preprocessing = preprocessing.at(max(size) if square else size)
+        if options.validation is not None and size != sides(preprocessing.size):
+            raise XciteError(
+                "accuracy is measured on the whole of what is cut out, and this oblong would be "
+                "the middle of a square; export it without --validation"
+            )
     pixels, origin = agreement.pictures(options.pictures, preprocessing, size, agreement.PICTURES)
     say(f"compares with the {reference.name} engine on {len(pixels)} pictures ({origin})")
     info = BundleInfo(

@@ -51,16 +51,11 @@ class ExportOptions:
             )
         if self.format == "paddle" and self.engine == "torch":
             raise XciteError("PaddlePaddle itself writes its programs; leave --engine out")
-        height, width = self.size or (1, 1)
-        if height != width and not self.dynamic and self.validation is not None:
-            raise XciteError(
-                "accuracy is measured on squares; export an oblong without --validation"
-            )
 
-    def input_size(self, usual: int) -> tuple[int, int] | None:
+    def input_size(self, usual: tuple[int, int]) -> tuple[int, int] | None:
         """Height and width of the graph's input; None for any.
 
         Args:
-            usual: side of the square that the weights were trained for.
+            usual: height and width that the weights were trained for.
         """
-        return None if self.dynamic else self.size or (usual, usual)
+        return None if self.dynamic else self.size or usual

@@ -94,8 +94,8 @@ class Family(ABC):
         """The same model without any random dropping of its own."""
         return self
 
-    def in_words(self, size: int) -> str:
-        """What a plan adds to the model's name, for pictures of that side in pixels."""
+    def in_words(self, height: int, width: int) -> str:
+        """What a plan adds to the model's name, for pictures of that size in pixels."""
         return ""
 
     def layer_groups(self) -> dict[str, str]:

@@ -117,8 +117,8 @@ class XCiTArchitecture(Family):
     def without_dropout(self) -> Self:
         return replace(self, drop_rate=0.0, attn_drop_rate=0.0, drop_path=0.0)
 
-    def in_words(self, size: int) -> str:
-        tokens = math.prod(self.grid(size, size))
+    def in_words(self, height: int, width: int) -> str:
+        tokens = math.prod(self.grid(height, width))
         return f", {tokens} tokens of width {self.embed_dim}, {self.depth} blocks"
 
     # ---- the walk --------------------------------------------------------------------------------

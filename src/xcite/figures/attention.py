@@ -14,6 +14,7 @@ import numpy as np
 
 from xcite.errors import XciteError
 from xcite.figures.labels import plain
+from xcite.preprocessing import sides
 from xcite.runtime.classifier import EngineClassifier
 from xcite.runtime.opening import OpenedModel
 from xcite.runtime.predictor import Predictor, input_pixels
@@ -67,8 +68,9 @@ def input_picture(
         XciteError: not an XCiT, or a size the model does not take.
     """
     preprocessing, patch = model.preprocessing, patch_size(model)
-    wanted = size or preprocessing.size
-    if model.size and (whole or wanted not in (preprocessing.size, *model.size)):
+    own = sides(preprocessing.size)
+    wanted = size or min(own)
+    if model.size and (whole or (size and size not in (preprocessing.size, *model.size))):
         height, width = model.size
         raise XciteError(
             f"this bundle takes only {height} x {width}; draw from the weights, "
@@ -80,9 +82,9 @@ def input_picture(
         if size and not model.size:
             if size * size > LARGEST_INPUT:
                 raise XciteError(f"size {size} is too large; at most {math.isqrt(LARGEST_INPUT)}")
-            preprocessing = preprocessing.model_copy(update={"size": size})
+            preprocessing = preprocessing.at(size)
         return input_pixels(picture, preprocessing, model.size)
-    from PIL import Image
+    from xcite.data.transforms import pixels_of, resize, to_image
 
     # Whole patches: padding at the edges would show up in the maps.
     shorter = min(picture.shape[:2])
@@ -91,10 +93,7 @@ def input_picture(
     )
     if height * width > LARGEST_INPUT:
         raise XciteError(f"{height} x {width} pixels are too many; give a smaller --size")
-    method = Image.Resampling[preprocessing.interpolation.upper()]
-    squeezed = picture[..., 0] if picture.shape[-1] == 1 else picture
-    resized = np.asarray(Image.fromarray(squeezed).resize((width, height), method))
-    return resized.reshape(height, width, -1)
+    return pixels_of(resize(to_image(picture), (height, width), preprocessing.interpolation))
 
 
 @dataclass(frozen=True)
@@ -266,8 +265,7 @@ def picture_png(picture: np.ndarray) -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()
-    squeezed = picture[..., 0] if picture.shape[-1] == 1 else picture
-    Image.fromarray(squeezed).save(buffer, "PNG")
+    Image.fromarray(_visible_channels(picture)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -294,9 +292,14 @@ def _figure(width: float, height: float) -> "Figure":
 
 
 def _show_picture(axis: "Axes", picture: np.ndarray) -> None:
+    shown = _visible_channels(picture)
     grey: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
-    options = grey if picture.shape[-1] == 1 else {}
-    axis.imshow(picture[..., 0] if options else picture, **options)
+    axis.imshow(shown, **(grey if shown.ndim == 2 else {}))
+
+
+def _visible_channels(picture: np.ndarray) -> np.ndarray:
+    """Of (H, W, C) the first three channels, or the first as grey where there are fewer."""
+    return picture[..., :3] if picture.shape[-1] >= 3 else picture[..., 0]
 
 
 def _overlay(axis: "Axes", picture: np.ndarray, attention: np.ndarray) -> None:

@@ -1,5 +1,6 @@
 """Training curves: loss, accuracy and learning rate of one run or several over another."""
 
+import bisect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,20 @@ Rows = Sequence[Mapping[str, Any]]
 
 # Okabe and Ito's palette: distinguishable with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def _epochs(step: int, ends: Sequence[tuple[int, int]]) -> float:
+    """Where a step lies in epochs; a changed batch gives later epochs another number of steps.
+
+    Args:
+        ends: (step, epoch) at the end of every epoch.
+    """
+    if not ends:
+        return float(step)
+    knots = [(0, 0), *ends]
+    after = max(1, min(bisect.bisect_left(knots, (step, 0)), len(knots) - 1))
+    (left, begun), (right, ended) = knots[after - 1], knots[after]
+    return begun + (step - left) / max(right - left, 1) * (ended - begun)
 
 
 def draw_curves(runs: Mapping[str, Rows], path: str | Path) -> None:
@@ -39,10 +54,10 @@ def draw_curves(runs: Mapping[str, Rows], path: str | Path) -> None:
         prefix = f"{name}: " if several else ""
         steps = [row for row in rows if row.get("kind") == "step"]
         epochs = [row for row in rows if row.get("kind") == "epoch"]
-        per_epoch = epochs[0]["step"] / epochs[0]["epoch"] if epochs else None
+        ends = [(row["step"], row["epoch"]) for row in epochs]
 
-        def at(row: Mapping[str, Any], per_epoch: float | None = per_epoch) -> float:
-            return float(row["step"] / per_epoch if per_epoch else row["step"])
+        def at(row: Mapping[str, Any], ends: Sequence[tuple[int, int]] = ends) -> float:
+            return _epochs(row["step"], ends)
 
         def line(
             axes: Any, of: Rows, key: str, label: str, at: Any = at, **style: Any

@@ -16,6 +16,8 @@ from xcite.control_characters import visible, visible_lines
 from xcite.cost import multiply_adds
 from xcite.errors import XciteError
 from xcite.figures.attention import attention_maps, overlay_png, patch_size, picture_png
+from xcite.training.history import History
+from xcite.training.run_data import open_validation
 from xcite.training.run_folder import RunFolder
 from xcite.whole_files import write_text
 
@@ -75,7 +77,7 @@ class _Findings:
     accuracy: "Accuracy"
     best: list[_Case]
     worst: list[_Case]
-    skipped: list[str]
+    skipped: dict[str, str]
 
 
 def write_report(
@@ -108,13 +110,16 @@ def write_report(
         weights = open_weights(folder.path)
         if weights.metadata.preprocessing is None:
             weights.metadata.preprocessing = recipe.preprocessing
-    spec = data or recipe.data.validation
+    held_out = "held-out pictures" if folder.split.is_file() else None
+    spec = data or recipe.data.validation or held_out
     findings = None
     if weights is not None and spec:
-        findings = _examine(weights, recipe, spec, data is None, engine, pictures)
+        held = open_validation(folder.path) if spec == held_out else None
+        findings = _examine(weights, recipe, spec, data is None, engine, pictures, held)
     name = folder.path.resolve().name
     parts = [
         _head(name, recipe, rows, weights, findings),
+        _altered(folder),
         _curves(name, rows),
         _confusion(findings, spec, weights),
         *_cases(findings),
@@ -140,6 +145,7 @@ def _examine(
     own: bool,
     engine: str | None,
     pictures: int,
+    held_out: "Source | None",
 ) -> _Findings:
     """Show the model every validation picture; keep the counts and the most telling pictures."""
     from xcite.data.pipeline import EvaluationLoader
@@ -151,22 +157,26 @@ def _examine(
     if engine is None and recipe.run.engine in installed():
         engine = recipe.run.engine
     model = on_engine(weights, engine, called="this run")
-    labelled = open_labelled(
-        spec,
-        model.class_names,
-        model.architecture.num_classes,
-        channels=model.preprocessing.channels,
-        root=recipe.data.root if own else None,
-        outside_root=recipe.data.outside_root if own else False,
-        model="this run",
-    )
-    source, names = labelled.source, labelled.class_names
+    if held_out is not None:
+        source, names = held_out, held_out.class_names
+    else:
+        labelled = open_labelled(
+            spec,
+            model.class_names,
+            model.architecture.num_classes,
+            channels=model.preprocessing.channels,
+            root=recipe.data.root if own else None,
+            outside_root=recipe.data.outside_root if own else False,
+            model="this run",
+        )
+        source, names = labelled.source, labelled.class_names
     loader = EvaluationLoader(
         source,
         model.preprocessing,
         batch=64,
         workers=recipe.data.workers,
         on_error="skip",
+        skip_limit=len(source),  # a report says how many, and is made in any case
         max_pixels=recipe.data.max_pixels,
     )
     counter = Counter(names, labelled.present)
@@ -218,8 +228,8 @@ def _case(model: "OpenedModel", names: list[str], source: "Source", index: int) 
     attention = None
     if model.architecture.has_attention_maps:
         classes, _ = attention_maps(model, images)  # (1, layers, heads, 1 + N)
-        side = -(-model.preprocessing.size // patch_size(model))
-        attention = classes[0, -1, :, 1:].mean(axis=0).reshape(side, -1)
+        rows = -(-shown.shape[0] // patch_size(model))
+        attention = classes[0, -1, :, 1:].mean(axis=0).reshape(rows, -1)
     label, best = int(source.labels[index]), int(shares.argmax())
     return _Case(
         name=name,
@@ -291,6 +301,14 @@ def _head(
         f"<header><h1>{_text(name)}</h1><dl class='facts'>{listed}</dl>"
         f"{with_ if changed else ''}</header>\n"
     )
+
+
+def _altered(folder: RunFolder) -> str:
+    """What was changed while the run went on, so that its recipe alone does not give its result."""
+    changes = History(folder.history).altered()
+    if not changes:
+        return ""
+    return _section("Changed on the way", "".join(f"<p>{_text(text)}</p>" for text in changes))
 
 
 def _curves(name: str, rows: list[dict[str, Any]]) -> str:
@@ -402,10 +420,12 @@ def _cost(
     facts: list[tuple[str, str]] = []
     if weights is not None:
         assert weights.metadata.preprocessing is not None
-        size = weights.metadata.preprocessing.size
-        macs = multiply_adds(weights.architecture, size, size)
+        seen = weights.metadata.preprocessing
+        macs = multiply_adds(weights.architecture, seen.height, seen.width)
         facts.append(("Parameters", f"{parameter_count(weights.architecture):,}"))
-        facts.append((f"Multiply-adds of one picture, {size} x {size}", f"{macs / 1e9:.3f} G"))
+        facts.append(
+            (f"Multiply-adds of one picture, {seen.height} x {seen.width}", f"{macs / 1e9:.3f} G")
+        )
         path = folder.best if folder.best.is_file() else folder.last
         facts.append(("Weights file", f"{path.stat().st_size / 2**20:.1f} MiB"))
     seconds = [row["seconds"] for row in rows if row.get("kind") == "epoch" and "seconds" in row]

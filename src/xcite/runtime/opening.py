@@ -8,7 +8,7 @@ import numpy as np
 from xcite.data.transforms import normalise
 from xcite.engines import create_engine, installed
 from xcite.errors import XciteError
-from xcite.preprocessing import Preprocessing
+from xcite.preprocessing import Preprocessing, in_pixels
 from xcite.runtime.bundle import bundle_folder
 from xcite.runtime.classifier import Classifier, EngineClassifier
 from xcite.runtime.predictor import Predictor, input_pixels
@@ -111,6 +111,6 @@ def preprocessing_of(file: WeightFile, called: str) -> tuple[Preprocessing, list
     assumed = Preprocessing() if channels == 3 else Preprocessing(mean=(0.5,), std=(0.5,))
     note = (
         f"{called} does not say how its pictures were prepared; "
-        f"{assumed.size} px and the usual mean and deviation are assumed"
+        f"{in_pixels(assumed.size)} px and the usual mean and deviation are assumed"
     )
     return assumed, [note]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xcite.errors import XciteError
-from xcite.preprocessing import Preprocessing
+from xcite.machine import usable_cores
+from xcite.preprocessing import Preprocessing, sides
 from xcite.runtime.bundle import BundleInfo, bundle_folder, read_info, sealed_program
 from xcite.runtime.programs import open_program
 from xcite.runtime.ranking import class_name, probabilities, ranked
@@ -69,7 +70,7 @@ class Predictor:
         self.info: BundleInfo = read_info(self.bundle)
         self.preprocessing: Preprocessing = self.info.preprocessing
         self.mode = mode
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or usable_cores()
         if streams is None:
             streams = min(self.threads, 4) if mode == "throughput" else 1
         if precision not in (None, self.info.precision) and (
@@ -85,7 +86,7 @@ class Predictor:
             threads=self.threads,
             streams=streams,
             precision=precision or self.info.precision,
-            usual=self.info.size or (self.preprocessing.size, self.preprocessing.size),
+            usual=self.info.size or sides(self.preprocessing.size),
             called=f"{self.info.format} bundle {self.bundle}",
         )
         self._classes = _checked(self.bundle, self.info, self._program.outputs)
@@ -210,11 +211,14 @@ def _checked(bundle: Path, info: BundleInfo, outputs: Sequence[str]) -> int:
 def input_pixels(
     picture: np.ndarray, preprocessing: Preprocessing, size: tuple[int, int] | None
 ) -> np.ndarray:
-    """`evaluation_pixels`, and of that square the centre where the graph's input is an oblong."""
+    """`evaluation_pixels`, and of them the centre where the graph's input is smaller.
+
+    A bundle of a square preprocessing may have been made for an oblong within it.
+    """
     from xcite.data.transforms import evaluation_pixels
 
-    square = evaluation_pixels(picture, preprocessing)
+    seen = evaluation_pixels(picture, preprocessing)
     if size is None:
-        return square
-    top, left = ((side - wanted) // 2 for side, wanted in zip(square.shape, size, strict=False))
-    return square[top : top + size[0], left : left + size[1]]
+        return seen
+    top, left = ((side - wanted) // 2 for side, wanted in zip(seen.shape, size, strict=False))
+    return seen[top : top + size[0], left : left + size[1]]

@@ -11,6 +11,7 @@ import ctypes
 import signal
 import socket
 import struct
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any, cast
 
 import uvicorn
 
+from xcite.machine import set_timer
 from xcite.server.limits import Limits
 
 STOP_SECONDS = 10  # from the signal to the end, whatever is running
@@ -133,8 +135,8 @@ def _waits(connection: Any) -> bool:
 
 def stop_in_time() -> None:
     """Have the kernel end this process in `STOP_SECONDS`, if it does not end before."""
-    if signal.getitimer(signal.ITIMER_REAL)[0] == 0:
-        signal.setitimer(signal.ITIMER_REAL, STOP_SECONDS)
+    if hasattr(signal, "getitimer") and signal.getitimer(signal.ITIMER_REAL)[0] == 0:
+        set_timer("ITIMER_REAL", STOP_SECONDS)
 
 
 def refuse_new_connections(listener: socket.socket) -> None:
@@ -143,6 +145,8 @@ def refuse_new_connections(listener: socket.socket) -> None:
     Closing a listener resets connections that wait to be accepted, with requests that were sent on
     them. A packet filter that drops SYN (Linux; it needs no rights) ends new ones before that.
     """
+    if not sys.platform.startswith("linux"):
+        return
     # flags of the TCP header; SYN without ACK is dropped, all else passes
     program = [(0x30, 0, 0, 13), (0x54, 0, 0, 0x12), (0x15, 0, 1, 0x02), (6, 0, 0, 0)]
     program.append((6, 0, 0, 0xFFFFFFFF))

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import queue
-import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from xcite.errors import XciteError
+from xcite.machine import known_signals, usable_cores
 from xcite.preprocessing import Preprocessing
 from xcite.server.batching import QueueFullError
 from xcite.server.decoding_worker import LIGHT, Orders, receive, send
@@ -162,7 +162,7 @@ class _Worker:
         """Whether the kernel ended the process because its processor time was used up."""
         assert self._process is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return self._process.wait(5) == -signal.SIGPROF
+            return self._process.wait(5) in [-number for number in known_signals("SIGPROF")]
         return False
 
     def kill(self) -> None:
@@ -264,7 +264,7 @@ class Decoders:
             seconds=min(LIGHT_SECONDS, limits.decode_seconds),
             memory=SPARE + BYTES_PER_PIXEL * min(LIGHT, limits.max_pixels),
         )
-        workers = limits.decoders or min(max(2, len(os.sched_getaffinity(0))), 8)
+        workers = limits.decoders or min(max(2, usable_cores()), 8)
         self._light = _Lane(light, workers, "light")
         self._heavy = _Lane(heavy, 1, "heavy")
         self._heavy_waiting = 0

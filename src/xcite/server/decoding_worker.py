@@ -8,10 +8,8 @@ that it answers is ever executed by the server, so a decoder that a picture take
 """
 
 import contextlib
-import io
 import json
 import os
-import resource
 import signal
 import socket
 import struct
@@ -20,12 +18,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from xcite.data.decoding import FORMATS, decode
+from xcite.data.decoding import decode
+from xcite.data.formats import dimensions
 from xcite.data.jpeg_scans import jpeg_scans
 from xcite.data.picture_limits import refuse_excess
 from xcite.errors import XciteError
+from xcite.machine import known_signals, resource, set_timer
 from xcite.preprocessing import Preprocessing
 from xcite.runtime.predictor import input_pixels
 
@@ -118,10 +116,10 @@ class _Decoding:
         orders = self._orders
         refuse_excess(data, "\0")
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                pixels, kind = image.width * image.height, image.format
+            width, height, kind = dimensions(data, orders.max_pixels)
         except Exception:  # `decode` says what is wrong with it
             return {}
+        pixels = width * height
         scans = jpeg_scans(data) if kind in ("JPEG", "MPO") else 1
         cost = pixels * scans * _SLOW.get(kind or "", 1)
         if pixels <= orders.max_pixels and cost > LIGHT and not orders.heavy:
@@ -131,6 +129,8 @@ class _Decoding:
 
 def _limit_memory(more: int) -> None:
     """Limit this process's address space to what it has now and ``more`` bytes (Linux)."""
+    if resource is None:
+        return
     with contextlib.suppress(OSError):
         pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
         most = pages * resource.getpagesize() + more
@@ -142,22 +142,23 @@ def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
     orders = Orders(**json.loads(sys.argv[2]))
     # A signal to the whole group must not take the decoder away from requests still to be answered.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in known_signals("SIGINT", "SIGTERM", "SIGHUP"):
         signal.signal(number, signal.SIG_IGN)
-    if orders.heavy:
+    if orders.heavy and hasattr(os, "nice"):
         os.nice(10)
     decoding = _Decoding(orders)
     decoding.answer(b"")  # imports the decoders
     _limit_memory(orders.memory)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if resource is not None:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         send(channel, b"ready")
         while True:
             data = bytes(receive(channel))
             # The kernel ends this process when the time is up, whatever a decoder is doing.
-            signal.setitimer(signal.ITIMER_PROF, orders.seconds)
+            set_timer("ITIMER_PROF", orders.seconds)
             message = decoding.answer(data)
-            signal.setitimer(signal.ITIMER_PROF, 0)
+            set_timer("ITIMER_PROF", 0)
             send(channel, message)
     except (EOFError, OSError):
         pass

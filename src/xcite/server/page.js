@@ -39,8 +39,8 @@ async function ask(path, options = {}) {
 async function describe() {
   const info = await ask("/info");
   limits = info.limits;
-  const side = info.preprocessing.size;
-  const parts = [info.model.model || "XCiT", `${info.classes.length} classes`, `${side} × ${side} pixels`, info.model.precision];
+  const [height, width] = [info.preprocessing.size].flat();
+  const parts = [info.model.model || "XCiT", `${info.classes.length} classes`, `${height} × ${width ?? height} pixels`, info.model.precision];
   $("model").textContent = parts.join(" · ");
   $("access").hidden = true;
 }

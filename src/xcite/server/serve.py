@@ -1,7 +1,6 @@
 """`xcite serve`: the process around the application, from the socket to the last answer."""
 
 import importlib.util
-import resource
 import signal
 import socket
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xcite.errors import XciteError
+from xcite.machine import allow_open_files, set_timer
 from xcite.runtime.predictor import Predictor
 from xcite.server.guard import Application, Guard
 from xcite.server.limits import Limits
@@ -100,7 +100,7 @@ def serve(
     limits = limits or Limits()
     routes = _routes(Predictor(bundle, mode=mode), limits)
     app = _guarded(routes, token, hosts)
-    _allow_files(limits.connections + 200)
+    allow_open_files(limits.connections + 200)
     listener = listen(host, port)
     try:
         routes.service.warm_up()
@@ -141,12 +141,4 @@ def serve(
             signal.signal(number, handler)
         listener.close()
         if not routes.service.batcher.alive:  # else a batch still runs, and only the alarm ends it
-            signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def _allow_files(count: int) -> None:
-    """Raise this process's soft limit of open files to ``count``, as far as the hard one goes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            set_timer("ITIMER_REAL", 0)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from xcite.errors import XciteError
+from xcite.preprocessing import sides
 from xcite.runtime.predictor import Predictor
 from xcite.runtime.ranking import probabilities, ranked
 from xcite.server.answers import Attention, PictureAnswer, Prediction, Seen
@@ -71,7 +72,7 @@ class Service:
             return
         self.decoders.start()
         preprocessing = self.predictor.preprocessing
-        height, width = self.predictor.info.size or (preprocessing.size, preprocessing.size)
+        height, width = self.predictor.info.size or sides(preprocessing.size)
         end = time.monotonic() + WARM_UP
         for batch in (1, *range(self.limits.batch, 1, -1)):
             if time.monotonic() > end:
@@ -202,11 +203,15 @@ class Service:
 
     def _seen(self, decoded: Decoded) -> Seen:
         preprocessing = self.predictor.preprocessing
-        # The square of `size` comes from this many pixels of the picture; the input may be an
-        # oblong from its middle.
-        square = min(decoded.height, decoded.width) * preprocessing.crop_ratio
-        sides = zip(decoded.pixels.shape[:2], (decoded.height, decoded.width), strict=True)
-        height, width = (square * seen / preprocessing.size / whole for seen, whole in sides)
+        # So many pixels of the picture became one of the input, which may be the middle of what
+        # the preprocessing cuts out.
+        whole = decoded.height, decoded.width
+        scale = preprocessing.crop_ratio * min(
+            whole[0] / preprocessing.height, whole[1] / preprocessing.width
+        )
+        height, width = (
+            scale * seen / side for seen, side in zip(decoded.pixels.shape[:2], whole, strict=True)
+        )
         return Seen(left=(1 - width) / 2, top=(1 - height) / 2, width=width, height=height)
 
     def _answer(self, questions: list[_Question]) -> list[tuple[np.ndarray, np.ndarray | None]]:

@@ -1,15 +1,18 @@
 """What may differ when a run goes on: freely, only aloud, or never."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from xcite.errors import XciteError
 from xcite.recipe import Recipe
 
-# These change where and how fast a run goes or what it does about trouble, not what it computes.
+# These change where and how fast a run goes or what it does about trouble, not what it computes;
+# whether pictures and classes are still the same is asked beside this.
 FREE = {
     "data": (
         "train",
         "validation",
+        "classes",
         "root",
         "outside_root",
         "columns",
@@ -17,12 +20,14 @@ FREE = {
         "worker_timeout",
         "prefetch",
         "on_error",
+        "skip_limit",
         "max_pixels",
     ),
     "init": ("weights",),
     "distill": ("teacher", "cache", "teacher_engine"),
     "run": (
         "engine",
+        "device",
         "keep",
         "checkpoint_every",
         "checkpoint_minutes",
@@ -31,12 +36,11 @@ FREE = {
         "activation_checkpointing",
     ),
 }
-# With these another state or another count of steps would belong to the run.
-NEVER = {
+# With these another state, or another order of pictures, would belong to the run.
+NEVER: dict[str, tuple[str, ...] | None] = {
     "model": None,  # all of it
     "init": ("dialect", "reset_head", "adapt_channels", "freeze_patch_embed"),
-    "data": ("classes", "repeats"),
-    "optim": ("batch",),
+    "data": ("repeats", "holdout"),
 }
 
 Changes = dict[str, tuple[Any, Any]]
@@ -53,6 +57,11 @@ def changes(before: Recipe, after: Recipe) -> Changes:
     }
 
 
+def loud(changed: Changes) -> Changes:
+    """Those that make the result another one."""
+    return {name: both for name, both in changed.items() if not _among(name, FREE)}
+
+
 def check(changed: Changes, *, allowed: bool) -> None:
     """Refuse changes that a resumed run must not have.
 
@@ -60,26 +69,26 @@ def check(changed: Changes, *, allowed: bool) -> None:
         allowed: whether the user has allowed those that make the result another one.
 
     Raises:
-        XciteError: with the key and both values.
+        XciteError: with every such key and both values.
     """
-    for name, (old, new) in changed.items():
-        section, _, key = name.partition(".")
-        if key in FREE.get(section, ()):
-            continue
-        never = section in NEVER and (NEVER[section] is None or key in (NEVER[section] or ()))
-        if allowed and not never:
-            continue
-        remedy = (
-            "start a new run with init.weights set to this one"
-            if never
-            else "allow it with --allow-changes, or start a new run with init.weights set to this "
-            "one"
-        )
-        raise XciteError(
-            f"{name} is {old} in this run and would be {new}; the result would be another: {remedy}"
-        )
+    refused = loud(changed)
+    never = {name: both for name, both in refused.items() if _among(name, NEVER)}
+    if not refused or (allowed and not never):
+        return
+    shown = ", ".join(
+        f"{name} is {old} in this run and would be {new}"
+        for name, (old, new) in (never or refused).items()
+    )
+    anew = "start a new run with init.weights set to this one"
+    remedy = anew if never else f"allow it with --allow-changes, or {anew}"
+    raise XciteError(f"{shown}; the result would be another: {remedy}")
 
 
 def in_words(changed: Changes) -> str:
     """The changes in one line."""
     return ", ".join(f"{name} from {old} to {new}" for name, (old, new) in changed.items())
+
+
+def _among(name: str, rules: Mapping[str, tuple[str, ...] | None]) -> bool:
+    section, _, key = name.partition(".")
+    return section in rules and (rules[section] is None or key in (rules[section] or ()))

@@ -4,6 +4,7 @@ The state has canonical names and shapes, so a run begun on one engine goes on o
 numbers are checked against the checksums in the file, and everything for being possible at all.
 """
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from xcite.weights.safetensors_files import read_safetensors, write_safetensors
 from xcite.whole_files import flush_folder
 
 FORMAT = "xcite checkpoint 1"
+UNKNOWN = -1
+_ADDED = ("pictures", "done")  # to the position, later than its other fields
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,9 @@ class Position:
         best_top5: top-5 of the same model.
         best_epoch: the epoch, counted from 1, that reached it; 0 before the first evaluation.
         fingerprint: of the training pictures' listing.
+        pictures: how many pictures of that epoch's order its steps have used; `UNKNOWN` in files
+            of an older Xcite.
+        done: optimiser steps of the whole run; `UNKNOWN` in files of an older Xcite.
     """
 
     epoch: int = 0
@@ -45,16 +51,35 @@ class Position:
     best_top5: float | None = None
     best_epoch: int = 0
     fingerprint: str = ""
+    pictures: int = 0
+    done: int = 0
 
-    def after(self, loss: float, seconds: float) -> "Position":
-        """The position one step further."""
+    def after(self, loss: float, seconds: float, pictures: int) -> "Position":
+        """The position one step of so many pictures further."""
         return replace(
-            self, step=self.step + 1, loss=self.loss + loss, seconds=self.seconds + seconds
+            self,
+            step=self.step + 1,
+            loss=self.loss + loss,
+            seconds=self.seconds + seconds,
+            pictures=self.pictures + pictures,
+            done=self.done + 1,
         )
 
     def next_epoch(self) -> "Position":
         """The position before the first step of the next epoch."""
-        return replace(self, epoch=self.epoch + 1, step=0, loss=0.0, seconds=0.0)
+        return replace(self, epoch=self.epoch + 1, step=0, loss=0.0, seconds=0.0, pictures=0)
+
+    def refitted(self, steps: int, batch: int) -> "Position":
+        """The same place in an epoch of ``steps`` steps of ``batch`` pictures.
+
+        It is rounded down: no picture of the epoch is left out, fewer than ``batch`` are used
+        again. The epoch's mean loss so far stays.
+        """
+        step = min(self.pictures // batch, steps)
+        if (step, step * batch) == (self.step, self.pictures):
+            return self
+        loss = self.loss / self.step * step if self.step else 0.0
+        return replace(self, step=step, pictures=step * batch, loss=loss)
 
 
 @dataclass(frozen=True)
@@ -72,12 +97,17 @@ class Identity:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file holds."""
+    """What a checkpoint file holds.
+
+    Attributes:
+        class_names: of the model; None where the file does not say.
+    """
 
     path: Path
     state: dict[str, np.ndarray]
     position: Position
     identity: Identity
+    class_names: list[str] | None = None
 
 
 def save(
@@ -124,7 +154,7 @@ def load(path: Path) -> Checkpoint:
     Raises:
         XciteError: missing, damaged, not a checkpoint, or with values that cannot be.
     """
-    tensors, position, identity = _opened(path)
+    tensors, position, identity, class_names = _opened(path)
     state = {}
     for name, tensor in tensors.items():
         try:
@@ -133,7 +163,7 @@ def load(path: Path) -> Checkpoint:
             raise _damaged(path, error) from error
         if state[name].dtype.kind == "f" and not np.isfinite(state[name]).all():
             raise XciteError(f"the checkpoint {path} is damaged: {name} is not finite")
-    return Checkpoint(path, state, position, identity)
+    return Checkpoint(path, state, position, identity, class_names)
 
 
 def position_of(path: Path) -> Position:
@@ -145,7 +175,7 @@ def position_of(path: Path) -> Position:
     return _opened(path)[1]
 
 
-def _opened(path: Path) -> tuple[dict[str, Any], Position, Identity]:
+def _opened(path: Path) -> tuple[dict[str, Any], Position, Identity, list[str] | None]:
     if not path.is_file():
         raise XciteError(f"there is no checkpoint {path}")
     try:
@@ -159,7 +189,10 @@ def _opened(path: Path) -> tuple[dict[str, Any], Position, Identity]:
         identity = json.loads(metadata.get("run", "{}"))
         if not all(isinstance(value, str) for value in identity.values()):
             raise ValueError("its run is not named by text")
-        return tensors, position, Identity(**identity)
+        names = json.loads(metadata.get(METADATA_KEY, "{}")).get("class_names")
+        if names is not None and not all(isinstance(name, str) for name in names):
+            raise ValueError("its classes are not named by text")
+        return tensors, position, Identity(**identity), names
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, error) from error
 
@@ -171,10 +204,14 @@ def _damaged(path: Path, error: Exception) -> XciteError:
 
 def _position(values: Any) -> Position:
     """Raises ValueError where something is missing or cannot be."""
-    if not isinstance(values, dict) or set(values) != {field.name for field in fields(Position)}:
+    known = {field.name for field in fields(Position)}
+    if isinstance(values, dict) and not set(values) & set(_ADDED):
+        values = {**values, **dict.fromkeys(_ADDED, UNKNOWN)}
+    if not isinstance(values, dict) or set(values) != known:
         raise ValueError("its position is incomplete")
     right = {
         **{key: is_count(values[key]) for key in ("epoch", "step", "best_epoch")},
+        **{key: values[key] == UNKNOWN or is_count(values[key]) for key in _ADDED},
         "loss": is_number(values["loss"]),
         "seconds": is_number(values["seconds"], 0),
         **{
@@ -199,9 +236,21 @@ def candidates(folder: RunFolder) -> list[Path]:
             return -1, -1
         return position.epoch, position.step
 
-    others = [folder.coming, folder.previous, *reversed(folder.numbered_checkpoints())]
-    others = sorted((path for path in others if path.is_file()), key=place, reverse=True)
-    return [folder.checkpoint, *others] if folder.checkpoint.is_file() else others
+    # Without the first, a kill was between the renames of `publish`, and the second is newest.
+    named = [path for path in (folder.checkpoint, folder.coming) if path.is_file()]
+    others = [folder.previous, *reversed(folder.numbered_checkpoints())]
+    others = [*named[1:], *(path for path in others if path.is_file())]
+    return [*named[:1], *sorted(others, key=place, reverse=True)]
+
+
+def before(position: Position, folder: RunFolder) -> Path | None:
+    """The latest checkpoint of an earlier place than ``position``; None without one."""
+    for path in candidates(folder):
+        with contextlib.suppress(XciteError):
+            found = position_of(path)
+            if (found.epoch, found.step) < (position.epoch, position.step):
+                return path
+    return None
 
 
 def newest(folder: RunFolder) -> tuple[Checkpoint | None, dict[Path, str]]:
@@ -225,8 +274,12 @@ def newest(folder: RunFolder) -> tuple[Checkpoint | None, dict[Path, str]]:
     return None, {}
 
 
-def keep_numbered(folder: RunFolder, keep: int) -> None:
-    """Keep only the last ``keep`` of the numbered checkpoints."""
+def keep_numbered(folder: RunFolder, keep: int, epoch: int) -> None:
+    """Keep the last ``keep`` of the numbered checkpoints up to that after ``epoch`` epochs.
+
+    Later ones are of work that a run has gone back behind.
+    """
     paths = folder.numbered_checkpoints()
-    for path in paths[: len(paths) - keep]:
+    own = [path for path in paths if int(path.stem.rpartition("-")[2]) <= epoch]
+    for path in set(paths) - set(own[len(own) - min(keep, len(own)) :]):
         path.unlink(missing_ok=True)

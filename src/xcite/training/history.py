@@ -1,33 +1,20 @@
 """history.jsonl: what a run is, and everything that was done to it.
 
 Its first line names the run, its recipe and its data; every later one a session that went on,
-stopped, failed or finished, with what was changed from which step on.
+stopped, failed or finished. What was changed since, from which step on, stands under "changes";
+what of it makes the result another one is told in words under "altered_recipe", against the recipe
+of the checkpoint, and "altered_data".
 """
 
-import hashlib
 import json
-import os
 import time
 import uuid
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from xcite import recipe as recipes
-from xcite.data.sources import Source
-from xcite.errors import XciteError
 from xcite.recipe import Recipe
 from xcite.training import json_lines
-
-SAMPLE = 32  # pictures whose content goes into the data's facts
-
-# What a difference in each fact means to people; the times alone may differ, as copies have others.
-FACTS = {
-    "listing": "names or labels",
-    "sizes": "sizes of the files",
-    "contents": "contents of the pictures",
-}
 
 
 class History:
@@ -47,17 +34,18 @@ class History:
         facts = [row["data"] for row in self.rows if isinstance(row.get("data"), dict)]
         self.facts: dict[str, Any] = facts[-1] if facts else {}
 
-    def recipe(self) -> Recipe | None:
-        """The recipe as last accepted; None for a run of an older Xcite.
+    def recipe(self, digest: str = "") -> Recipe | None:
+        """The recipe of a hash, or as last accepted; None for a run of an older Xcite.
 
         Raises:
             XciteError: the file holds something else.
         """
-        last = [row["recipe_hash"] for row in self.rows if _is_text(row, "recipe_hash")][-1:]
+        known = [row["recipe_hash"] for row in self.rows if _is_text(row, "recipe_hash")]
+        wanted = digest or (known[-1] if known else "")
         texts = [
             row["recipe"]
             for row in self.rows
-            if _is_text(row, "recipe") and row.get("recipe_hash") in last
+            if _is_text(row, "recipe") and row.get("recipe_hash") == wanted
         ]
         return recipes.parse(texts[-1], str(self.path)) if texts else None
 
@@ -80,44 +68,38 @@ class History:
         """Record that the run goes on with a recipe and data that are now its own."""
         self.add("resumed", step, **more, **self._accepted(recipe, facts))
 
+    def last_error(self) -> tuple[str, str]:
+        """The last session's error, and the command that goes on in spite of it; "" without one."""
+        for row in reversed(self.rows):
+            if row.get("event") in ("begun", "resumed"):
+                break
+            if isinstance(row.get("error"), str):
+                return row["error"], row["command"] if _is_text(row, "command") else ""
+        return "", ""
+
+    def altered(self) -> list[str]:
+        """What made the result another than the recipe alone would give, in the order it was done.
+
+        Each such as "from step 120 on: optim.lr from 0.001 to 0.0005". What was undone by going on
+        from an earlier step is left out.
+        """
+        found: list[tuple[int, str, str]] = []
+        for row in self.rows:
+            step = row.get("step")
+            if row.get("event") != "resumed" or not json_lines.is_count(step):
+                continue
+            # A recipe is told anew against that of the checkpoint, pictures against the last ones.
+            found = [f for f in found if (f[0], f[1] == "altered_recipe") < (step, True)]
+            for key in ("altered_recipe", "altered_data"):
+                if row.get(key) and _is_text(row, key):
+                    found.append((int(row["step"]), key, row[key]))
+        return [f"from step {step} on: {text}" for step, _, text in found]
+
     def _accepted(self, recipe: Recipe, facts: dict[str, str]) -> dict[str, Any]:
         digest, before = recipes.digest(recipe), set(self.recipes)
         self.recipes.add(digest)
         text = {} if digest in before else {"recipe": recipes.dump(recipe)}
         return {"recipe_hash": digest, **text, "data": facts}
-
-
-def facts_of(source: Source) -> dict[str, str]:
-    """Hashes that tell whether pictures are still the same ones.
-
-    "listing": names, labels and classes; "sizes" and "times": of every file; "contents": of
-    `SAMPLE` pictures at even distances.
-    """
-    sizes, times, contents = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
-    for path in source.files():
-        try:
-            stat = os.stat(path)
-            sizes.update(b"%d " % stat.st_size)
-            times.update(b"%d " % stat.st_mtime_ns)
-        except OSError:  # reading the picture will say so
-            sizes.update(b"- ")
-    for index in np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(int)).tolist():
-        try:
-            picture = source.read(index)
-        except XciteError:
-            continue
-        contents.update(picture if isinstance(picture, bytes) else picture.tobytes())
-    return {
-        "listing": source.fingerprint(),
-        "sizes": sizes.hexdigest(),
-        "times": times.hexdigest(),
-        "contents": contents.hexdigest(),
-    }
-
-
-def differing_facts(before: dict[str, Any], now: dict[str, str]) -> list[str]:
-    """In words, what is no longer the same about the pictures."""
-    return [text for key, text in FACTS.items() if key in before and before[key] != now[key]]
 
 
 def _is_text(row: dict[str, Any], key: str) -> bool:

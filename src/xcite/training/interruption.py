@@ -8,11 +8,11 @@ import signal
 import threading
 from types import FrameType
 
-import numpy as np
-
 from xcite.engines.interface import Engine
+from xcite.machine import known_signals
+from xcite.training.together import anywhere
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = known_signals("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
 
 class StopRequest:
@@ -33,7 +33,7 @@ class StopRequest:
         # Only the main thread may set handlers; elsewhere the caller's own are in charge.
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                if number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:
                     continue
                 self._before[number] = signal.signal(number, self._note)
         return self
@@ -49,12 +49,8 @@ class StopRequest:
             raise KeyboardInterrupt
 
     def anywhere(self, engine: Engine) -> bool:
-        """Whether any of the engine's processes got a signal; all of them must ask together."""
-        asked = self.signal is not None
-        if engine.world_size > 1:
-            # All processes stop after the same step, whichever of them got the signal.
-            asked = bool(engine.average(np.array([float(asked)]))[0] > 0)
-        return asked
+        """Whether any of the engine's processes got a signal: all stop after the same step."""
+        return anywhere(engine, self.signal is not None)
 
 
 class Stopped(Exception):

@@ -3,9 +3,8 @@
 Only process 0 tells anything; in the others every call does nothing.
 """
 
-import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from rich.progress import (
 
 from xcite.control_characters import visible
 from xcite.engines.interface import StepResult
+from xcite.machine import most_memory
 from xcite.recipe import Recipe
 from xcite.training.run_folder import RunFolder
 from xcite.training.tensorboard import Board
@@ -100,13 +100,22 @@ class Journal:
         """Tell `xcite status` where the run stands; what is not given stays as it was told."""
         if self.writes:
             self._told_at = time.monotonic()
-            self._told |= {"state": state, "time": time.time(), "memory_mib": _memory(), **values}
+            self._told |= {
+                "state": state,
+                "time": time.time(),
+                "memory_mib": most_memory(),
+                **values,
+            }
             self.folder.write_status(self._told)
 
-    def skipped(self, names: Sequence[str]) -> None:
-        """List the pictures that could not be decoded; nothing where there are none."""
-        if names and self.writes:
-            self.folder.write_skipped(names)
+    def skipped(self, left_out: Mapping[str, Mapping[str, str]]) -> None:
+        """List the pictures that could not be decoded; nothing where there are none.
+
+        Args:
+            left_out: of "train" and "validation", name to reason.
+        """
+        if any(left_out.values()) and self.writes:
+            self.folder.write_skipped(left_out)
 
     def draw(self) -> None:
         """Draw the curves of all rows so far."""
@@ -191,12 +200,14 @@ class StepLog:
         epoch: int,
         steps: int,
         done: int,
+        before: int,
         left: Callable[[], float | None],
     ) -> None:
         """Args:
         epoch: counted from 0.
         steps: of an epoch.
         done: steps of this epoch that an earlier session did.
+        before: optimiser steps of the run before this epoch.
         left: seconds that the whole run still takes, for the progress line and `xcite status`.
         """
         self._journal = journal
@@ -208,7 +219,7 @@ class StepLog:
         self._left = left
         self._steps = steps
         self._epoch = epoch
-        self._before = epoch * steps  # optimiser steps of the run before this epoch
+        self._before = before
         self._window = _Window()
 
     def add(self, step: int, result: StepResult, rate: float) -> None:
@@ -268,8 +279,3 @@ class _Window:
 
     def speed(self) -> float:
         return self._pictures / max(time.monotonic() - self._started, 1e-9)
-
-
-def _memory() -> int:
-    """The most memory that this process has held, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

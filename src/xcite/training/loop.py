@@ -7,10 +7,12 @@ checkpoint, so a run that was interrupted goes on as if nothing had happened.
 """
 
 import contextlib
+import functools
 import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -28,21 +30,16 @@ from xcite.training import checkpoint, plan, tensorboard, validation
 from xcite.training.interruption import Stopped, StopRequest
 from xcite.training.journal import Draw, Journal, Pace, StepLog
 from xcite.training.ownership import refuse_owned
-from xcite.training.run_folder import RunFolder
+from xcite.training.run_folder import RunFolder, resume_command
 from xcite.training.saving import Saver
 from xcite.training.schedules import learning_rate
 from xcite.training.session import Session
 from xcite.training.teachers.build import build_teacher
 from xcite.training.teachers.teacher import Teacher
+from xcite.training.together import together
 
 # An evaluation is saved before, if more work than this would be lost with it.
 SECONDS_WORTH_SAVING = 20
-
-# What an error says -> what to add to the command that goes on.
-REMEDIES = {
-    "data.on_error: skip": " --set data.on_error=skip",
-    "lower optim.lr": " --set optim.lr=LR --allow-changes",
-}
 
 
 @dataclass(frozen=True)
@@ -59,6 +56,10 @@ class Outcome:
     epochs: int
     best: float | None
     finished: bool
+
+
+class NotFinite(XciteError):
+    """A loss or a gradient that is no finite number."""
 
 
 def train(
@@ -96,7 +97,8 @@ def train(
     if recipe.run.tensorboard:
         tensorboard.require()
     starts = not resume or not (checkpoint_file or checkpoint.candidates(RunFolder(path)))
-    prepared = plan.make(recipe, initialise=starts)
+    prepared = plan.make(recipe, initialise=starts, run=path if resume else None)
+    recipe = prepared.recipe
     engine = create_engine(
         recipe.run.engine,
         prepared.architecture,
@@ -106,6 +108,7 @@ def train(
         attention=recipe.run.attention,
         activation_checkpointing=recipe.run.activation_checkpointing,
         compile=recipe.run.compile,
+        device=recipe.run.device,
     )
     if prepared.weights is not None:
         engine.load_weights(prepared.weights)
@@ -120,20 +123,20 @@ def train(
     loader = TrainLoader(prepared.train, recipe, rank=engine.rank, world_size=engine.world_size)
     with StopRequest() as stop:
         if resume:
-            session = Session.go_on(
-                path,
-                prepared,
+            begin = functools.partial(
+                Session.go_on,
                 steps=loader.steps_per_epoch,
                 checkpoint_file=checkpoint_file,
                 allow_changes=allow_changes,
-                writes=writes,
             )
         else:
-            session = Session.begin(path, prepared, numbered=numbered, writes=writes)
+            begin = functools.partial(Session.begin, numbered=numbered)
+        session = together(engine, lambda: begin(path, prepared, writes=writes))
         try:
             if session.state is not None:
                 engine.restore_training(session.state)
                 session.state = None
+            together(engine, session.accept)
             journal = Journal(session.folder, console or Console(), draw, writes=writes)
             run = _Run(prepared, engine, teacher, loader, session, journal, stop)
             return run.go()
@@ -164,10 +167,13 @@ class _Run:
         self.journal = journal
         self.saver = Saver(session, prepared, engine, teacher)
         self.stop = stop
+        self.left_out: dict[str, dict[str, str]] = {"train": loader.skipped, "validation": {}}
         self.steps = loader.steps_per_epoch
         self.saved_at = time.monotonic()
         self.pace = Pace()
         self.whole = True  # False while a step changes the weights
+        if session.on_disk:
+            self.saver.saved = session.position
 
     def go(self) -> Outcome:
         """Train to the end, or until a stop is asked for.
@@ -181,7 +187,7 @@ class _Run:
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 "stopped at once; the run stays as its last checkpoint left it; go on with: "
-                + self._command()
+                + resume_command(self.session.folder.path)
             ) from None
         except Exception as error:
             raise self._failed(error) from error
@@ -197,7 +203,7 @@ class _Run:
             return
         folder, resumed = self.session.folder, self.session.resumed
         if resumed:
-            folder.forget_after(self._steps_done(), self.position.epoch)
+            folder.forget_after(self.position.done, self.position.epoch)
         folder.write_environment(self.engine.name)
         if self.recipe.run.tensorboard:
             self.journal.open_board()
@@ -206,11 +212,13 @@ class _Run:
             f"{self.position.epoch + 1} of {self.recipe.optim.epochs}, {self.steps} steps each"
         )
         notes = [*self.session.notes, *self.plan.notes]
-        for note in [*notes, *(self.teacher.notes if self.teacher else [])]:
-            self.journal.say(f"note: {note}")
+        notes += self.teacher.notes if self.teacher else []
+        for line in [*self.plan.found, *(f"note: {note}" for note in notes)]:
+            self.journal.say(line)
         self.journal.tell("starting", **self._place())
-        # A kill between two renames, or damage, may have left the state under another name.
-        if not self._steps_done() or not folder.checkpoint.exists():
+        # What is newest must be what goes on: a kill between two renames, damage or a way back may
+        # have left the state under another name, a change at another place.
+        if not self.session.on_disk:
             self._save_checkpoint()
 
     def _go(self) -> Outcome:
@@ -250,6 +258,7 @@ class _Run:
             epoch=epoch,
             steps=self.steps,
             done=done,
+            before=self.position.done - done,
             left=self._seconds_left,
         )
         if done >= self.steps:
@@ -260,7 +269,8 @@ class _Run:
             before = time.monotonic()
             rate = learning_rate(self.recipe, epoch * self.steps + self.position.step, self.steps)
             result = self._step(batch, rate)
-            self.position = self.position.after(result.loss, time.monotonic() - before)
+            seconds = time.monotonic() - before
+            self.position = self.position.after(result.loss, seconds, self.recipe.optim.batch)
             self.pace.step(time.monotonic() - ended)
             ended = time.monotonic()
             log.add(self.position.step, result, rate)
@@ -282,19 +292,17 @@ class _Run:
             if began - self.saved_at > SECONDS_WORTH_SAVING:
                 self._save_checkpoint()
             self.journal.tell("evaluating", **self._place())
-        accuracies = validation.validate(self.plan, self.engine, epoch, progress, self.stop)
+        accuracies = validation.validate(
+            self.plan, self.engine, epoch, progress, self.stop, self.left_out["validation"]
+        )
         if accuracies:
             self.pace.evaluation(time.monotonic() - began)
         return accuracies
 
-    def _steps_done(self) -> int:
-        """Optimiser steps of the whole run so far."""
-        return self.position.epoch * self.steps + self.position.step
-
     def _seconds_left(self) -> float | None:
         epochs = range(self.position.epoch + 1, self.recipe.optim.epochs + 1)
         return self.pace.left(
-            self.recipe.optim.epochs * self.steps - self._steps_done(),
+            (self.recipe.optim.epochs - self.position.epoch) * self.steps - self.position.step,
             sum(validation.is_due(self.plan, epoch) for epoch in epochs),
         )
 
@@ -315,10 +323,12 @@ class _Run:
         result = self.engine.train_step(parts, learning_rate=rate, paths=paths, teacher=answers)
         self.whole = True
         if not math.isfinite(result.loss + result.gradient_norm):
-            raise XciteError(
+            raise NotFinite(
                 f"the loss is {result.loss}, the gradient's norm {result.gradient_norm}, "
                 f"in epoch {epoch + 1}, step {self.position.step + 1} of {self.steps} "
-                f"(learning rate {rate:.3g}); lower optim.lr, set optim.clip or use float32"
+                f"(learning rate {rate:.3g}); lower optim.lr, set optim.clip or set run.precision "
+                "to float32",
+                remedy=f"--set optim.lr={recipe.optim.lr / 2:g} --allow-changes",
             )
         return result
 
@@ -343,13 +353,12 @@ class _Run:
 
     def _tell_epoch(self, accuracies: dict[str, Accuracy]) -> None:
         position, epoch = self.position, self.position.epoch + 1
-        number = epoch * self.steps
         row = {
             "kind": "epoch",
             "epoch": epoch,
-            "step": number,
+            "step": position.done,
             "loss": position.loss / self.steps,
-            "lr": learning_rate(self.recipe, number - 1, self.steps),
+            "lr": learning_rate(self.recipe, epoch * self.steps - 1, self.steps),
             "seconds": round(position.seconds, 3),
         }
         for name, accuracy in accuracies.items():
@@ -360,14 +369,24 @@ class _Run:
                 f"{prefix}val_loss": accuracy.loss,
             }
             self.journal.say(validation_line(epoch, accuracy, ema=name == "ema"))
-        if self.loader.skipped:
-            row["skipped"] = len(set(self.loader.skipped))
-        self.journal.skipped(self.loader.skipped)
+        self._tell_skipped(row)
         self.journal.say(
             f"Epoch [{epoch}] loss {row['loss']:.4f}, lr {row['lr']:.3g}, "
             f"{position.seconds:.1f} s of training"
         )
         self.journal.record(row)
+
+    def _tell_skipped(self, row: dict[str, Any]) -> None:
+        """Count, aloud and in the epoch's row, the pictures that could not be decoded so far."""
+        sources, said = {"train": self.plan.train, "validation": self.plan.validation}, []
+        for part, skipped in self.left_out.items():
+            if skipped and (source := sources[part]) is not None:
+                row["skipped" if part == "train" else "validation_skipped"] = len(skipped)
+                said.append(f"{len(skipped):,} of {len(source):,} pictures of data.{part}")
+        if said:
+            listed = self.session.folder.skipped.name
+            self.journal.say(f"cannot be read and are left out: {', '.join(said)}; see {listed}")
+        self.journal.skipped(self.left_out)
 
     def _save_checkpoint(self) -> None:
         self.saver.checkpoint(self.position)
@@ -376,10 +395,12 @@ class _Run:
     def _interrupted(self) -> Outcome:
         self.saver.rescue(self.position)
         self.journal.folder = self.session.folder
-        self.journal.skipped(self.loader.skipped)
+        self.journal.skipped(self.left_out)
         self.journal.draw()
         self._close("stopped", signal=self.stop.signal)
-        self.journal.say(f"stopped {self._where()}; go on with: {self._command()}")
+        self.journal.say(
+            f"stopped {self._where()}; go on with: {resume_command(self.session.folder.path)}"
+        )
         return self._outcome(finished=False)
 
     def _failed(self, error: Exception) -> XciteError:
@@ -399,13 +420,18 @@ class _Run:
             )
             kept += "the last checkpoint stays"
         self.journal.folder = self.session.folder
-        message = f"{what}; {kept}; go on with: {self._command(what)}"
+        remedy, start = told.remedy if told else "", None
+        # Weights with which not one step was possible are beyond help.
+        if isinstance(error, NotFinite) and self.position.done == self.session.position.done > 0:
+            start = checkpoint.before(self.position, self.session.folder)
+        command = resume_command(start or self.session.folder.path, remedy)
+        message = f"{what}; {kept}; go on with: {command}"
         with contextlib.suppress(XciteError, OSError):
             self.journal.write_rows()
-            self.journal.skipped(self.loader.skipped)
-            self._close("failed", error=what)
+            self.journal.skipped(self.left_out)
+            self._close("failed", error=what, command=command)
             self.session.folder.write_log(message)
-        return XciteError(message)
+        return XciteError(message, remedy=remedy)
 
     def _where(self) -> str:
         position = self.position
@@ -422,18 +448,11 @@ class _Run:
             "steps": self.steps,
         }
 
-    def _command(self, error: str = "") -> str:
-        """The command that goes on, with the change that mends the error where one is known."""
-        remedy = next((more for sign, more in REMEDIES.items() if sign in error), "")
-        if "LR" in remedy:
-            remedy = remedy.replace("LR", f"{self.recipe.optim.lr / 2:g}")
-        return f"xcite train --resume {self.session.folder.path}{remedy}"
-
     def _close(self, event: str, **more: object) -> None:
         """Record how the session ended."""
         if self.journal.writes:
             self.journal.tell(event, **self._place())
-            self.session.history.add(event, self._steps_done(), **more)
+            self.session.history.add(event, self.position.done, **more)
 
     def _outcome(self, *, finished: bool) -> Outcome:
         folder, position = self.session.folder, self.position

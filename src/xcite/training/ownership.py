@@ -1,22 +1,31 @@
 """Who writes in a run folder or teacher cache: one process, and a dead one keeps nothing."""
 
 import contextlib
-import fcntl
+import importlib
 import json
 import os
 import socket
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from xcite.data.shared_memory import born
 from xcite.errors import XciteError
 
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows has msvcrt instead
+    fcntl = None
+
 FILE = "run.lock"
 PATIENCE = 2.0  # seconds: a killed owner with much memory takes a moment to be gone
 # Where a file system has no locks, an owner on another machine counts as dead after this silence.
 SILENCE = 600.0
+_LOCKED_BYTE = 1 << 30  # behind the text, which others must be able to read (Windows)
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,8 @@ class Ownership:
 
     Processes that the owner starts do not inherit it. Locks by ``flock`` hold on one machine and,
     with Linux' NFS and most cluster file systems, between machines. Where there are none, the
-    owner's name in the file decides: by its process on this machine, by its silence on others.
+    owner's name in the file decides: by its process on this machine, by its silence on others and
+    where the system does not tell which processes live.
     """
 
     def __init__(self, handle: int) -> None:
@@ -60,7 +70,7 @@ class Ownership:
         except OSError as error:
             raise XciteError(f"cannot write {folder / FILE}: {error.strerror}") from error
         until = time.monotonic() + patience
-        while not _locked(handle, fcntl.LOCK_EX):
+        while not _locked(handle, shared=False):
             if time.monotonic() >= until:
                 owner = _read(handle)
                 os.close(handle)
@@ -71,7 +81,8 @@ class Ownership:
         )
         try:
             os.ftruncate(handle, 0)
-            os.pwrite(handle, json.dumps(asdict(owner)).encode(), 0)
+            os.lseek(handle, 0, os.SEEK_SET)
+            os.write(handle, json.dumps(asdict(owner)).encode())
         except OSError as error:
             os.close(handle)
             raise XciteError(f"cannot write {folder / FILE}: {error.strerror}") from error
@@ -79,14 +90,18 @@ class Ownership:
 
     def alive(self) -> None:
         """Tell other machines that the owner lives, where only its silence could tell them."""
-        with contextlib.suppress(OSError):
-            os.utime(self._handle)
+        if os.utime in os.supports_fd:
+            with contextlib.suppress(OSError):
+                os.utime(self._handle)
 
     def place(self) -> Path | None:
-        """Where the folder is now; None if it was deleted."""
+        """Where the folder is now; None if it was deleted, or the system does not say."""
         try:
             if os.fstat(self._handle).st_nlink == 0:
                 return None
+            if sys.platform == "darwin":
+                told = fcntl.fcntl(self._handle, fcntl.F_GETPATH, bytes(1024))
+                return Path(os.fsdecode(told.rstrip(b"\0"))).parent
             return Path(os.readlink(f"/proc/self/fd/{self._handle}")).parent
         except OSError:
             return None
@@ -114,7 +129,7 @@ def owner_of(folder: Path) -> Owner | None:
     except OSError:
         return None
     try:
-        return None if _locked(handle, fcntl.LOCK_SH) else _read(handle)
+        return None if _locked(handle, shared=True) else _read(handle)
     finally:
         os.close(handle)
 
@@ -145,27 +160,42 @@ def _owned_error(folder: Path, owner: Owner | None) -> XciteError:
     )
 
 
-def _locked(handle: int, kind: int) -> bool:
+def _locked(handle: int, *, shared: bool) -> bool:
     """Whether the lock was got."""
     try:
-        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+        _lock(handle, shared)
         return True
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):  # Windows says the latter
         return False
     except OSError:  # this file system has no locks
         owner = _read(handle)
         return owner is None or not _lives(owner, os.fstat(handle).st_mtime)
 
 
+def _lock(handle: int, shared: bool) -> None:
+    if fcntl is not None:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    elif os.name == "nt":
+        windows: Any = importlib.import_module("msvcrt")
+        os.lseek(handle, _LOCKED_BYTE, os.SEEK_SET)
+        windows.locking(handle, windows.LK_NBLCK, 1)
+    else:
+        raise OSError("this system has no locks")
+
+
 def _lives(owner: Owner, heard: float) -> bool:
     if owner.host == socket.gethostname():
-        return owner.pid != os.getpid() and owner.born is not None and born(owner.pid) == owner.born
+        if owner.pid == os.getpid():
+            return False
+        if owner.born is not None:
+            return born(owner.pid) == owner.born
     return time.time() - heard < SILENCE
 
 
 def _read(handle: int) -> Owner | None:
     try:
-        values: dict[str, Any] = json.loads(os.pread(handle, 4096, 0))
+        os.lseek(handle, 0, os.SEEK_SET)
+        values: dict[str, Any] = json.loads(os.read(handle, 4096))
         return Owner(str(values["host"]), int(values["pid"]), values["born"], str(values["since"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None

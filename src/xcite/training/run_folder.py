@@ -8,7 +8,9 @@ log.txt                   what was printed; log.1.txt and log.2.txt are older
 status.json               where the run stands, for `xcite status`
 run.lock                  who trains in the folder now
 curves.png                loss, accuracy and learning rate
-skipped.txt               pictures that could not be decoded (with data.on_error: skip)
+split.json                the pictures that were held out for validation, if any
+pictures.gz               names and sizes of the training pictures
+skipped.txt               pictures that could not be decoded (with data.on_error: skip), one a row
 best.safetensors          the better of model and moving average, by top-1
 last.safetensors          the model as it is; last_ema.safetensors its moving average
 checkpoint.safetensors    everything needed to go on; checkpoint-previous.safetensors is the one
@@ -16,21 +18,24 @@ checkpoint.safetensors    everything needed to go on; checkpoint-previous.safete
 """
 
 import contextlib
+import glob
 import importlib.metadata
 import itertools
 import json
 import os
 import platform
 import re
+import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from xcite import recipe as recipes
 from xcite.control_characters import visible
 from xcite.errors import XciteError
+from xcite.machine import usable_cores
 from xcite.recipe import Recipe
 from xcite.training import json_lines
 from xcite.training.ownership import FILE as LOCK_FILE
@@ -55,6 +60,8 @@ class RunFolder:
         self.status = self.path / "status.json"
         self.log = self.path / "log.txt"
         self.curves = self.path / "curves.png"
+        self.split = self.path / "split.json"
+        self.pictures = self.path / "pictures.gz"
         self.skipped = self.path / "skipped.txt"
         self.best = self.path / "best.safetensors"
         self.last = self.path / "last.safetensors"
@@ -134,7 +141,7 @@ class RunFolder:
         if self.used():
             raise XciteError(
                 f"{self.path} already exists; give another --out, or go on with "
-                f"`xcite train --resume {self.path}`"
+                f"`{resume_command(self.path)}`"
             )
         nearest = next(p for p in self.path.absolute().parents if p.exists())
         if not nearest.is_dir() or not os.access(nearest, os.W_OK):
@@ -187,7 +194,7 @@ class RunFolder:
                 "engine": engine,
                 "python": platform.python_version(),
                 "platform": platform.platform(),
-                "cores": len(os.sched_getaffinity(0)),
+                "cores": usable_cores(),
                 "versions": dict(_versions()),
             }
         )
@@ -203,9 +210,20 @@ class RunFolder:
             with contextlib.suppress(OSError):
                 aside.unlink(missing_ok=True)
 
-    def write_skipped(self, names: Sequence[str]) -> None:
-        """List the pictures that were left out, one a line whatever their names hold."""
-        write_text(self.skipped, "".join(f"{visible(name)}\n" for name in sorted(set(names))))
+    def write_skipped(self, left_out: Mapping[str, Mapping[str, str]]) -> None:
+        """List the pictures that were left out, beside those of earlier sessions.
+
+        One a line whatever their names hold: set, name and reason between tabs.
+        """
+        known: dict[str, str] = {}
+        with contextlib.suppress(OSError):
+            for row in self.skipped.read_text(encoding="utf-8", errors="replace").splitlines():
+                picture, _, reason = row.rpartition("\t")
+                known[picture] = reason
+        for part, pictures in left_out.items():
+            known |= {f"{part}\t{visible(n)}": visible(why) for n, why in pictures.items()}
+        rows = [f"{picture}\t{reason}\n" for picture, reason in sorted(known.items())]
+        write_text(self.skipped, "".join(rows))
 
     def numbered(self, epoch: int) -> Path:
         """The checkpoint written after ``epoch`` (counted from 1)."""
@@ -226,10 +244,28 @@ class RunFolder:
         json_lines.append(path, text)
 
 
-def stem(recipe: str) -> str:
-    """What the folders of a recipe's runs are called, before their number."""
-    name = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else Path(recipe).name
-    return name or "run"
+def resume_command(start: Path, remedy: str = "") -> str:
+    """The command that goes on with a run folder or checkpoint, ready for a shell.
+
+    Args:
+        remedy: more options, such as an `XciteError.remedy`.
+    """
+    return f"xcite train --resume {shlex.quote(str(start))} {remedy}".rstrip()
+
+
+def stem(what: str) -> str:
+    """What the folders of a recipe's or some pictures' runs are called, before their number.
+
+    Of pictures' names only letters, digits and ``._-`` are kept, so that a run needs no quotes.
+    """
+    path = Path(what).expanduser()
+    if path.suffix in (".yaml", ".yml"):
+        return path.stem
+    if glob.has_magic(what) and not path.exists():
+        path = path.parent  # a pattern of shards
+    path = Path(os.path.abspath(path))  # a link keeps its own name
+    name = path.name if path.is_dir() else path.name.partition(".")[0] or path.name
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
 
 
 def next_run_folder(path: str | os.PathLike[str]) -> Path:

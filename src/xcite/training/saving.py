@@ -178,8 +178,7 @@ class Saver:
             partial(checkpoint.save, path, state, position, metadata, identity) for path in paths
         ]
         jobs.append(partial(checkpoint.publish, folder))
-        if number is not None:
-            jobs.append(partial(checkpoint.keep_numbered, folder, keep))
+        jobs.append(partial(checkpoint.keep_numbered, folder, keep, position.epoch))
         return jobs
 
     def _weights_job(
@@ -204,6 +203,9 @@ class Saver:
         provenance: dict[str, Any] = {"engine": self.engine.name, "seed": recipe.run.seed}
         if recipe.init.weights:
             provenance["initial_weights"] = recipe.init.weights
+        altered = self.session.history.altered()
+        if altered:
+            provenance["changed on the way"] = "; ".join(altered)
         if self.teacher is not None:
             provenance["teacher"] = self.teacher.identity()
         return Metadata(

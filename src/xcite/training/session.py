@@ -10,10 +10,11 @@ import numpy as np
 from xcite import recipe as recipes
 from xcite.data.shared_memory import remove_segments_of_the_dead
 from xcite.errors import XciteError
-from xcite.training import changes, checkpoint
-from xcite.training.checkpoint import Checkpoint, Position
-from xcite.training.history import History, differing_facts, facts_of
+from xcite.training import changes, checkpoint, pictures
+from xcite.training.checkpoint import UNKNOWN, Checkpoint, Position
+from xcite.training.history import History
 from xcite.training.ownership import Ownership, remove_leftovers
+from xcite.training.pictures import FACTS, Survey, differing_facts, survey
 from xcite.training.plan import Plan
 from xcite.training.run_folder import RunFolder
 from xcite.whole_files import write_text
@@ -28,30 +29,42 @@ class Session:
         state: the training state to go on from; None begins from the initial weights.
         position: where the run stands.
         resumed: whether it was begun before.
+        on_disk: whether the newest checkpoint holds this state, and no later one is there.
         notes: what a person should know about how it goes on.
     """
 
-    def __init__(self, folder: RunFolder, owned: Ownership | None) -> None:
+    def __init__(self, folder: RunFolder, prepared: Plan, owned: Ownership | None) -> None:
         self.folder = folder
+        self.plan = prepared
         self.owned = owned
         with self._owned_on_success():
             self.history = History(folder.history)
         self.state: dict[str, np.ndarray] | None = None
         self.position = Position()
         self.resumed = False
+        self.on_disk = False
         self.notes: list[str] = []
+        self._survey: Survey | None = None
+        self._changed: changes.Changes = {}
+        self._altered = {"recipe": "", "data": ""}
+        self._found: Checkpoint | None = None
+        self._problems: dict[Path, str] = {}
 
     @classmethod
     def begin(cls, path: Path, prepared: Plan, *, numbered: bool, writes: bool) -> "Session":
         """A new run in a folder of its own; see `RunFolder.create`."""
         if not writes:
-            return cls(RunFolder(path), None)
+            return cls(RunFolder(path), prepared, None)
         remove_segments_of_the_dead()
-        session = cls(*RunFolder.create(path, prepared.recipe, numbered=numbered))
+        folder, owned = RunFolder.create(path, prepared.recipe, numbered=numbered)
+        session = cls(folder, prepared, owned)
         with session._owned_on_success():
-            facts = facts_of(prepared.train)
-            session.history.begin(prepared.recipe, facts)
-        session.position = Position(fingerprint=facts["listing"])
+            if prepared.split:
+                prepared.split.write(folder.split)
+            found = survey(prepared.train)
+            pictures.write(folder.pictures, prepared.train, found.sizes)
+            session.history.begin(prepared.recipe, found.facts)
+        session.position = Position(fingerprint=found.facts["listing"])
         return session
 
     @classmethod
@@ -65,7 +78,7 @@ class Session:
         allow_changes: bool,
         writes: bool,
     ) -> "Session":
-        """A run that was begun before.
+        """A run that was begun before; `accept` makes what was changed its own.
 
         Args:
             steps: of an epoch.
@@ -77,9 +90,9 @@ class Session:
                 and data do not belong together.
         """
         folder = RunFolder.open(path)
-        session = cls(folder, Ownership.take(folder.path) if writes else None)
+        session = cls(folder, prepared, Ownership.take(folder.path) if writes else None)
         with session._owned_on_success():
-            session._open(prepared, steps, checkpoint_file, allow_changes)
+            session._compare(steps, checkpoint_file, allow_changes)
         return session
 
     @contextlib.contextmanager
@@ -90,44 +103,72 @@ class Session:
             self.close()
             raise
 
-    def _open(self, prepared: Plan, steps: int, file: Path | None, allow_changes: bool) -> None:
+    def _compare(self, steps: int, file: Path | None, allow_changes: bool) -> None:
+        """Find the state to go on from, and refuse what does not belong to it."""
         self.resumed = True
-        if self.owned:
-            remove_leftovers(self.folder.path)
-            remove_segments_of_the_dead()
-        found, problems = (checkpoint.load(file), {}) if file else checkpoint.newest(self.folder)
-        if found is not None:
-            self.notes += [f"{p}; {found.path.name} is used instead" for p in problems.values()]
-        known = self.history.recipe() or recipes.load(str(self.folder.recipe))
-        changed = changes.changes(known, prepared.recipe)
-        changes.check(changed, allowed=allow_changes)
-        if found is not None:
-            self._check_checkpoint(found, steps, allow_changes)
-            self.state, self.position = found.state, found.position
-        if not self.owned:
+        folder, recipe = self.folder, self.plan.recipe
+        if file:
+            self._found = checkpoint.load(file)
+        else:
+            self._found, self._problems = checkpoint.newest(folder)
+        known = self.history.recipe() or recipes.load(str(folder.recipe))
+        self._changed = changes.changes(known, recipe)
+        changes.check(self._changed, allowed=allow_changes)
+        wrote = self._found and self.history.recipe(self._found.identity.recipe)
+        then = wrote or known  # the recipe of the state to go on from
+        altered = changes.loud(changes.changes(then, recipe))
+        self._altered["recipe"] = changes.in_words(altered)
+        self._survey = survey(self.plan.train)
+        if self._found is not None:
+            found = self._found
+            self.notes += [
+                f"{problem}; {found.path.name} is used instead"
+                for problem in self._problems.values()
+            ]
+            self._check_classes(found)
+            self._check_checkpoint(found, steps, then.optim.batch, allow_changes)
+            self.state = found.state
+            self.position = self._refitted(found, steps, then.optim.batch)
+            self.on_disk = self.position == found.position and found.path == folder.checkpoint
+        self._check_data(self._survey.facts, allow_changes)
+        self.position = replace(self.position, fingerprint=self._survey.facts["listing"])
+
+    def accept(self) -> None:
+        """Record how the run goes on, and that changed recipe and data are now its own."""
+        if not self.owned or not self.resumed or self._survey is None:
             return
-        facts = facts_of(prepared.train)
-        self._check_data(prepared, facts, allow_changes)
-        self.position = replace(self.position, fingerprint=facts["listing"])
-        for path in problems:  # or it would soon take the place of a good one
+        folder, recipe, facts = self.folder, self.plan.recipe, self._survey.facts
+        remove_leftovers(folder.path)
+        remove_segments_of_the_dead()
+        if self.plan.split and not folder.split.is_file():  # killed before it was written
+            self.plan.split.write(folder.split)
+        for path in self._problems:  # or it would soon take the place of a good one
             path.replace(path.with_name(f"{path.name}.damaged"))
-        step = self.position.epoch * steps + self.position.step
-        if changed:
-            self.notes.append(f"changed from step {step} on: {changes.in_words(changed)}")
-            write_text(self.folder.recipe, recipes.dump(prepared.recipe))
+        step = self.position.done
+        if self._changed:
+            self.notes.append(f"changed from step {step} on: {changes.in_words(self._changed)}")
+            write_text(folder.recipe, recipes.dump(recipe))
         if not self.history.run:
-            run = found.identity.run if found else ""
-            self.history.begin(prepared.recipe, facts, step, run)
+            run = self._found.identity.run if self._found else ""
+            self.history.begin(recipe, facts, step, run)
+        if facts != self.history.facts or not folder.pictures.is_file():
+            pictures.write(folder.pictures, self.plan.train, self._survey.sizes)
+        if self.on_disk:  # a kill right after a save may have left one too many
+            checkpoint.keep_numbered(folder, recipe.run.keep, self.position.epoch)
         self.history.accept(
-            prepared.recipe,
+            recipe,
             facts,
             step,
-            checkpoint=found.path.name if found else None,
-            changes=changed,
+            checkpoint=self._found.path.name if self._found else None,
+            changes=self._changed,
+            altered_recipe=self._altered["recipe"],
+            altered_data=self._altered["data"],
             notes=self.notes,
         )
 
-    def _check_checkpoint(self, found: Checkpoint, steps: int, allow_changes: bool) -> None:
+    def _check_checkpoint(
+        self, found: Checkpoint, steps: int, batch: int, allow_changes: bool
+    ) -> None:
         identity, position, history = found.identity, found.position, self.history
         whose = ""
         if identity.run and history.run and identity.run != history.run:
@@ -137,34 +178,81 @@ class Session:
         if whose and not allow_changes:
             raise XciteError(
                 f"{found.path} {whose}; put the right file there, or go on from it with "
-                "--allow-changes"
+                "--allow-changes",
+                remedy="--allow-changes",
             )
         if whose:
-            self.notes.append(f"{found.path.name} {whose}")
-        done = found.state.get("step")
-        if position.step > steps or (
-            done is not None and int(done) != position.epoch * steps + position.step
-        ):
+            self._altered["data"] = f"{found.path.name} {whose}"
+            self.notes.append(self._altered["data"])
+        done = int(found.state.get("step", position.done))
+        if position.done != UNKNOWN:
+            wrong = done != position.done
+        else:  # only with as many steps an epoch as then can it be told
+            same = batch == self.plan.recipe.optim.batch and not allow_changes
+            counted = position.epoch * steps + position.step
+            wrong = same and (position.step > steps or done not in (counted, UNKNOWN))
+        if wrong:
             raise XciteError(
                 f"{found.path} stands at step {position.step} of epoch {position.epoch + 1} after "
                 f"{done} optimiser steps, which cannot be with {steps} steps an epoch: it was "
                 "written with other data or is damaged"
             )
 
-    def _check_data(self, prepared: Plan, facts: dict[str, str], allow_changes: bool) -> None:
+    def _check_classes(self, found: Checkpoint) -> None:
+        mine, theirs = self.plan.class_names, found.class_names
+        if theirs is None or mine == theirs:
+            return
+        other = next(
+            (
+                f"{new!r} where it has {old!r}"
+                for old, new in zip(theirs, mine, strict=False)
+                if old != new
+            ),
+            f"{len(mine)} classes where it has {len(theirs)}",
+        )
+        raise XciteError(
+            f"the classes are not those of {found.path}: {other}; set data.classes to a file of "
+            "the same names in the same order, or start a new run with init.weights set to this one"
+        )
+
+    def _refitted(self, found: Checkpoint, steps: int, batch: int) -> Position:
+        """The checkpoint's position, in steps of the recipe's batch and of the data's number."""
+        old, now = found.position, self.plan.recipe.optim.batch
+        if UNKNOWN in (old.pictures, old.done):  # a file of an older Xcite
+            done = int(found.state.get("step", old.epoch * steps + old.step))
+            old = replace(old, pictures=old.step * batch, done=done)
+        new = old.refitted(steps, now)
+        if new.step != old.step:
+            self.notes.append(
+                f"an epoch has now {steps} steps of {now} pictures: epoch {new.epoch + 1} goes on "
+                f"after step {new.step}, and {old.pictures - new.pictures} of the "
+                f"{old.pictures} pictures behind it are used again"
+            )
+        return new
+
+    def _check_data(self, facts: dict[str, str], allow_changes: bool) -> None:
         before = self.history.facts
         if not before and self.state is not None:  # a run of an older Xcite
             before = {"listing": self.position.fingerprint}
         differing = differing_facts(before, facts)
-        what = (
-            f"the training pictures of {prepared.recipe.data.train} are not those that "
-            f"{self.folder.path} began with: other {' and '.join(differing)}"
-        )
-        if differing and not allow_changes:
-            raise XciteError(
-                f"{what}; give the same files, or go on with these with --allow-changes"
-            )
         if differing:
+            assert self._survey is not None
+            train = self.plan.train
+            which = pictures.difference(self.folder.pictures, train, self._survey.sizes)
+            other = f"other {' and '.join(differing)}" + (f" ({which})" if which else "")
+            if which and FACTS["listing"] in differing:  # then sizes and samples differ, too
+                other = which
+            what = (
+                f"the training pictures of {self.plan.recipe.data.train} are not those that "
+                f"{self.folder.path} began with: {other}"
+            )
+            if not allow_changes:
+                raise XciteError(
+                    f"{what}; give the same files, or go on with these with --allow-changes",
+                    remedy="--allow-changes",
+                )
+            told = f"training pictures: {other}"
+            self._altered["data"] = "; ".join(filter(None, (self._altered["data"], told)))
             self.notes.append(what)
         elif before.get("times", facts["times"]) != facts["times"]:
             self.notes.append(

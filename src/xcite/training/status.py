@@ -11,7 +11,7 @@ from xcite.training import checkpoint
 from xcite.training.history import History
 from xcite.training.json_lines import is_count, is_number
 from xcite.training.ownership import Owner, owner_of
-from xcite.training.run_folder import RunFolder
+from xcite.training.run_folder import RunFolder, resume_command
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Status:
             ended without a word) or "unknown".
         owner: who trains there now.
         told: what the run has told last: epoch, step, loss, speed, memory, seconds left.
-        error: the last one; "" without any.
+        error: of the last session; "" without any.
+        altered: what was changed on the way so that the result is another.
     """
 
     folder: Path
@@ -58,6 +59,7 @@ class Status:
     checkpoints: list[CheckpointHealth]
     error: str
     command: str
+    altered: list[str]
 
     def lines(self) -> list[str]:
         """The status for people, a label and a value a line."""
@@ -90,6 +92,7 @@ class Status:
         lines += [f"checkpoint   {health.in_words()}" for health in self.checkpoints]
         if not self.checkpoints:
             lines.append("checkpoint   none yet")
+        lines += [f"changed      {text}" for text in self.altered]
         if self.error:
             lines.append(f"last error   {self.error}")
         if self.command:
@@ -116,8 +119,11 @@ class StatusReader:
         state = str(told.get("state", "unknown"))
         if owner is None and state in ("starting", "training", "evaluating"):
             state = "killed"
-        errors = [row["error"] for row in history.rows if isinstance(row.get("error"), str)]
-        command = "" if owner or state == "finished" else f"xcite train --resume {folder.path}"
+        error, command = history.last_error()
+        if owner or state == "finished":
+            command = ""
+        elif not command or state != "failed":
+            command = resume_command(folder.path)
         return Status(
             folder.path,
             history.run,
@@ -125,8 +131,9 @@ class StatusReader:
             owner,
             told,
             self._checkpoints(),
-            errors[-1] if errors else "",
+            error,
             command,
+            history.altered(),
         )
 
     def _checkpoints(self) -> list[CheckpointHealth]:

@@ -22,9 +22,17 @@ def is_due(prepared: Plan, epoch: int) -> bool:
 
 
 def validate(
-    prepared: Plan, engine: Engine, epoch: int, progress: Progress, stop: StopRequest
+    prepared: Plan,
+    engine: Engine,
+    epoch: int,
+    progress: Progress,
+    stop: StopRequest,
+    skipped: dict[str, str],
 ) -> dict[str, Accuracy]:
     """Accuracy after ``epoch`` (counted from 1) on the plan's validation pictures.
+
+    Args:
+        skipped: takes up name and reason of the pictures that could not be decoded.
 
     Returns:
         Of "model" and, if there is a moving average, of "ema"; nothing where no evaluation is due.
@@ -41,6 +49,7 @@ def validate(
         batch=max(1, recipe.optim.batch // recipe.optim.accumulate // engine.world_size),
         workers=min(recipe.data.workers, len(source) // PICTURES_PER_WORKER),
         on_error=recipe.data.on_error,
+        skip_limit=recipe.data.skip_limit,
         max_pixels=recipe.data.max_pixels,
         timeout=recipe.data.worker_timeout,
         rank=engine.rank,
@@ -57,12 +66,15 @@ def validate(
     classifiers = {"model": EngineClassifier(engine)}
     if recipe.optim.ema is not None:
         classifiers["ema"] = EngineClassifier(engine, ema=True)
-    return evaluate(
-        classifiers,
-        loader,
-        recipe.preprocessing,
-        prepared.class_names,
-        average=engine.average,
-        processes=engine.world_size,
-        after_batch=after_batch,
-    )
+    try:
+        return evaluate(
+            classifiers,
+            loader,
+            recipe.preprocessing,
+            prepared.class_names,
+            average=engine.average,
+            processes=engine.world_size,
+            after_batch=after_batch,
+        )
+    finally:
+        skipped |= loader.skipped

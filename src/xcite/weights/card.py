@@ -4,6 +4,7 @@ import re
 
 from xcite.control_characters import visible
 from xcite.errors import XciteError
+from xcite.preprocessing import Preprocessing
 from xcite.variants import find
 from xcite.weights import catalog
 from xcite.weights.inspection import PartReport, Report
@@ -30,9 +31,8 @@ def model_card(report: Report, part: PartReport) -> str:
     if part.preprocessing is not None:
         wanted = part.preprocessing
         lines.append(
-            f"{wanted.channels} channels; the shorter side resized to "
-            f"{round(wanted.size / wanted.crop_ratio)} pixels ({wanted.interpolation}), the centre "
-            f"{wanted.size} x {wanted.size} cut out, then mean {_numbers(wanted.mean)} taken "
+            f"{wanted.channels} channels; {_resized(wanted)} ({wanted.interpolation}), the centre "
+            f"{wanted.height} x {wanted.width} cut out, then mean {_numbers(wanted.mean)} taken "
             f"off and divided by {_numbers(wanted.std)}."
         )
     else:
@@ -82,6 +82,13 @@ def _use(part: PartReport) -> str:
     changed = "".join(f", {k}={v!r}" for k, v in fields.items() if v != usual[k])
     call = f"xcite.create_model({part.variant!r}, weights=path{changed})"
     return f"model = {call}  # engine='paddle' or 'torch'"
+
+
+def _resized(wanted: Preprocessing) -> str:
+    if isinstance(wanted.size, int):
+        return f"the shorter side resized to {round(wanted.size / wanted.crop_ratio)} pixels"
+    height, width = (round(side / wanted.crop_ratio) for side in wanted.size)
+    return f"resized to cover {height} x {width} pixels"
 
 
 def _numbers(values: tuple[float, ...]) -> str:

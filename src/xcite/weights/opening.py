@@ -1,5 +1,6 @@
 """Open any weights file as canonical arrays; write Xcite's own files."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -134,7 +135,7 @@ def open_weights(
 
 def locate(source: str | Path, *, weights_dir: str | Path | None = None) -> Path:
     """The file meant by a path, a run folder or a published name (fetched if need be)."""
-    path = Path(source)
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         for name in ("best.safetensors", "last.safetensors"):
             if (path / name).is_file():
@@ -220,6 +221,17 @@ def identify(path: Path, contents: Contents, part: str, dialect: str | None = No
             **({"assumed": list(assumed)} if assumed else {}),
         }
     return Identified(stored, architecture, dialect, metadata, assumed)
+
+
+def recognise_weights(source: str | Path, *, dialect: str | None = None) -> Identified:
+    """Which model a file of `open_weights` holds; its tensors are not read.
+
+    Raises:
+        XciteError: unreadable or hostile file, or no model that we know.
+    """
+    path = locate(source)
+    contents = read_contents(path)
+    return identify(path, contents, choose_part(contents, None, path), dialect)
 
 
 def _metadata_from_outside(architecture: Architecture, variant: str | None) -> Metadata:

@@ -20,6 +20,7 @@ _FILES = (
     *("_info.json", "dataset_info.json", "classes.json", "class_names.json"),
     *("classes.txt", "class_names.txt", "labels.txt", "LOC_synset_mapping.txt"),
 )
+_IMAGENET = 1000  # classes
 _WNID = re.compile(r"n\d{8}")
 
 
@@ -118,10 +119,10 @@ def named_numbers(
     if high < len(names):
         return numbers, list(names), []
     if low == 1 and high == len(names):
-        if are_wnids(names):
+        if are_wnids(names) or high == _IMAGENET:
             raise XciteError(
-                f"{where}: labels 1 to {high} beside WordNet ids: in the order of the development "
-                "kit (ILSVRC2012_ID), or of the sorted ids? Write the ids, or labels from 0"
+                f"{where}: labels 1 to {high} of ImageNet: in the order of the development kit "
+                "(ILSVRC2012_ID), or of the sorted WordNet ids? Write the ids, or labels from 0"
             )
         note = f"{where}: labels count from 1; 1 is {names[0]!r}, {high} is {names[-1]!r}"
         return numbers - 1, list(names), [note]

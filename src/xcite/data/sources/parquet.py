@@ -58,7 +58,8 @@ class ParquetShards(Listed):
         path = self._files[number]
         if state(path) != self._states[number]:
             raise XciteError(f"{self.name(index)}: the shard has changed since it was listed")
-        data = _groups.get(path, self._states[number], group, self._column)[row].as_py()
+        group_rows = _groups.get(path, self._states[number], group, self._column)
+        data = group_rows[row].as_py() if row < len(group_rows) else None
         if data is None:
             raise XciteError(f"{self.name(index)}: no picture in this row")
         if len(data) > LARGEST_READ:
@@ -104,7 +105,9 @@ def _listed(paths: Sequence[str], columns: Sequence[str]) -> Listing:
     said: tuple[str, str | None, str] | None = None
     for number, path in enumerate(paths):
         with _opened(path) as file:
-            image, file_name, label = _columns(file.schema_arrow, path, columns)
+            image, file_name, label = _in_words(
+                path, lambda f=file, p=path: _columns(f, p, columns)
+            )
             if said is not None and said != (image, file_name, label):
                 raise XciteError(f"{path}: its columns are not those of {paths[0]}")
             said = (image, file_name, label)
@@ -113,8 +116,8 @@ def _listed(paths: Sequence[str], columns: Sequence[str]) -> Listing:
             for group in range(file.metadata.num_row_groups):
                 _refuse_large(file.metadata.row_group(group), path)
                 rows = _in_words(path, lambda g=group, w=wanted: file.read_row_group(g, columns=w))
-                values = rows.column(label).to_pylist()
-                stems = _flat(rows, file_name).to_pylist() if file_name else [None] * len(values)
+                values = _in_words(path, rows.column(label).to_pylist)
+                stems = _stems(rows, file_name, path) if file_name else [None] * len(values)
                 for row, (value, stem) in enumerate(zip(values, stems, strict=True)):
                     names.append(_name(stem, path, group, row))
                     labels.append(value)
@@ -131,6 +134,10 @@ def _listed(paths: Sequence[str], columns: Sequence[str]) -> Listing:
     listing.watched = {**watched, **files_of_names(Path(paths[0]).parent)}
     listing.options = {"image": said[0] if said else ""}
     return listing
+
+
+def _stems(rows: Any, column: str, path: str) -> list[Any]:
+    return list(_in_words(path, lambda: _flat(rows, column).to_pylist()))
 
 
 def _name(stem: object, path: str, group: int, row: int) -> str:
@@ -151,10 +158,11 @@ def _classes(
     return [classes[number] for number in numbers.tolist()], classes, notes
 
 
-def _columns(schema: Any, path: str, wanted: Sequence[str]) -> tuple[str, str | None, str]:
+def _columns(file: Any, path: str, wanted: Sequence[str]) -> tuple[str, str | None, str]:
     """Names of the columns with the bytes, the file name (None without one) and the label."""
     import pyarrow.types as types
 
+    schema = file.schema_arrow
     images, labels = (wanted[:1], wanted[1:2]) if wanted else (_IMAGES, _LABELS)
     image = next((name for name in images if name in schema.names), None)
     label = next((name for name in labels if name in schema.names), None)

@@ -47,6 +47,10 @@ class Engine(TrainingEngine):
         return device
 
     def _prepare(self, threads: int) -> None:
+        if self._device_asked == "gpu" and not paddle.device.cuda.device_count():
+            raise XciteError("PaddlePaddle finds no GPU on this machine; set run.device to cpu")
+        if self._device_asked != "auto":
+            paddle.set_device(self._device_asked)
         # Paddle computes on one thread unless told otherwise.
         paddle.base.core.set_num_threads(threads)
         if self._bf16 and self._device == "cpu":

@@ -46,9 +46,12 @@ class Engine(TrainingEngine):
 
     @property
     def _device(self) -> torch.device:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        gpu = self._device_asked != "cpu" and torch.cuda.is_available()
+        return torch.device("cuda" if gpu else "cpu")
 
     def _prepare(self, threads: int) -> None:
+        if self._device_asked == "gpu" and not torch.cuda.is_available():
+            raise XciteError("PyTorch finds no GPU on this machine; set run.device to cpu")
         torch.set_num_threads(threads)
 
     def _placed(self, model: Any) -> Any:

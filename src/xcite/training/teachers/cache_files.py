@@ -8,6 +8,8 @@
 follow in that order. Hard: "classes" uint16 or uint32 (n,). Soft and DML: "top_classes" (n, top),
 "top_probabilities" float16 (n, top) at temperature tau (DML: 1) and "rest" float16 (n,), the
 probability of all other classes together, which is spread over them evenly when it is read.
+
+"replaced" int64 (m, 2), where there are any: keys of damaged pictures and of those shown instead.
 """
 
 import hashlib
@@ -80,7 +82,7 @@ def read_view(folder: Path, view: int, hashed: str, classes: int) -> Columns:
     path = view_path(folder, view)
     columns = read(path, hashed, view)
     wrong = XciteError(f"{path} is damaged; delete it and run `xcite teach`")
-    names = set(columns)
+    names = set(columns) - {"replaced"}
     if names == {"present", "classes"}:
         ids, others = columns["classes"], []
     elif names == {"present", "top_classes", "top_probabilities", "rest"}:
@@ -91,6 +93,9 @@ def read_view(folder: Path, view: int, hashed: str, classes: int) -> Columns:
     if ids.dtype.kind != "u" or any(len(column) != rows for column in (ids, *others)):
         raise wrong
     if ids.size and ids.max() >= classes:
+        raise wrong
+    replaced = columns.get("replaced", np.empty((0, 2), np.int64))
+    if replaced.dtype != np.int64 or replaced.ndim != 2 or replaced.shape[1] != 2:
         raise wrong
     if not all(((column >= 0) & (column <= 1)).all() for column in others):  # NaN is neither
         raise wrong

@@ -5,6 +5,7 @@ Epoch e of a run uses view e % V, pixels, mixing and answers alike.
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def open_cache(
         XciteError: no cache, an unfinished one, or one that does not fit, naming the fields.
     """
     assert recipe.distill.cache is not None
-    folder = Path(recipe.distill.cache)
+    folder = Path(os.path.expanduser(recipe.distill.cache))
     manifest = read_manifest(folder)
     named = recipe.distill.teacher
     teacher = facts(recipe, class_names).identity() if named else None
@@ -129,6 +130,7 @@ class CachedTeacher:
         self._view = -1
         self._keys = np.empty(0, np.int64)  # of the answers of that view, rising
         self._columns: Columns = {}
+        self._replaced: dict[int, int] = {}  # keys of damaged pictures to those shown instead
 
     def answers(self, batch: Batch) -> np.ndarray:
         if batch.epoch != self._view:
@@ -136,16 +138,26 @@ class CachedTeacher:
                 self.folder, batch.epoch, self._manifest["hash"], self._classes
             )
             self._keys = np.flatnonzero(np.unpackbits(self._columns.pop("present")))
+            replaced = self._columns.pop("replaced", np.empty((0, 2), np.int64))
+            self._replaced = dict(replaced.tolist())
             self._view = batch.epoch
-        keys = batch.views[:, 0] * self._repeats + batch.views[:, 1]  # (B,)
+        keys, shown = batch.keys(self._repeats)  # (B,)
         rows = np.searchsorted(self._keys, keys)
         known = rows < len(self._keys)
         known[known] = self._keys[rows[known]] == keys[known]
         if not known.all():
-            index, repetition = batch.views[~known][0]
+            index, repetition = divmod(int(keys[~known][0]), self._repeats)
             raise XciteError(
                 f"the teacher cache {self.folder} has no answer for picture {index}, repetition "
                 f"{repetition} in view {batch.epoch}; compute it anew with `xcite teach`"
+            )
+        expected = np.array([self._replaced.get(key, key) for key in keys.tolist()])
+        if (differ := expected != shown).any():
+            raise XciteError(
+                f"the teacher cache {self.folder} was computed while picture "
+                f"{int(expected[differ][0]) // self._repeats} stood where picture "
+                f"{int(shown[differ][0]) // self._repeats} is now: others can be read than then; "
+                "compute it anew with `xcite teach`"
             )
         if "classes" in self._columns:
             return self._columns["classes"][rows].astype(np.int64)

@@ -41,6 +41,7 @@ def compute(
     views: int | None = None,
     processes: int = 1,
     after_batch: Callable[[int, int], None] = lambda pictures, total: None,
+    left_out: Callable[[dict[str, str]], None] = lambda skipped: None,
 ) -> int:
     """Compute and store the teacher's answers for every picture of epochs 0 to views - 1.
 
@@ -50,6 +51,7 @@ def compute(
         processes: how many a student will train on, each with its share of a batch.
         views: epochs to compute; by default ``distill.views``, else all of the recipe's.
         after_batch: called with the number of pictures done so far, and of all.
+        left_out: called at the end with name and reason of pictures that could not be decoded.
 
     Returns:
         How many views the cache holds now.
@@ -95,6 +97,7 @@ def compute(
     finally:
         for loader in loaders:
             loader.close()
+        left_out({name: why for loader in loaders for name, why in loader.skipped.items()})
         owned.release()
     return views
 
@@ -139,30 +142,34 @@ class _Work:
                     save(path, join(gathered), self.hashed, view)
                     gathered = []
                 yield step
-        self._finish(view, join([read(path, self.hashed, view) for path in paths]))
+        self._finish(view, join([self._read_part(path, view) for path in paths]))
         for path in paths:
             path.unlink(missing_ok=True)
+
+    def _read_part(self, path: Path, view: int) -> Columns:
+        part = read(path, self.hashed, view)
+        if "shown" not in part:  # written before pictures could stand in for others
+            part["shown"] = part["keys"]
+        return part
 
     def _answers(self, batch: Batch) -> Columns:
         """Keys and stored answers of a process's share of a batch."""
         # The teacher sees the parts that a training step sees: the same sums, the same bits.
         parts = split(batch, self.recipe.optim.accumulate)
         answers = np.concatenate([self.teacher.answers(part) for part in parts])
-        views = np.concatenate([part.views for part in parts])
-        keys = views[:, 0] * self.recipe.data.repeats + views[:, 1]
-        return {"keys": keys.astype(np.int64), **compress(answers, self.recipe, self.classes)}
+        keys = [part.keys(self.recipe.data.repeats) for part in parts]
+        wanted, shown = (np.concatenate(each) for each in zip(*keys, strict=True))
+        stored = compress(answers, self.recipe, self.classes)
+        return {"keys": wanted, "shown": shown, **stored}
 
     def _finish(self, view: int, whole: Columns) -> None:
         """Sort the answers of a view by key, with a bit for every key that has one."""
-        keys = whole.pop("keys")
+        keys, shown = whole.pop("keys"), whole.pop("shown")
         order = np.argsort(keys, kind="stable")
-        if (np.diff(keys[order]) == 0).any():
-            raise XciteError(
-                "a picture occurs twice in an epoch, once in place of a damaged one, and the cache "
-                "cannot hold two answers; remove the damaged pictures from data.train"
-            )
         present = np.zeros(self.keys, bool)
         present[keys] = True
         columns = {name: np.ascontiguousarray(column[order]) for name, column in whole.items()}
         columns["present"] = np.packbits(present)
+        if (replaced := order[keys[order] != shown[order]]).size:
+            columns["replaced"] = np.stack([keys[replaced], shown[replaced]], axis=1)
         save(view_path(self.folder, view), columns, self.hashed, view)

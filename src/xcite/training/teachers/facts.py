@@ -1,6 +1,7 @@
 """What is known about a teacher without running it."""
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 
 from xcite import canonical
 from xcite.errors import XciteError
-from xcite.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from xcite.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Size
 from xcite.recipe import Recipe
 from xcite.runtime.bundle import is_bundle, program_files, read_info
 from xcite.variants import Architecture, find
@@ -42,7 +43,7 @@ class Facts:
         return {
             "name": self.name,
             "sha256": self.sha256,
-            "size": self.preprocessing.size,
+            "size": self.preprocessing.model_dump(mode="json")["size"],
             "mean": list(self.preprocessing.mean),
             "std": list(self.preprocessing.std),
         }
@@ -112,13 +113,13 @@ def network_facts(
 
 def program_facts(path: str, recipe: Recipe) -> Facts:
     """An .onnx or .xml file: its hash, and what its bundle says if it has one."""
-    program, notes = Path(path), []
+    program, notes = Path(os.path.expanduser(path)), []
     own, names, fixed = recipe.preprocessing, None, None
     try:
         bundle = read_info(program.parent) if is_bundle(program.parent) else None
         if bundle is not None and program_files(program) <= set(bundle.files):
             own, names = bundle.preprocessing, bundle.class_names or None
-            fixed = bundle.size[0] if bundle.size else None
+            fixed = bundle.size
         else:
             notes.append(f"teacher {path} has no bundle.json beside it: given the student's input")
         digest = hashlib.sha256()
@@ -132,7 +133,7 @@ def program_facts(path: str, recipe: Recipe) -> Facts:
 
 
 def _teacher_preprocessing(
-    path: str, own: Preprocessing, recipe: Recipe, fixed: int | None = None
+    path: str, own: Preprocessing, recipe: Recipe, fixed: Size | None = None
 ) -> Preprocessing:
     """The teacher's mean and std with the side of the input that it will get."""
     if own.channels != recipe.preprocessing.channels:
@@ -141,7 +142,7 @@ def _teacher_preprocessing(
             f"{recipe.preprocessing.channels}; set preprocessing.mean and .std alike for both"
         )
     size = recipe.distill.teacher_size or fixed or recipe.preprocessing.size
-    return own.model_copy(update={"size": size})
+    return own.at(size)
 
 
 def weights_digest(tensors: Mapping[str, np.ndarray]) -> str:

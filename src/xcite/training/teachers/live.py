@@ -1,5 +1,6 @@
 """A frozen network that is asked for every batch."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from xcite.data.batch import Batch
 from xcite.engines import create_engine
 from xcite.engines.pixels import model_input
 from xcite.errors import XciteError
-from xcite.preprocessing import Preprocessing
+from xcite.preprocessing import Preprocessing, Size, sides
 from xcite.recipe import Recipe
 from xcite.runtime.classes import match_classes
 from xcite.runtime.programs import open_program
@@ -88,7 +89,7 @@ def live_teacher(recipe: Recipe, class_names: Sequence[str]) -> LiveTeacher:
         raise XciteError("distill.teacher is empty; give a weights file, a run folder or a program")
     if is_program(path):
         known = program_facts(path, recipe)
-        program = open_program(path, called=f"teacher {path}")
+        program = open_program(os.path.expanduser(path), called=f"teacher {path}")
         runs_on, predict = program.name, _with_hint(program.logits)
     else:
         known, architecture, tensors = network_facts(path, recipe, class_names)
@@ -138,16 +139,16 @@ def renormalise(images: np.ndarray, given: Preprocessing, wanted: Preprocessing)
     return images * scale + shift
 
 
-def resize(images: np.ndarray, size: int) -> np.ndarray:
-    """Square images (B, C, S, S) as (B, C, size, size), bilinear and antialiased.
+def resize(images: np.ndarray, size: Size) -> np.ndarray:
+    """Images (B, C, H, W) in another size, bilinear and antialiased.
 
     The filter is Pillow's BILINEAR (and PyTorch's with antialias=True): a triangle as wide as the
     reduction, or of one pixel when enlarging, with borders renormalised.
     """
-    height, width = images.shape[2:]
-    if (height, width) == (size, size):
+    given, (height, width) = images.shape[2:], sides(size)
+    if given == (height, width):
         return images
-    rows, columns = _triangle(height, size), _triangle(width, size)
+    rows, columns = _triangle(given[0], height), _triangle(given[1], width)
     resized: np.ndarray = rows @ images @ columns.T
     return resized
 

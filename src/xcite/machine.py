@@ -1,0 +1,62 @@
+"""What an operating system may lack, and what is done without it.
+
+Linux has all of it. macOS has no ``sched_getaffinity``; Windows has neither ``resource`` and
+``fcntl`` nor most signals and timers.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+from types import ModuleType
+
+resource: ModuleType | None
+try:
+    import resource
+except ImportError:
+    resource = None
+
+
+def usable_cores() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def known_signals(*names: str) -> tuple[signal.Signals, ...]:
+    """Those of the named signals that there are here."""
+    return tuple(signal.Signals[name] for name in names if hasattr(signal, name))
+
+
+def most_memory() -> int:
+    """The most memory that this process has held, in MiB; 0 where the system does not say."""
+    if resource is None:
+        return 0
+    held: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held // (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+def open_files_limit() -> int | None:
+    """How many files this process may have open; None without a known limit."""
+    if resource is None:
+        return None
+    soft: int = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def allow_open_files(count: int) -> None:
+    """Raise this process's limit of open files to ``count``, as far as the system lets it."""
+    limit = open_files_limit()
+    if resource is None or limit is None or limit >= count:
+        return
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    with contextlib.suppress(OSError, ValueError):  # macOS has a bound of its own below "infinity"
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(limit, wanted), hard))
+
+
+def set_timer(name: str, seconds: float) -> None:
+    """Have ``ITIMER_REAL`` or ``ITIMER_PROF`` end this process; where there is none, nothing."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(getattr(signal, name), seconds)

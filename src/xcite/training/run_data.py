@@ -1,0 +1,163 @@
+"""The data of a recipe and of a run: training pictures, validation pictures, and what looks odd."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from xcite import recipe as recipes
+from xcite.data.findings import describe, refuse_doubtful
+from xcite.data.overlap import shared_pictures
+from xcite.data.sources import Source, open_source, read_class_names
+from xcite.errors import XciteError
+from xcite.recipe import Recipe
+from xcite.runtime.classes import brief
+from xcite.training import splitting
+from xcite.training.run_folder import RunFolder
+from xcite.training.splitting import Split
+from xcite.weights.opening import recognise_weights
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a recipe's data section stands for.
+
+    Attributes:
+        validation: with the same classes as ``train``; None without any.
+        split: where the validation pictures were held out of the training pictures.
+        found: lines that say what is there, what was left out and what looks wrong.
+        notes: what else people should know.
+    """
+
+    train: Source
+    validation: Source | None
+    split: Split | None
+    found: list[str]
+    notes: list[str]
+
+
+def open_data(recipe: Recipe, split_file: Path | None = None) -> RunData:
+    """Open a recipe's pictures.
+
+    Args:
+        split_file: of a run that was begun before; where there is none a split is drawn.
+
+    Raises:
+        XciteError: pictures that cannot be listed, or a split of other pictures.
+    """
+    train = open_training(recipe)
+    _check_classes(recipe, train)
+    found = [f"training: {line}" for line in describe(train)]
+    doubt = functools.partial(
+        refuse_doubtful,
+        train,
+        on_error=recipe.data.on_error,
+        classes_given=recipe.data.classes is not None,
+    )
+    if recipe.data.validation is None:
+        doubt(None)
+    if recipe.data.validation is None and recipe.data.holdout is not None:
+        split = splitting.read(train, split_file) if split_file else None
+        if split is None:
+            channels = recipe.preprocessing.channels
+            split = splitting.draw(train, recipe.data.holdout, recipe.run.seed, channels=channels)
+        found += [*_lonely_classes(train), *_absent_classes(split.validation)]
+        notes = [*train.notes, *split.notes]
+        return RunData(split.train, split.validation, split, found, notes)
+    if recipe.data.validation is None:
+        found += _lonely_classes(train)
+        return RunData(train, None, None, found, [*train.notes])
+    validation = _listed(
+        recipe, recipe.data.validation, classes=list(train.class_names), split="validation"
+    )
+    doubt(validation)
+    found += [f"validation: {line}" for line in describe(validation)]
+    found += [*_lonely_classes(train), *_absent_classes(validation)]
+    if split_file is None:  # a run that goes on was warned when it began
+        found += _overlap(train, validation)
+    return RunData(train, validation, None, found, [*train.notes, *validation.notes])
+
+
+def open_training(recipe: Recipe) -> Source:
+    """The pictures of ``data.train``, held-out ones included."""
+    names = read_class_names(recipe.data.classes) if recipe.data.classes else None
+    return _listed(recipe, recipe.data.train, classes=names)
+
+
+def open_validation(run: str | Path) -> Source:
+    """The validation pictures of a run folder, with the run's classes, as training saw them.
+
+    Raises:
+        XciteError: no run folder, a run without validation, or data that are not where they were.
+    """
+    folder = RunFolder.open(run)
+    recipe = recipes.load(str(folder.recipe))
+    if recipe.data.validation is not None:
+        names = _known_classes(folder) or open_training(recipe).class_names
+        return _listed(recipe, recipe.data.validation, classes=names, split="validation")
+    found = open_data(recipe, folder.split).validation
+    if found is None:
+        raise XciteError(
+            f"{run} was trained without validation pictures; say what to evaluate on with --data"
+        )
+    return found
+
+
+def _known_classes(folder: RunFolder) -> list[str] | None:
+    """The class names that the run's weights carry: its training pictures may be gone by now."""
+    try:
+        return recognise_weights(folder.path).metadata.class_names
+    except XciteError:  # no weights yet
+        return None
+
+
+def _listed(recipe: Recipe, spec: str, **more: object) -> Source:
+    listed = functools.partial(
+        open_source,
+        spec,
+        root=recipe.data.root,
+        channels=recipe.preprocessing.channels,
+        outside_root=recipe.data.outside_root,
+        columns=recipe.data.columns,
+    )
+    return listed(**more)  # type: ignore[arg-type]
+
+
+def _check_classes(recipe: Recipe, train: Source) -> None:
+    where, count = f"data.train {recipe.data.train}", len(train.class_names)
+    if count < 2:
+        raise XciteError(
+            f"{where} has {count} class ({brief(train.class_names)}); there must be at least two: "
+            "give the folder that holds a folder of pictures for every class"
+        )
+    if missing := _without_pictures(train):
+        raise XciteError(f"{where} has no picture of {brief(missing, 8)}")
+
+
+def _without_pictures(source: Source) -> list[str]:
+    """The classes that no picture belongs to."""
+    counts = np.bincount(source.labels, minlength=len(source.class_names))
+    return [name for name, count in zip(source.class_names, counts, strict=True) if not count]
+
+
+def _lonely_classes(train: Source) -> list[str]:
+    counts = np.bincount(train.labels, minlength=len(train.class_names))
+    lonely = [name for name, count in zip(train.class_names, counts, strict=True) if count == 1]
+    return [f"warning: a single training picture of {brief(lonely, 8)}"] if lonely else []
+
+
+def _absent_classes(validation: Source | None) -> list[str]:
+    absent = _without_pictures(validation) if validation else []
+    return [f"warning: no validation pictures of {brief(absent, 8)}"] if absent else []
+
+
+def _overlap(train: Source, validation: Source) -> list[str]:
+    shared = shared_pictures(train, validation)
+    if not shared:
+        return []
+    one, other = shared[0]
+    return [
+        f"warning: {len(shared):,} validation pictures are training pictures, such as "
+        f"{validation.name(other)} ({train.name(one)}): the accuracy will be too good"
+    ]
