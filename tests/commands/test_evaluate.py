@@ -1,13 +1,16 @@
 """`xcite evaluate`: some of a model's classes, ReaL, suites, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from noise_runs import make_pictures
 from PIL import Image
 from small_runs import run
 
+from xcite import engines
 from xcite.canonical import initial_weights
 from xcite.preprocessing import Preprocessing
 from xcite.variants import XCiTArchitecture
@@ -121,6 +124,49 @@ def test_a_failing_set_stops_no_suite(imagenet, tmp_path, capsys) -> None:
     assert sets["ImageNet"]["path"] == sets["ImageNet ReaL"]["path"] == str(val)
     assert sets["ImageNet ReaL"]["acc1"] >= sets["ImageNet"]["acc1"]
     assert len(output.splitlines()[-6:]) == 6
+
+
+def test_any_number_of_damaged_pictures_is_left_out_where_that_is_asked_for(
+    tmp_path, capsys
+) -> None:
+    weights = saved(tmp_path / "w.safetensors", ["cat", "dog"])
+    data = pictures(tmp_path / "data", "cat", "dog")
+    for number in range(30):  # more than a training run would skip
+        (data / "cat" / f"bad{number:02}.png").write_bytes(b"no picture")
+    assert run("evaluate", weights, "--data", data, *QUICK) == 2
+    assert "bad00.png: not a picture" in capsys.readouterr().err
+    assert run("evaluate", weights, "--data", data, "--skip", *QUICK) == 0
+    assert "2 pictures on" in (output := capsys.readouterr().out)
+    assert ", 30 left out: top-1" in output
+
+
+def test_a_run_knows_its_pictures(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    make_pictures(Path("d/train"), 4)
+    make_pictures(Path("d/val"), 2, classes="bc", seed=1)
+    widths = ("model.embed_dim=16", "model.depth=1", "model.num_heads=2")
+    small = [part for setting in widths for part in ("--set", setting)]
+    out = ("--engine", engines.installed()[-1], "--epochs", 1, "--out", "r")
+    assert run("train", "d", *out, *small) == 0
+    shutil.rmtree("d/train")
+    capsys.readouterr()
+    assert run("evaluate", "r", "--json", "r.json", *QUICK) == 0
+    output = capsys.readouterr().out
+    assert output.startswith("4 pictures of ")
+    assert "no pictures of 1 classes: a" in output
+    figures = json.loads(Path("r.json").read_text(encoding="utf-8"))
+    assert (figures["data"], figures["pictures"]) == ("validation pictures of r", 4)
+    assert figures["absent"] == ["a"]
+    # its recipe skips damaged pictures, as training did
+    Path("d/val/b/0.png").write_bytes(b"no picture")
+    assert run("evaluate", "r", *QUICK) == 0
+    assert "3 pictures on" in (output := capsys.readouterr().out)
+    assert ", 1 left out" in output
+    assert run("predict", "r", "--json") == 2
+    answers = json.loads(capsys.readouterr().out)
+    assert [Path(answer["picture"]).parent.name for answer in answers] == ["b", "b", "c", "c"]
+    assert ["error" in answer for answer in answers] == [True, False, False, False]
 
 
 def test_contradictions_are_refused_before_the_model_is_opened(tmp_path, capsys) -> None:

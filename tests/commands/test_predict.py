@@ -65,8 +65,9 @@ def test_a_folder_is_walked_in_order_and_what_is_left_out_is_counted(photos: Pat
     names = [given.name for given in given_pictures([str(photos)], found)]
     assert names == [str(photos / name) for name in PICTURES]
     assert found.left_out == {
-        "hidden or of the system": 2,
-        "files that are no pictures": 1,
+        "hidden files": 1,
+        "system folders": 1,
+        ".txt files": 1,
         "links to a folder they lie in": 1,
     }
 
@@ -87,7 +88,7 @@ def test_patterns(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert named(f"{photos}/s*") == [str(photos / n) for n in ("sub/c.png", "sub/deep/d.webp")]
     (missing,) = given_pictures([f"{photos}/*.bmp"], Found())
     assert missing.error is not None
-    assert "no file matches" in missing.error
+    assert "none that matches" in missing.error
     picture(photos / "[1] x.png")
     assert named(photos / "[1] x.png") == [str(photos / "[1] x.png")]
     monkeypatch.setenv("HOME", str(photos))
@@ -118,7 +119,7 @@ def test_one_bad_picture_stops_nothing(weights, photos, tmp_path, capsys) -> Non
     wrong = [answer["picture"] for answer in answers if "error" in answer]
     assert wrong == [expected[2], expected[5], expected[2]]
     assert all(len(answer["classes"]) == 3 for answer in answers if "classes" in answer)
-    assert "left out: 3 files that are no pictures" in errors
+    assert "left out: 2 .txt files" in errors
 
 
 def test_csv(weights, photos, tmp_path, capsys) -> None:

@@ -168,8 +168,8 @@ def test_train_evaluate_predict(
     capsys.readouterr()
     assert run("predict", "runs/digits-1", *pictures, *on) == 2
     out, error = capsys.readouterr()
-    assert out.count("%") == 10, "five names for each of the two good pictures"
-    assert len(error.strip().splitlines()) == 3
+    assert out.count("%") == 55, "five names for two good pictures and the nine of a folder"
+    assert len(error.strip().splitlines()) == 2
     assert run("predict", "runs/digits-1", *pictures[:1], "--json", "--top", "3", *on) == 0
     answer = json.loads(capsys.readouterr().out)[0]
     assert [len(answer["classes"]), answer["picture"]] == [3, "folder/0/x.png"]

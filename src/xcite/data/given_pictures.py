@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from xcite.data.loose_pictures import NO_PICTURES, is_picture, pictures_below
+from xcite.data.loose_pictures import is_picture, pictures_below
 from xcite.data.sources import Found, Source, open_source
+from xcite.data.sources.layouts import kind_of
+from xcite.data.sources.strays import stray_file
 from xcite.errors import XciteError
 from xcite.regular_files import LARGEST_READ
 
 STDIN = "-"
-_LISTINGS = (".tar", ".tgz", ".tar.gz", ".zip", ".parquet", ".csv", ".txt")
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,9 @@ def _of_pattern(pattern: str, found: Found, channels: int) -> Iterator[Given]:
         if os.path.isdir(match) or wanted(match):
             yield from _of_path(match, found, channels)
         else:
-            found.leave_out(NO_PICTURES, match)
+            found.leave_out(stray_file(os.path.basename(match)) or "other files", match)
     if empty:
-        raise XciteError(f"{pattern}: no file matches this pattern")
+        raise XciteError(f"{pattern}: no such file, and none that matches it as a pattern")
 
 
 def _matching(pattern: str, wanted: Callable[[str], bool]) -> Iterator[str]:
@@ -127,7 +128,7 @@ def _of_path(path: str, found: Found, channels: int) -> Iterator[Given]:
             yield Given(picture, picture)
         if empty:
             raise XciteError(f"{path}: no pictures in this folder or below it")
-    elif Path(path).name.lower().endswith(_LISTINGS):
+    elif kind_of(Path(path)) is not None:
         yield from of_source(open_source(path, split="validation", channels=channels))
     else:
         yield Given(path, path)

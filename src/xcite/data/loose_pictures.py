@@ -9,10 +9,8 @@ import numpy as np
 from xcite.data.decoding import SUFFIXES
 from xcite.data.sources import Found, Names
 from xcite.data.sources.source import fingerprint, read_file
+from xcite.data.sources.strays import stray_file, stray_folder
 from xcite.errors import XciteError
-
-NO_PICTURES = "files that are no pictures"
-_OF_SYSTEMS = ("__macosx", "@eadir", "$recycle.bin", "system volume information")
 
 
 def is_picture(name: str) -> bool:
@@ -47,13 +45,11 @@ def pictures_below(
             pending.pop()
             continue
         path = os.path.join(place, name)
-        if name.startswith(".") or name.lower() in _OF_SYSTEMS:
-            found.leave_out("hidden or of the system", path)
-        elif not is_folder:
-            if wanted(name):
-                yield path
-            else:
-                found.leave_out(NO_PICTURES, path)
+        stray = stray_folder(name) if is_folder else stray_file(name)
+        if not is_folder and wanted(name) and not name.startswith("."):
+            yield path
+        elif stray is not None:
+            found.leave_out(stray, path)
         else:
             try:
                 identity = _identity(path)

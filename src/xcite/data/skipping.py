@@ -41,7 +41,7 @@ class Skipping:
         told = str(error) if isinstance(error, XciteError) else f"{name}: memory ran out"
         if self.on_error == "stop":
             raise XciteError(
-                f"{told} (data.on_error: skip would leave it out)",
+                f"{told} (data.on_error: skip, or evaluate --skip, would leave it out)",
                 remedy="--set data.on_error=skip",
             ) from error
         skipped[name] = told.removeprefix(f"{name}: ")

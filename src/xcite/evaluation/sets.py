@@ -163,6 +163,7 @@ def evaluate_set(
         batch=batch,
         workers=workers,
         on_error="skip" if skip else "stop",
+        skip_limit=len(pictures.source),  # how many were left out stands beside every figure
         max_pixels=max_pixels,
     )
     started = time.monotonic()

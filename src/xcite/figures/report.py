@@ -179,7 +179,7 @@ def _examine(
         skip_limit=len(source),  # a report says how many, and is made in any case
         max_pixels=recipe.data.max_pixels,
     )
-    counter = Counter(names, labelled.present)
+    counter = Counter(names, np.unique(source.labels))
     losses, indices, said = [], [], []
     for batch in loader:
         logits = model.logits(batch.pictures)
