@@ -75,7 +75,7 @@ def pictures():
     pixels = np.arange(9 * 7 * 5).reshape(9, 7, 5)
     for form in (np.uint8, np.uint16, np.float32):
         for options in ({}, {"planar": True}, {"tile": 16}, {"deflate": True, "differences": True}):
-            seeds.append(tiff(pixels.astype(form), **options))
+            seeds += [tiff(pixels.astype(form), **options)]
 
     def read(data, place):
         # a training run's bound, lowered so that honest large pictures take no time here

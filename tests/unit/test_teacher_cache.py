@@ -396,11 +396,10 @@ def test_a_damaged_picture_has_a_stand_in_in_the_cache_too(
     # Once it can be read, the cache's answers belong to another picture.
     damaged.write_bytes(whole)
     loader = TrainLoader(prepared.train, recipe)
-    batches = [batch for epoch in range(4) for batch in loader.epoch(epoch)]
-    loader.close()
+    answered = (table.answers(batch) for epoch in range(4) for batch in loader.epoch(epoch))
     with pytest.raises(XciteError, match="stood where picture"):
-        for batch in batches:
-            table.answers(batch)
+        list(answered)
+    loader.close()
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
