@@ -12,6 +12,7 @@ under --findings by the place of the failure.
 import argparse
 import contextlib
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -24,6 +25,8 @@ import time
 import traceback
 import warnings
 from pathlib import Path
+
+import numpy as np
 
 try:
     import atheris
@@ -44,7 +47,7 @@ def pictures():
     exif = Image.Exif()
     exif[0x0112] = 6
     for mode in ("RGB", "L", "P", "RGBA", "1", "I;16", "CMYK"):
-        for kind in ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF"):
+        for kind in ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF", "TGA"):
             for options in ({}, {"exif": exif}, {"progressive": True}, {"compression": "tiff_lzw"}):
                 file = io.BytesIO()
                 image = Image.linear_gradient("L").resize((19, 13))
@@ -58,9 +61,27 @@ def pictures():
             frames[0].save(file, kind, save_all=True, append_images=frames[1:])
             seeds.append(file.getvalue())
 
+    for kind, library in (("HEIF", "pillow_heif"), ("JXL", "pillow_jxl")):
+        file = io.BytesIO()
+        with contextlib.suppress(Exception):  # only where xcite[formats] is installed
+            plugin = importlib.import_module(library)
+            if kind == "HEIF":
+                plugin.register_heif_opener()
+            image.convert("RGB").save(file, kind)
+            seeds.append(file.getvalue())
+    sys.path.insert(0, str(HERE.parent / "unit"))
+    from tiffs import tiff
+
+    pixels = np.arange(9 * 7 * 5).reshape(9, 7, 5)
+    for form in (np.uint8, np.uint16, np.float32):
+        for options in ({}, {"planar": True}, {"tile": 16}, {"deflate": True, "differences": True}):
+            seeds += [tiff(pixels.astype(form), **options)]
+
     def read(data, place):
         # a training run's bound, lowered so that honest large pictures take no time here
-        decode(data, max_pixels=4_000_000)
+        for channels in (3, 5):
+            with contextlib.suppress(_error()):
+                decode(data, channels=channels, max_pixels=4_000_000)
 
     return sorted(set(seeds)), read
 

@@ -396,9 +396,9 @@ def test_a_damaged_picture_has_a_stand_in_in_the_cache_too(
     # Once it can be read, the cache's answers belong to another picture.
     damaged.write_bytes(whole)
     loader = TrainLoader(prepared.train, recipe)
-    batches = [batch for epoch in range(4) for batch in loader.epoch(epoch)]
+    answered = (table.answers(batch) for epoch in range(4) for batch in loader.epoch(epoch))
     with pytest.raises(XciteError, match="stood where picture"):
-        list(map(table.answers, batches))
+        list(answered)
     loader.close()
 
 

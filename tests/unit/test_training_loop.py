@@ -223,7 +223,7 @@ class TestWithOneEngine:
         last = epochs_of(out.folder)[-1]
         assert (last["skipped"], last["validation_skipped"]) == (1, 2)
         said = "1 of 24 pictures of data.train, 2 of 11 pictures of data.validation"
-        assert folder.log.read_text().count(f"cannot be read and are left out: {said}") == 2
+        assert folder.log.read_text().count(f"cannot be read and are left out: {said}") == 1
         # A session that meets none of them keeps the list.
         folder.write_skipped({"train": {"more": "gone"}})
         assert len(folder.skipped.read_text().splitlines()) == 4

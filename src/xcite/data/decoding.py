@@ -215,12 +215,13 @@ class Opened:
         if image.mode == "F":
             values = np.asarray(image)
             image = Image.fromarray(self._guarded(lambda: to_eight_bits(values, self._origin)))
-        if isinstance(exif := image.info.get("exif"), bytes):
+        if "exif" not in image.info:  # TIFF turns itself while loading and keeps the tag
+            return image
+        if isinstance(exif := image.info["exif"], bytes):
             refuse_tags(exif, self._origin)
         try:
-            # TIFF turns itself while loading and still keeps the tag in `getexif`
             with pillow_scope(self._max_pixels):
-                tag = image.getexif().get(_ORIENTATION, 1) if "exif" in image.info else 1
+                tag = image.getexif().get(_ORIENTATION, 1)
             turn = _UPRIGHT.get(tag)
         except Exception:  # damaged EXIF is no reason to lose the picture
             turn = None

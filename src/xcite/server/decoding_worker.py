@@ -28,7 +28,7 @@ from xcite.preprocessing import Preprocessing
 from xcite.runtime.predictor import input_pixels
 
 LIGHT = 16_000_000  # pixels times scans: a worker for light pictures takes no more
-_SLOW = {"JPEG2000": 4, "AVIF": 2}  # times a PNG's seconds for a pixel
+_SLOW = {"JPEG2000": 4, "JXL": 4, "AVIF": 2, "HEIF": 2}  # times a PNG's seconds for a pixel
 
 
 @dataclass(frozen=True)
