@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from xcite.control_characters import visible
 from xcite.data.sources import Source
 from xcite.errors import XciteError
 from xcite.whole_files import whole_file
@@ -102,7 +103,7 @@ def difference(path: Path, source: Source, sizes: np.ndarray) -> str:
         "changed": [name for name in now if before.get(name, now[name]) != now[name]],
     }
     return ", ".join(
-        f"{len(names)} {word} ({os.fsdecode(names[0])}{', ...' if len(names) > 1 else ''})"
+        f"{len(names)} {word} ({visible(os.fsdecode(names[0]))}{', ...' if len(names) > 1 else ''})"
         for word, names in kinds.items()
         if names
     )
