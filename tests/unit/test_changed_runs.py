@@ -258,7 +258,7 @@ def test_pictures_are_told_apart(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "moved" / "a" / "0.png", tmp_path / "moved" / "c" / "9.png")
     other = open_source(tmp_path / "moved")
     said = pictures.difference(noted, other, pictures.survey(other).sizes)
-    assert said == "1 gone (a/new\nline\t\udce9.png), 1 new (c/9.png)"
+    assert said == r"1 gone (a/new\nline\t\udce9.png), 1 new (c/9.png)"
     for damaged in (b"", b"x" * 50, noted.read_bytes()[:-20]):
         noted.write_bytes(damaged)
         assert pictures.difference(noted, other, pictures.survey(other).sizes) == ""

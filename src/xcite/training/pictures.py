@@ -6,14 +6,17 @@ of label, size of the file ("-" within an archive) and name, divided by tabs and
 
 import gzip
 import hashlib
+import itertools
 import os
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from xcite.control_characters import visible
 from xcite.data.sources import Source
 from xcite.errors import XciteError
 from xcite.whole_files import whole_file
@@ -80,9 +83,10 @@ def write(path: Path, source: Source, sizes: np.ndarray) -> None:
     Raises:
         XciteError: the file cannot be written.
     """
-    rows = b"".join(b"%s\t%s\0" % (kind, name) for name, kind in _pictures(source, sizes).items())
-    with whole_file(path) as aside:
-        aside.write_bytes(gzip.compress(rows, 1, mtime=0))
+    with whole_file(path) as aside, gzip.GzipFile(aside, "wb", compresslevel=1, mtime=0) as file:
+        rows = (b"%s\t%s\0" % (kind, name) for name, kind in _pictures(source, sizes))
+        while part := b"".join(itertools.islice(rows, 1 << 14)):
+            file.write(part)
 
 
 def difference(path: Path, source: Source, sizes: np.ndarray) -> str:
@@ -95,29 +99,31 @@ def difference(path: Path, source: Source, sizes: np.ndarray) -> str:
     before = {part[2]: b"\t".join(part[:2]) for part in parts if len(part) == 3}
     if not before:
         return ""
-    now = _pictures(source, sizes)
+    now = dict(_pictures(source, sizes))
     kinds = {
         "gone": [name for name in before if name not in now],
         "new": [name for name in now if name not in before],
         "changed": [name for name in now if before.get(name, now[name]) != now[name]],
     }
     return ", ".join(
-        f"{len(names)} {word} ({os.fsdecode(names[0])}{', ...' if len(names) > 1 else ''})"
+        f"{len(names)} {word} ({visible(os.fsdecode(names[0]))}{', ...' if len(names) > 1 else ''})"
         for word, names in kinds.items()
         if names
     )
 
 
-def _pictures(source: Source, sizes: np.ndarray) -> dict[bytes, bytes]:
-    """Name to label and size; names begin where they differ, so that a moved folder has the same.
+def _pictures(source: Source, sizes: np.ndarray) -> Iterator[tuple[bytes, bytes]]:
+    """Name, and label with size; names begin where they differ, so a moved folder has the same."""
+    shared = _folder(source.name(0))
+    for index in range(len(source)):
+        name = source.name(index)
+        while not name.startswith(shared):
+            shared = _folder(shared[:-1])
+    own = len(sizes) == len(source)  # else files are archives of many pictures
+    for index, label in enumerate(source.labels.tolist()):
+        size = b"%d" % sizes[index] if own else b"-"
+        yield os.fsencode(source.name(index)[len(shared) :]), b"%d\t%s" % (label, size)
 
-    Of two pictures of one name, the last.
-    """
-    names = [source.name(index) for index in range(len(source))]
-    shared = os.path.commonprefix(names)  # noqa: RUF071 - letter by letter, then cut at a folder
-    start = max(shared.rfind("/"), shared.rfind(os.sep)) + 1
-    own = len(sizes) == len(names)  # else files are archives of many pictures
-    return {
-        os.fsencode(name[start:]): b"%d\t%s" % (label, b"%d" % sizes[index] if own else b"-")
-        for index, (name, label) in enumerate(zip(names, source.labels.tolist(), strict=True))
-    }
+
+def _folder(path: str) -> str:
+    return path[: max(path.rfind("/"), path.rfind(os.sep)) + 1]
