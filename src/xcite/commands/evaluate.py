@@ -9,6 +9,7 @@ import typer
 
 from xcite.commands.printing import cell, say
 from xcite.errors import XciteError
+from xcite.language import tr
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,7 +55,7 @@ def evaluate(
         model=model,
     )
     for line in (*opened.notes, *source.notes, *([note] if note else [])):
-        say(f"note: {line}")
+        say(tr("note: {note}", note=line))
     loader = EvaluationLoader(
         source,
         opened.preprocessing,
@@ -65,7 +66,7 @@ def evaluate(
     console = Console()
     started = time.monotonic()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("evaluating", total=len(source))
+        bar = progress.add_task(tr("evaluating"), total=len(source))
         accuracy = evaluation.evaluate(
             {"model": opened.classifier},
             loader,
@@ -79,10 +80,15 @@ def evaluate(
         raise XciteError(f"no picture of {data} could be decoded")
     _print_classes(console, accuracy)
     say(
-        f"{accuracy.pictures} pictures on {opened.on}"
-        + (f", {left_out} left out" if left_out else "")
-        + f": top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} %, loss {accuracy.loss:.4f}, "
-        f"{accuracy.pictures / seconds:.0f} pictures/s"
+        tr("{pictures} pictures on {on}", pictures=accuracy.pictures, on=opened.on)
+        + (tr(", {count} left out", count=left_out) if left_out else "")
+        + tr(
+            ": top-1 {top1:.2f} %, top-5 {top5:.2f} %, loss {loss:.4f}, {speed:.0f} pictures/s",
+            top1=accuracy.top1,
+            top5=accuracy.top5,
+            loss=accuracy.loss,
+            speed=accuracy.pictures / seconds,
+        )
     )
     if as_json is not None:
         figures = {
@@ -109,9 +115,9 @@ def _print_classes(console: "Console", accuracy: "Accuracy") -> None:
     title = None
     if len(rows) > 50:
         rows = sorted((r for r in rows if r["recall"] is not None), key=lambda r: r["recall"])[:20]
-        title = f"the 20 worst of {len(accuracy.class_names)} classes"
-    table = Table("class", box=None, title=title)
-    for heading in ("pictures", "recognised", "right when said"):
+        title = tr("the 20 worst of {classes} classes", classes=len(accuracy.class_names))
+    table = Table(tr("class"), box=None, title=title)
+    for heading in (tr("pictures"), tr("recognised"), tr("right when said")):
         table.add_column(heading, justify="right")
     for row in rows:
         shares = ["-" if row[k] is None else f"{row[k]:.1f} %" for k in ("recall", "precision")]

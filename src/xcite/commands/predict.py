@@ -6,6 +6,7 @@ from typing import Any
 import typer
 
 from xcite.commands.printing import say, say_json
+from xcite.language import tr, translated
 
 app = typer.Typer(add_completion=False)
 
@@ -30,7 +31,7 @@ def predict(
 
     opened = open_model(model, engine)
     for note in opened.notes:
-        say(f"note: {note}", err=True)
+        say(tr("note: {note}", note=note), err=True)
     answers: list[dict[str, Any]] = []
     failed = False
     for start in range(0, len(pictures), TOGETHER):
@@ -64,7 +65,7 @@ def predict(
 
 def _print(answer: dict[str, Any]) -> None:
     if "error" in answer:
-        say(f"xcite: {answer['error']}", err=True)
+        say(f"xcite: {translated(answer['error'])}", err=True)
         return
     say(answer["picture"])
     for row in answer["classes"]:

@@ -55,13 +55,19 @@ def _drawn(report: Report, letters: Lettering) -> "Figure":
             continue
         xs = [place[row.group] for row in rows]
         ys = [min(max(row.relative, _SMALLEST), 10.0) for row in rows]
-        layers.plot(xs, ys, "o-", color=colour, markersize=4, linewidth=1, label=letters.tr(kind))
+        layers.plot(xs, ys, "o-", color=colour, markersize=4, linewidth=1, label=kind)
         layers.axhline(TOLERANCES[kind].limit, color=colour, linestyle="--", linewidth=0.8)
         beyond = [(x, y) for x, y, row in zip(xs, ys, rows, strict=True) if not row.within]
         if beyond:
             layers.plot(*zip(*beyond, strict=True), "x", color="#D00000", markersize=11, zorder=5)
     layers.set_yscale("log")
-    layers.set_xticks(range(len(place)), [letters(group, 40) for group in place], rotation=60, ha="right", fontsize=7)
+    layers.set_xticks(
+        range(len(place)),
+        [letters(group, 40) for group in place],
+        rotation=60,
+        ha="right",
+        fontsize=7,
+    )
     layers.set_ylabel(letters.tr("largest relative difference (dashed: tolerance)"))
     layers.grid(axis="y", linewidth=0.3)
     layers.legend(fontsize=8, loc="upper left")

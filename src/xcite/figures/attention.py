@@ -230,7 +230,9 @@ def _drawn(explanation: Explanation, letters: Lettering) -> "Figure":
     axes[0, 0].set_title(f"{letters(explanation.label, 28)} {share:.1f} %", fontsize=9)
     for layer in range(layers):
         _overlay(axes[0, 1 + layer], explanation.picture, explanation.classes[layer].mean(axis=0))
-        axes[0, 1 + layer].set_title(tr("layer {layer}, mean of heads", layer=layer + 1), fontsize=9)
+        axes[0, 1 + layer].set_title(
+            tr("layer {layer}, mean of heads", layer=layer + 1), fontsize=9
+        )
         for head in range(heads):
             row = 1 + layer * rows_per_layer + head // columns
             axis = axes[row, head % columns]

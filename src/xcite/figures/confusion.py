@@ -74,9 +74,7 @@ def confused_pairs(accuracy: Accuracy, most: int = PAIRS) -> list[tuple[str, str
     ]
 
 
-def _draw_matrix(
-    figure: "Figure", axes: "Axes", accuracy: Accuracy, letters: Lettering
-) -> None:
+def _draw_matrix(figure: "Figure", axes: "Axes", accuracy: Accuracy, letters: Lettering) -> None:
     from matplotlib.colors import PowerNorm
 
     assert accuracy.confusion is not None
@@ -131,10 +129,11 @@ def _draw_pairs(axes: "Axes", accuracy: Accuracy, letters: Lettering) -> None:
 
 def _draw_least_recognised(axes: "Axes", accuracy: Accuracy, letters: Lettering) -> None:
     rows = [row for row in accuracy.per_class() if row["recall"] is not None]
-    rows = sorted(rows, key=lambda row: row["recall"])[:PAIRS]
-    ends = [f"{row['recall']:.0f} %" for row in rows]
+    rows = sorted(rows, key=lambda row: (row["recall"], -row["pictures"]))[:PAIRS]
+    ends = [f"{row['recall']:.0f} % / {row['pictures']:,}" for row in rows]
     _draw_bars(axes, [letters(row["class"], 60) for row in rows], [r["recall"] for r in rows], ends)
-    axes.set_xlabel(letters.tr("recognised, %"))
+    axes.set_xlim(0, 100)
+    axes.set_xlabel(letters.tr("recognised, % / pictures"))
     axes.set_title(
         letters.tr(
             "the classes recognised least of {classes:,}", classes=len(accuracy.class_names)
