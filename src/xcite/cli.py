@@ -52,7 +52,7 @@ class _Table(TyperGroup):
         module = importlib.import_module(f"xcite.commands.{COMMANDS[cmd_name][0]}")
         command = typer.main.get_command(module.app)
         command.name = cmd_name
-        _translate(command)
+        _translate(command, ctx)
         return command
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -61,23 +61,23 @@ class _Table(TyperGroup):
             formatter.write_dl(rows)
 
     def get_help(self, ctx: Any) -> str:
-        _translate(self)
+        _translate(self, ctx)
         return super().get_help(ctx)
 
 
-def _translate(command: Any) -> None:
+def _translate(command: Any, ctx: Any) -> None:
     """Put a command's help into the language in use; names and defaults stay as they are."""
     if language.language() == "en":
         return
     if command.help:
         command.help = language.tr(inspect.cleandoc(command.help))
-    for parameter in command.params:
+    for parameter in (*command.params, command.get_help_option(ctx)):
         if parameter.help:
             parameter.help = language.tr(parameter.help)
-        kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
-        parameter.rich_help_panel = language.tr(kind)
+        argument = parameter.param_type_name == "argument"
+        parameter.rich_help_panel = language.tr("Arguments") if argument else language.tr("Options")
     for each in getattr(command, "commands", {}).values():
-        _translate(each)
+        _translate(each, ctx)
 
 
 def _choose(wish: str | None) -> str | None:

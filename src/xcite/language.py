@@ -16,6 +16,10 @@ from typing import Any
 
 LANGUAGES = ("en", "zh")
 
+# A stranger's name inside an error must not make the search for patterns long.
+_LONGEST = 2000
+_MOST_PARTS = 12
+
 _chosen: str | None = None
 
 
@@ -66,17 +70,20 @@ def tr(template: str, **values: Any) -> str:
 def translated(error: str) -> str:
     """An English error in the language in use, as far as the catalog knows its parts.
 
-    The whole is looked up first, then its parts between "; ".
+    Parts end at "; "; as many of them together as a pattern knows are translated at once.
     """
-    if language() == "en":
+    parts = error.split("; ")
+    if language() == "en" or len(error) > _LONGEST or len(parts) > _MOST_PARTS:
         return error
-    whole = _replaced(error)
-    if whole is not None:
-        return whole
-    first, found, rest = error.partition("; ")
-    if not found:
-        return error
-    return f"{_replaced(first) or first}; {translated(rest)}"
+    said = []
+    while parts:
+        for count in range(len(parts), 0, -1):
+            found = _replaced("; ".join(parts[:count]))
+            if found is not None or count == 1:
+                said.append(parts[0] if found is None else found)
+                del parts[:count]
+                break
+    return "；".join(said)
 
 
 def _replaced(error: str) -> str | None:
@@ -91,7 +98,8 @@ def _patterns(language: str) -> list[tuple[re.Pattern[str], str]]:
     """The errors of the catalog; those with the most words of their own come first."""
     errors = catalog(language)["errors"]
     ordered = sorted(errors, key=lambda text: -len(text.replace("{}", "")))
-    patterns = (re.escape(text).replace(r"\{\}", "(.*?)") for text in ordered)
+    # A value ends before "; ", where the next part begins.
+    patterns = (re.escape(text).replace(r"\{\}", "((?:(?!; ).)*?)") for text in ordered)
     return [
         (re.compile(pattern, re.DOTALL), errors[text])
         for pattern, text in zip(patterns, ordered, strict=True)

@@ -117,6 +117,9 @@ def _draw_pairs(axes: "Axes", accuracy: Accuracy, letters: Lettering) -> None:
     shares = [share for *_, share in pairs]
     ends = [f"{count} ({share:.0f} %)" for _, _, count, share in pairs]
     _draw_bars(axes, labels, shares, ends)
+    if not pairs:
+        said = letters.tr("no class was taken for another")
+        axes.text(0.5, 0.5, said, transform=axes.transAxes, ha="center")
     axes.set_xlabel(letters.tr("% of the true class"))
     axes.set_title(
         letters.tr(
