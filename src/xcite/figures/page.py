@@ -21,6 +21,7 @@ section { margin: 1rem 0; padding: 1.25rem; border: 1px solid var(--line); borde
 .wide { display: block; max-width: 100%; background: #fff; border-radius: .5rem; }
 table { border-collapse: collapse; }
 th, td { padding: .2rem 1.25rem .2rem 0; text-align: left; vertical-align: top; }
+th { white-space: nowrap; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
 td { max-width: 40rem; overflow-wrap: anywhere; } h1, dd { overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
