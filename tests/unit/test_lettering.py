@@ -45,8 +45,8 @@ def no_fonts(monkeypatch):
     """As on a machine that has matplotlib's own fonts alone."""
     own = [e for e in font_manager.fontManager.ttflist if "matplotlib" in str(e.fname)]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
-    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
-    monkeypatch.setattr(fonts, "_of_extra", lambda: [])
+    monkeypatch.setattr(font_manager, "findSystemFonts", list)
+    monkeypatch.setattr(fonts, "_of_extra", list)
 
 
 @pytest.fixture
