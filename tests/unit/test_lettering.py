@@ -119,7 +119,7 @@ def test_without_fonts_names_are_transliterated_and_the_picture_says_so(no_fonts
         assert letters("北京 bus") == "北京 bus"  # not among the names, so not looked at
         assert letters.transliterated
         assert letters("いぬ") == "inu"
-        assert letters("قطة") == "قطة"  # matplotlib's own font has Arabic
+        assert letters("قطة") == "\u2068قطة\u2069"  # matplotlib's own font has Arabic
         assert letters("\ue000private") == r"\ue000private"
         assert letters("caf\udce9") == r"caf\udce9"
         assert letters("$a$") == r"\$a\$"
@@ -233,6 +233,25 @@ def test_many_classes_give_the_most_confused_pairs(tmp_path, monkeypatch):
     said = _said(lambda: draw_confusion(accuracy, tmp_path / "p.png"), monkeypatch)
     assert said.index("c3 → c7") < said.index("c8 → c2")
     assert "6 (38 %)" in said
+
+
+def test_right_to_left_names_do_not_turn_a_pair_round():
+    """The first name of "true → predicted" stands left, in whatever script."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    def ink(text):
+        figure = Figure((4, 0.5))
+        canvas = FigureCanvasAgg(figure)
+        figure.text(0, 0.3, text)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., 0] < 128
+
+    with lettering(["שלום", "WWWWW"]) as letters:
+        alone = ink(letters("שלום"))
+        end = np.flatnonzero(alone.any(axis=0)).max() + 1
+        pair = ink(f"{letters('שלום')} → {letters('WWWWW')}")
+    np.testing.assert_array_equal(pair[:, :end], alone[:, :end])
 
 
 def test_many_classes_without_a_mistake(tmp_path, monkeypatch):

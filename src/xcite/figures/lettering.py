@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 # Fonts that claim every character and draw boxes, and those that matplotlib cannot draw.
 _UNFIT = ("last resort", "lastresort", "adobe blank", "adobeblank", "color emoji", "colour emoji")
 
+_RIGHT_TO_LEFT = {"R", "AL"}
+_direction = unicodedata.bidirectional
+
 
 class Lettering:
     """What texts become in one picture; a `lettering` block makes it.
@@ -47,7 +50,9 @@ class Lettering:
             text = transliterate(text, self._missing)
         if most is not None:
             text = language.shortened(text, most)
-        return text.replace("$", r"\$")
+        text = text.replace("$", r"\$")
+        # Apart, or Arabic and Hebrew would turn round what stands beside them: "true → predicted".
+        return f"\u2068{text}\u2069" if _RIGHT_TO_LEFT.intersection(map(_direction, text)) else text
 
     def tr(self, template: str, **values: Any) -> str:
         """Words of the picture itself: English where no font has the language's letters."""

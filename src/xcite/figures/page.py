@@ -55,6 +55,11 @@ def escaped(stranger: str) -> str:
     return html.escape(visible(stranger))
 
 
+def name(stranger: str) -> str:
+    """The same among other words, which right-to-left letters in it do not turn round."""
+    return f"<bdi>{escaped(stranger)}</bdi>"
+
+
 def section(title: str, body: str) -> str:
     """A part with a heading; ``body`` is HTML."""
     return f"<section><h2>{escaped(title)}</h2>{body}</section>\n"

@@ -343,10 +343,10 @@ def _figure(case: _Case) -> str:
     images = page.picture(picture_png(case.picture), words)
     if case.attention is not None:
         images += page.picture(overlay_png(case.picture, case.attention), tr("Attention on it"))
-    said = f"<b>{page.escaped(case.said)}</b> {100 * case.probability:.1f} %"
+    said = f"<b>{page.name(case.said)}</b> {100 * case.probability:.1f} %"
     if case.said != case.true:
-        true = tr("; truly {name} {share:.1f} %", name=case.true, share=100 * case.true_probability)
-        said += page.escaped(true)
+        share = 100 * case.true_probability
+        said += tr("; truly {name} {share:.1f} %", name=page.name(case.true), share=share)
     name = page.escaped(Path(case.name).name)
     return (
         f"<figure><div class='pair'>{images}</div>"

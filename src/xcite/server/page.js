@@ -62,6 +62,8 @@ const percent = (p) => (p >= 0.001 || p === 0 ? (100 * p).toFixed(1) : "< 0.1") 
 // Names come from strangers: what would act instead of being read is shown escaped, as in Python.
 const ACTING = /[\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]/g;
 const visible = (text) => text.replace(ACTING, (c) => "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0"));
+// Right-to-left letters do not turn round what stands beside them.
+const apart = (name) => `\u2068${name}\u2069`;
 const megabytes = (bytes) => (bytes / 2 ** 20).toFixed(1) + " MiB";
 
 async function ask(path, options = {}) {
@@ -149,7 +151,7 @@ async function show(file, answer, milliseconds) {
   picture.classList.toggle("tiny", picture.naturalWidth < 200);
 
   const [best] = answer.predictions;
-  $("answer").textContent = `${best.name}, ${percent(best.probability)}`;
+  $("answer").textContent = `${apart(best.name)}, ${percent(best.probability)}`;
   $("bars").replaceChildren(...answer.predictions.map(bar));
   attention = decoded ? answer.attention : null;
   const cut = attention && Math.min(attention.seen.width, attention.seen.height) < 0.999;
@@ -161,7 +163,7 @@ async function show(file, answer, milliseconds) {
   requestAnimationFrame(() => {
     for (const fill of document.querySelectorAll("#bars .fill")) fill.style.width = `${100 * fill.dataset.share}%`;
   });
-  const named = answer.predictions.map((p) => `${p.name} ${percent(p.probability)}`).join(", ");
+  const named = answer.predictions.map((p) => `${apart(p.name)} ${percent(p.probability)}`).join(", ");
   $("status").textContent = tr("Most likely: {names}", { names: named });
 }
 
