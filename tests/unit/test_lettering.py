@@ -26,6 +26,15 @@ ROWS = [
     for e in (1, 2, 3)
 ]
 
+ALIGNMENT = Report(
+    model="模型 $m$",
+    sides=["甲 $a_1$", "_乙"],
+    rows=[Row(ACTIVATIONS, "组$g$", 1.0, 1.0, False)],
+    groups=["组$g$"],
+    losses={"甲 $a_1$": [1.0, 0.5], "_乙": [1.0, 0.5]},
+    first_diverging="组$g$",
+)
+
 
 @pytest.fixture(autouse=True)
 def _nothing_is_said(capfd):
@@ -70,17 +79,7 @@ def _draw_all(folder):
     thousand = [f"{i} {NAMES[i % len(NAMES)]}" for i in range(1000)]
     draw_confusion(_accuracy(thousand, 2000), folder / "pairs.png")
     draw_curves({"运行 $x_1$": ROWS, "_b": ROWS}, folder / "curves.png")
-    draw_alignment(
-        Report(
-            model="模型 $m$",
-            sides=["甲 $a_1$", "_乙"],
-            rows=[Row(ACTIVATIONS, "组$g$", 1.0, 1.0, False)],
-            groups=["组$g$"],
-            losses={"甲 $a_1$": [1.0, 0.5], "_乙": [1.0, 0.5]},
-            first_diverging="组$g$",
-        ),
-        folder / "alignment.png",
-    )
+    draw_alignment(ALIGNMENT, folder / "alignment.png")
     for number, name in enumerate(NAMES[::4]):
         explanation = Explanation(
             picture=np.zeros((8, 8, 3), np.uint8),
@@ -216,6 +215,8 @@ def test_runs_that_begin_with_an_underscore_are_in_the_legend(tmp_path, monkeypa
     said = _said(lambda: draw_curves(runs, tmp_path / "c.png"), monkeypatch)
     assert "_one: training" in said
     assert r"two\$x\$: training" in said
+    said = _said(lambda: draw_alignment(ALIGNMENT, tmp_path / "a.png"), monkeypatch)
+    assert {"_乙", "_Yi"} & set(said)
 
 
 def test_runs_with_the_same_long_beginning_stay_apart(tmp_path, monkeypatch):

@@ -86,11 +86,12 @@ def _drawn(report: Report, letters: Lettering) -> "Figure":
 def _draw_losses(axes: Any, report: Report, letters: Lettering) -> None:
     (first, ours), (second, theirs) = report.losses.items()
     steps = range(1, len(ours) + 1)
-    axes.plot(steps, ours, "-", color=COLOURS[0], linewidth=4, alpha=0.4, label=letters(first, 40))
-    axes.plot(steps, theirs, "--", color=COLOURS[1], label=letters(second, 40))
+    wide = axes.plot(steps, ours, "-", color=COLOURS[0], linewidth=4, alpha=0.4)
+    dashed = axes.plot(steps, theirs, "--", color=COLOURS[1])
     axes.set_xlabel(letters.tr("step"))
     axes.set_ylabel(letters.tr("loss"))
-    axes.legend(loc="upper left", fontsize=8)
+    names = [letters(first, 40), letters(second, 40)]
+    axes.legend([*wide, *dashed], names, loc="upper left", fontsize=8)
     apart = axes.twinx()
     relative = [
         max(abs(a - b) / max(abs(b), 1e-12), _SMALLEST) for a, b in zip(ours, theirs, strict=True)
