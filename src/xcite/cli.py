@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import inspect
 import io
 import os
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from xcite import language
 from xcite.control_characters import visible, visible_lines
 from xcite.errors import XciteError
 
@@ -50,11 +52,39 @@ class _Table(TyperGroup):
         module = importlib.import_module(f"xcite.commands.{COMMANDS[cmd_name][0]}")
         command = typer.main.get_command(module.app)
         command.name = cmd_name
+        _translate(command, ctx)
         return command
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+        with formatter.section(language.tr("Commands")):
+            rows = [(name, language.tr(text)) for name, (_, text) in COMMANDS.items()]
+            formatter.write_dl(rows)
+
+    def get_help(self, ctx: Any) -> str:
+        _translate(self, ctx)
+        return super().get_help(ctx)
+
+
+def _translate(command: Any, ctx: Any) -> None:
+    """Put a command's help into the language in use; names and defaults stay as they are."""
+    if language.language() == "en":
+        return
+    if command.help:
+        command.help = language.tr(inspect.cleandoc(command.help))
+    for parameter in (*command.params, command.get_help_option(ctx)):
+        if parameter.help:
+            parameter.help = language.tr(parameter.help)
+        argument = parameter.param_type_name == "argument"
+        parameter.rich_help_panel = language.tr("Arguments") if argument else language.tr("Options")
+    for each in getattr(command, "commands", {}).values():
+        _translate(each, ctx)
+
+
+def _choose(wish: str | None) -> str | None:
+    if wish is not None and wish not in language.LANGUAGES:
+        raise typer.BadParameter(f"one of {', '.join(language.LANGUAGES)}")
+    language.choose(wish)
+    return wish
 
 
 app = typer.Typer(cls=_Table, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
@@ -64,6 +94,13 @@ app = typer.Typer(cls=_Table, no_args_is_help=True, add_completion=False, rich_m
 def _options(
     ctx: typer.Context,
     debug: bool = typer.Option(False, "--debug", help="Show tracebacks of errors."),
+    lang: str = typer.Option(
+        None,
+        metavar="en|zh",
+        help="Language of messages and pictures; by default XCITE_LANG or the locale's.",
+        is_eager=True,
+        callback=_choose,
+    ),
 ) -> None:
     """XCiT for PaddlePaddle and PyTorch: train, distil, convert, deploy."""
 
@@ -83,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         if "--debug" in arguments:
             print(visible_lines(traceback.format_exc()), file=sys.stderr)
-        print(f"xcite: {visible(said)}", file=sys.stderr)
+        print(f"xcite: {visible(language.translated(said))}", file=sys.stderr)
         sys.exit(2)
     finally:
         _flush()

@@ -209,3 +209,100 @@ def test_report_escapes_what_it_shows(run_folder, tmp_path):
     page = out.read_text(encoding="utf-8")
     assert "<b>run" not in page
     assert "&lt;b&gt;run" in page
+
+
+NAMES = [
+    "猫",
+    "いぬ",
+    "고양이",
+    "$a_b$",
+    "<img src=x onerror=alert(1)>",
+    "_hidden & co",
+    "长名" * 40,
+]
+
+
+@pytest.fixture(scope="module")
+def chinese_run(tmp_path_factory):
+    """A run whose pictures, classes and folder have names that mean something elsewhere."""
+    from xcite import recipe
+    from xcite.training.loop import train
+
+    folder = tmp_path_factory.mktemp("chinese")
+    random = np.random.default_rng(0)
+    for name in NAMES:
+        (folder / "pictures" / name).mkdir(parents=True)
+        for number in range(4):
+            pixels = random.integers(0, 256, (16, 16, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / "pictures" / name / f"图 {number} & <b>.png")
+    chosen = recipe.parse(TINY_RUN, "test").model_dump()
+    chosen["data"] |= {"train": str(folder / "pictures"), "validation": str(folder / "pictures")}
+    chosen["preprocessing"] |= {"mean": [0.5] * 3, "std": [0.5] * 3}
+    chosen["optim"] |= {"batch": 14}
+    run = folder / "运行 $x_1$ <b>"
+    train(recipe.Recipe.model_validate(chosen), run)
+    return run
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_report_of_names_in_every_script(chinese_run, tmp_path, monkeypatch, capfd, language):
+    monkeypatch.setenv("XCITE_LANG", language)
+    out = tmp_path / "report.html"
+    _run(report.app, chinese_run, "--out", out, "--pictures", "9")
+    assert capfd.readouterr().err == ""
+    page = out.read_text(encoding="utf-8")
+    assert f"<html lang='{language}'>" in page
+    headings = {"en": ("Curves", "Accuracy", "Cost"), "zh": ("曲线", "准确率", "开销")}[language]
+    for heading in headings:
+        assert f"<h2>{heading}</h2>" in page
+    assert "<img src=x" not in page
+    assert "<b>.png" not in page
+    assert "&lt;img src=x onerror=alert(1)&gt;" in page
+    for name in ("猫", "いぬ", "고양이", "$a_b$", "_hidden &amp; co", "长名" * 40):
+        assert name in page
+
+
+def test_status_in_chinese(chinese_run, monkeypatch, capsys):
+    from xcite.commands import status
+
+    monkeypatch.setenv("XCITE_LANG", "zh")
+    said = _run(status.app, chinese_run)
+    assert "\n状态         已完成\n" in said
+    assert "\n位置         第 2 轮（共 2 轮），第 2 步（共 2 步），全程的 100.0 %\n" in said
+    assert str(chinese_run) in said.splitlines()[0]
+
+
+def test_a_chinese_run_is_read_alike_in_english(chinese_run, tmp_path, monkeypatch):
+    """What files hold for programs does not depend on the language."""
+    import json
+
+    from xcite import recipe
+    from xcite.training.loop import train
+
+    monkeypatch.setenv("XCITE_LANG", "zh")
+    again = tmp_path / "again"
+    train(recipe.load(str(chinese_run / "recipe.yaml")), again)
+    log = (again / "log.txt").read_text(encoding="utf-8")
+    assert "在 torch 上开始：第 1 轮，共 2 轮，每轮 2 步" in log
+    assert "Validate Epoch [2] acc1 (" in log  # the form that scripts look for
+
+    def rows(run):
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        timed = ("seconds", "pictures_per_second")
+        return [{k: v for k, v in json.loads(x).items() if k not in timed} for x in lines]
+
+    assert rows(again) == rows(chinese_run)
+    assert json.loads((again / "status.json").read_text())["state"] == "finished"
+
+
+def test_report_of_many_classes_lists_the_pairs(monkeypatch):
+    from xcite.evaluation.accuracy import Counter
+    from xcite.figures import report as page
+
+    counter = Counter([f"<c{i}>" for i in range(60)])
+    counter.add(np.roll(np.eye(60), 1, axis=1), np.arange(60))
+    found = page._Findings(data="x", accuracy=counter.result(), best=[], worst=[], skipped=[])
+    said = page._confusion(found, "x", None)
+    assert "The most confused pairs" in said
+    assert "<td>&lt;c0&gt;</td><td>&lt;c1&gt;</td>" in said
+    assert "<img" not in said

@@ -232,6 +232,47 @@ def test_the_page_asks_for_the_token(browser, guarded_address, tmp_path):
     assert not _find(browser, "access").is_displayed()
 
 
+@pytest.fixture
+def preferring(browser):
+    """Sets what languages the browser prefers; English again afterwards."""
+
+    def prefer(languages):
+        browser.execute_cdp_cmd(
+            "Emulation.setUserAgentOverride",
+            {"userAgent": "test", "acceptLanguage": languages},
+        )
+
+    yield prefer
+    prefer("en-US")
+
+
+def test_the_page_speaks_the_browsers_language(browser, preferring, predictor, address, tmp_path):
+    preferring("de-DE,zh-TW,en")
+    browser.get(address)
+    _until(browser, lambda: "7 个类别" in _text(browser, "model"))
+    assert browser.title == "Xcite：这张图片上是什么？"
+    assert browser.find_element("tag name", "html").get_attribute("lang") == "zh"
+    assert _text(browser, "hint") == "或拖放到这里，或粘贴"
+    _shoot(browser, "chinese")
+    _choose(browser, tmp_path / "cut.png", photograph(0)[:500])
+    _until(browser, lambda: "cut.png：图片已损坏" in _text(browser, "error"))
+    _choose(browser, tmp_path / "{0} {side}; x.txt", b"no picture")
+    _until(browser, lambda: "{0} {side}; x.txt 不是图片" in _text(browser, "error"))
+    picture = photograph(0, width=640, height=420)
+    _choose(browser, tmp_path / "blobs.png", picture)
+    _until(browser, lambda: _find(browser, "result").is_displayed())
+    # names of classes are not words of the page, and never markup
+    named = browser.find_elements("css selector", "#bars .name")
+    assert [name.text for name in named] == [n for n, _ in predictor.predict(picture)[0]]
+    assert "最可能：" in _find(browser, "status").get_attribute("textContent")
+    assert _text(browser, "about").startswith("用时 ")
+    _shoot(browser, "chinese-result")
+    preferring("en-GB,zh")
+    browser.get(address)
+    _until(browser, lambda: "7 classes" in _text(browser, "model"))
+    assert "or drop it here" in _text(browser, "hint")
+
+
 def test_documentation_in_the_browser(browser, address):
     browser.get(f"{address}/docs")
     assert "POST /predict" in browser.find_element("tag name", "body").text

@@ -23,7 +23,7 @@ def source(tmp_path):
     path = tmp_path / "small.safetensors"
     metadata = Metadata(
         architecture=SMALL,
-        class_names=["cat", "dog", "a|b <i>"],
+        class_names=["cat", "dog", "a|b <i> $x_1$ &lt; _y_ ~z~ 猫"],
         preprocessing=Preprocessing(size=32),
         provenance={"source": "drawn here"},
         metrics={"top1": 12.5},
@@ -102,6 +102,8 @@ def test_inspect_writes_a_card(source, tmp_path, capsys):
     assert "top1: 12.5" in text
     assert "source: drawn here" in text
     assert "a\\|b \\<i\\>" in text  # a stranger's text makes no table and no tag
+    # ... and neither formula, entity, emphasis nor strike
+    assert r"\$x_1\$ \&lt; \_y\_ \~z\~ 猫" in text
     assert "not recorded" in text
 
 

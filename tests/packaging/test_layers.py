@@ -16,6 +16,7 @@ LAYERS = [
         "errors",
         "regular_files",
         "control_characters",
+        "language",
         "whole_files",
         "user_cache",
         "randomness",

@@ -5,6 +5,7 @@ from pathlib import Path
 import typer
 
 from xcite.commands.printing import say
+from xcite.language import tr
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Draw attention maps or curves.")
 
@@ -31,7 +32,7 @@ def attention(
 
     model = open_model(source, engine)
     for note in model.notes:
-        say(f"note: {note}", err=True)
+        say(tr("note: {note}", note=note), err=True)
     channels = model.preprocessing.channels
     pixels = decode(picture, channels=channels, origin=str(picture))
     shown = figures.input_picture(pixels, model, size=size, whole=whole)
@@ -47,9 +48,10 @@ def attention(
     written.append(stem.with_name(f"{stem.name}.npz"))
     explanation.save(written[-1])
     share = 100 * explanation.probabilities.max()
-    say(f"{explanation.label} {share:.1f} %; wrote {', '.join(map(str, written))}")
+    files = ", ".join(map(str, written))
+    say(f"{explanation.label} {share:.1f} %; {tr('wrote {files}', files=files)}")
     if not explanation.channels:
-        say("a bundle gives class attention only; for XCA's channel maps draw from weights")
+        say(tr("a bundle gives class attention only; for XCA's channel maps draw from weights"))
 
 
 @app.command()
@@ -67,4 +69,4 @@ def curves(
     if len(set(names)) < len(names):
         names = [str(run) for run in runs]
     draw_curves({name: f.rows() for name, f in zip(names, folders, strict=True)}, out)
-    say(f"wrote {out}")
+    say(tr("wrote {files}", files=out))

@@ -10,6 +10,7 @@ from xcite.commands.own_pictures import own_pictures
 from xcite.commands.printing import cell, say
 from xcite.control_characters import writable_json
 from xcite.errors import XciteError
+from xcite.language import tr
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,7 +61,7 @@ def evaluate(
         options |= {"skip": skip, "max_pixels": treated.max_pixels}
     opened = open_model(model, engine)
     for note in opened.notes:
-        say(f"note: {note}")
+        say(tr("note: {note}", note=note))
     console = Console()
     if suite is not None:
         _evaluate_suite(
@@ -205,9 +206,9 @@ def _print_classes(console: "Console", accuracy: "Accuracy") -> None:
     title = None
     if len(rows) > 50:
         rows = sorted(rows, key=lambda r: r["recall"])[:20]
-        title = f"the 20 worst of {len(accuracy.class_names)} classes"
-    table = Table("class", box=None, title=title)
-    for heading in ("pictures", "recognised", "right when said"):
+        title = tr("the 20 worst of {classes} classes", classes=len(accuracy.class_names))
+    table = Table(tr("class"), box=None, title=title)
+    for heading in (tr("pictures"), tr("recognised"), tr("right when said")):
         table.add_column(heading, justify="right")
     for row in rows:
         shares = ["-" if row[k] is None else f"{row[k]:.1f} %" for k in ("recall", "precision")]

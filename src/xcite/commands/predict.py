@@ -11,6 +11,7 @@ from xcite.commands.own_pictures import own_pictures
 from xcite.commands.printing import json_text, say
 from xcite.control_characters import visible
 from xcite.errors import XciteError
+from xcite.language import tr, translated
 
 if TYPE_CHECKING:
     from xcite.data.given_pictures import Given
@@ -49,7 +50,7 @@ def predict(
         own, _ = own_pictures(model, ask)
     opened = open_model(model, engine)
     for note in opened.notes:
-        say(f"note: {note}", err=True)
+        say(tr("note: {note}", note=note), err=True)
     found = Found()
     channels = opened.preprocessing.channels
     given = of_source(own) if own else given_pictures(pictures, found, channels=channels)
@@ -64,7 +65,7 @@ def predict(
             if "error" in answer:
                 failed += 1
                 if not as_json and csv != "-":
-                    say(f"xcite: {answer['error']}", err=True)
+                    say(f"xcite: {translated(answer['error'])}", err=True)
             form.write(answer)
     if csv and csv != "-":
         say(f"{done} pictures, {failed} of them unreadable: {csv}")

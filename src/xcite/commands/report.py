@@ -5,6 +5,7 @@ from pathlib import Path
 import typer
 
 from xcite.commands.printing import say
+from xcite.language import tr
 
 app = typer.Typer(add_completion=False)
 
@@ -25,4 +26,4 @@ def report(
 
     out = out or run / "report.html"
     write_report(run, out, data=data, engine=engine, pictures=pictures)
-    say(f"wrote {out}")
+    say(tr("wrote {files}", files=out))

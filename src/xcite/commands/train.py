@@ -9,6 +9,7 @@ import typer
 
 from xcite.commands.printing import say
 from xcite.errors import XciteError
+from xcite.language import tr
 
 if TYPE_CHECKING:
     from xcite.recipe import Recipe
@@ -110,7 +111,7 @@ def train(
             draw=draw_curves,
         )
     except KeyboardInterrupt as stopped:
-        say(str(stopped) or "stopped before the run began", err=True)
+        say(str(stopped) or tr("stopped before the run began"), err=True)
         raise typer.Exit(130) from None
     except OSError as error:  # of a disk or a file system that fails where nothing else can
         raise XciteError(f"{error.filename}: {error.strerror or error}") from error

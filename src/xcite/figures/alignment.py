@@ -1,7 +1,7 @@
 """The picture of an alignment: how far apart, layer by layer, and both loss curves."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xcite.alignment.comparison import (
     ACTIVATIONS,
@@ -13,7 +13,11 @@ from xcite.alignment.comparison import (
     Report,
 )
 from xcite.figures.curves import COLOURS
+from xcite.figures.lettering import Lettering, lettering
 from xcite.whole_files import whole_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _SMALLEST = 1e-9  # a difference of zero is drawn here
 
@@ -27,6 +31,13 @@ def draw_alignment(report: Report, path: str | Path) -> None:
     Raises:
         XciteError: the file cannot be written.
     """
+    with lettering([report.model, *report.sides, *report.groups]) as letters:
+        figure = _drawn(report, letters)
+        with whole_file(path) as aside:
+            figure.savefig(aside, format="png", dpi=90)
+
+
+def _drawn(report: Report, letters: Lettering) -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -50,26 +61,37 @@ def draw_alignment(report: Report, path: str | Path) -> None:
         if beyond:
             layers.plot(*zip(*beyond, strict=True), "x", color="#D00000", markersize=11, zorder=5)
     layers.set_yscale("log")
-    layers.set_xticks(range(len(place)), place, rotation=60, ha="right", fontsize=7)
-    layers.set_ylabel("largest relative difference (dashed: tolerance)")
+    layers.set_xticks(
+        range(len(place)),
+        [letters(group, 40) for group in place],
+        rotation=60,
+        ha="right",
+        fontsize=7,
+    )
+    layers.set_ylabel(letters.tr("largest relative difference (dashed: tolerance)"))
     layers.grid(axis="y", linewidth=0.3)
     layers.legend(fontsize=8, loc="upper left")
-    verdict = f"first apart: {report.first_diverging}" if report.first_diverging else "aligned"
-    layers.set_title(f"{report.model}: {' and '.join(report.sides)}, {verdict}", fontsize=10)
+    verdict = letters.tr("aligned")
+    if report.first_diverging:
+        verdict = letters.tr("first apart: {group}", group=letters(report.first_diverging, 40))
+    first, second = (letters(side, 40) for side in report.sides)
+    title = letters.tr("{first} and {second}", first=first, second=second)
+    layers.set_title(f"{letters(report.model, 60)}: {title}, {verdict}", fontsize=10)
     if curves:
-        _draw_losses(panels[0][1], report)
-    with whole_file(path) as aside:
-        figure.savefig(aside, format="png", dpi=90)
+        _draw_losses(panels[0][1], report, letters)
+    letters.note(figure)
+    return figure
 
 
-def _draw_losses(axes: Any, report: Report) -> None:
+def _draw_losses(axes: Any, report: Report, letters: Lettering) -> None:
     (first, ours), (second, theirs) = report.losses.items()
     steps = range(1, len(ours) + 1)
-    axes.plot(steps, ours, "-", color=COLOURS[0], linewidth=4, alpha=0.4, label=first)
-    axes.plot(steps, theirs, "--", color=COLOURS[1], label=second)
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss")
-    axes.legend(loc="upper left", fontsize=8)
+    wide = axes.plot(steps, ours, "-", color=COLOURS[0], linewidth=4, alpha=0.4)
+    dashed = axes.plot(steps, theirs, "--", color=COLOURS[1])
+    axes.set_xlabel(letters.tr("step"))
+    axes.set_ylabel(letters.tr("loss"))
+    names = [letters(first, 40), letters(second, 40)]
+    axes.legend([*wide, *dashed], names, loc="upper left", fontsize=8)
     apart = axes.twinx()
     relative = [
         max(abs(a - b) / max(abs(b), 1e-12), _SMALLEST) for a, b in zip(ours, theirs, strict=True)
@@ -78,5 +100,5 @@ def _draw_losses(axes: Any, report: Report) -> None:
     apart.set_yscale("log")
     apart.set_ylim(_SMALLEST, 1e-2)
     apart.axhline(TOLERANCES["loss curve"].limit, color="0.5", linestyle="--", linewidth=0.8)
-    apart.set_ylabel("relative difference (dots; dashed: tolerance)", color="0.4")
-    axes.set_title("losses of the same steps", fontsize=10)
+    apart.set_ylabel(letters.tr("relative difference (dots; dashed: tolerance)"), color="0.4")
+    axes.set_title(letters.tr("losses of the same steps"), fontsize=10)

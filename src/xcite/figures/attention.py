@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xcite.errors import XciteError
-from xcite.figures.labels import plain
+from xcite.figures.lettering import Lettering, lettering
 from xcite.preprocessing import sides
 from xcite.runtime.classifier import EngineClassifier
 from xcite.runtime.opening import OpenedModel
@@ -209,6 +209,12 @@ def _starts(length: int, side: int, step: int) -> list[int]:
 
 def draw_attention(explanation: Explanation, path: str | Path) -> None:
     """PNG: the picture, the mean of each layer, occlusion; below them every head."""
+    with lettering([explanation.label]) as letters:
+        _save(_drawn(explanation, letters), path)
+
+
+def _drawn(explanation: Explanation, letters: Lettering) -> "Figure":
+    tr = letters.tr
     layers, heads = explanation.classes.shape[:2]
     columns = min(max(heads, layers + 1 + (explanation.occlusion is not None)), 8)
     rows_per_layer = math.ceil(heads / columns)
@@ -220,28 +226,38 @@ def draw_attention(explanation: Explanation, path: str | Path) -> None:
         axis.set_axis_off()
     _show_picture(axes[0, 0], explanation.picture)
     share = 100 * explanation.probabilities.max()
-    axes[0, 0].set_title(f"{plain(explanation.label[:28])} {share:.1f} %", fontsize=9)
+    axes[0, 0].set_title(f"{letters(explanation.label, 28)} {share:.1f} %", fontsize=9)
     for layer in range(layers):
         _overlay(axes[0, 1 + layer], explanation.picture, explanation.classes[layer].mean(axis=0))
-        axes[0, 1 + layer].set_title(f"layer {layer + 1}, mean of heads", fontsize=9)
+        axes[0, 1 + layer].set_title(
+            tr("layer {layer}, mean of heads", layer=layer + 1), fontsize=9
+        )
         for head in range(heads):
             row = 1 + layer * rows_per_layer + head // columns
             axis = axes[row, head % columns]
             _overlay(axis, explanation.picture, explanation.classes[layer, head])
             own = 100 * explanation.own[layer, head]
-            axis.set_title(f"layer {layer + 1}, head {head + 1} (CLS {own:.0f} %)", fontsize=8)
+            place = tr("layer {layer}, head {head}", layer=layer + 1, head=head + 1)
+            axis.set_title(f"{place} (CLS {own:.0f} %)", fontsize=8)
     if explanation.occlusion is not None:
         axis = axes[0, 1 + layers]
         _show_picture(axis, explanation.picture)
         drop = 100 * explanation.occlusion
         most = max(float(np.abs(drop).max()), 1e-6)
         axis.imshow(drop, cmap="RdBu_r", vmin=-most, vmax=most, alpha=0.6)
-        axis.set_title(f"occlusion, drop up to {max(drop.max(), 0):.1f} pt", fontsize=8)
-    _save(figure, path)
+        said = tr("occlusion, drop up to {drop:.1f} pt", drop=max(float(drop.max()), 0))
+        axis.set_title(said, fontsize=8)
+    letters.note(figure)
+    return figure
 
 
 def draw_channels(explanation: Explanation, path: str | Path) -> None:
     """PNG: the channel maps of XCA, a row per head and a column per block."""
+    with lettering([]) as letters:
+        _save(_drawn_channels(explanation, letters), path)
+
+
+def _drawn_channels(explanation: Explanation, letters: Lettering) -> "Figure":
     blocks, heads = len(explanation.channels), explanation.channels[0].shape[0]
     figure = _figure(max(1.15 * blocks, 4), 1.2 * heads + 0.5)
     axes = figure.subplots(heads, blocks, squeeze=False)
@@ -251,11 +267,11 @@ def draw_channels(explanation: Explanation, path: str | Path) -> None:
             axis.imshow(channel_map, cmap="inferno", vmin=0, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             if head == 0:
-                axis.set_title(f"block {block + 1}", fontsize=8)
+                axis.set_title(letters.tr("block {block}", block=block + 1), fontsize=8)
             if block == 0:
-                axis.set_ylabel(f"head {head + 1}", fontsize=8)
-    figure.suptitle("XCA: rows take from columns (channels of a head)", fontsize=9)
-    _save(figure, path)
+                axis.set_ylabel(letters.tr("head {head}", head=head + 1), fontsize=8)
+    figure.suptitle(letters.tr("XCA: rows take from columns (channels of a head)"), fontsize=9)
+    return figure
 
 
 def picture_png(picture: np.ndarray) -> bytes:

@@ -3,11 +3,14 @@
 import bisect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xcite.errors import XciteError
-from xcite.figures.labels import plain
+from xcite.figures.lettering import Lettering, lettering
 from xcite.whole_files import whole_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -38,19 +41,29 @@ def draw_curves(runs: Mapping[str, Rows], path: str | Path) -> None:
     Raises:
         XciteError: no run, rows without numbers, or a file that cannot be written.
     """
+    if not any(row.get("kind") in ("step", "epoch") for rows in runs.values() for row in rows):
+        raise XciteError(f"there is nothing to draw yet in {', '.join(runs) or 'no run'}")
+    with lettering(runs) as letters:
+        most = 24 if len(runs) > 1 else 100  # in the legends, or in the title alone
+        figure = _drawn([(letters(name, most), rows) for name, rows in runs.items()], letters)
+        with whole_file(path) as aside:
+            figure.savefig(aside, dpi=110, format=Path(path).suffix.removeprefix(".") or "png")
+
+
+def _drawn(runs: Sequence[tuple[str, Rows]], letters: Lettering) -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    if not any(row.get("kind") in ("step", "epoch") for rows in runs.values() for row in rows):
-        raise XciteError(f"there is nothing to draw yet in {', '.join(runs) or 'no run'}")
+    tr = letters.tr
     several = len(runs) > 1
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     loss, accuracy, rate = figure.subplots(1, 3)
+    # By hand, because matplotlib leaves out of its own legend what begins with "_".
+    legends: dict[Any, list[tuple[Any, str]]] = {axes: [] for axes in (loss, accuracy, rate)}
     best: list[tuple[float, str]] = []
-    for number, (name, rows) in enumerate(runs.items()):
+    for number, (name, rows) in enumerate(runs):
         colour = COLOURS[number % len(COLOURS)]
-        name = plain(name)
         prefix = f"{name}: " if several else ""
         steps = [row for row in rows if row.get("kind") == "step"]
         epochs = [row for row in rows if row.get("kind") == "epoch"]
@@ -60,35 +73,38 @@ def draw_curves(runs: Mapping[str, Rows], path: str | Path) -> None:
             return _epochs(row["step"], ends)
 
         def line(
-            axes: Any, of: Rows, key: str, label: str, at: Any = at, **style: Any
+            axes: Any, of: Rows, key: str, label: str | None, at: Any = at, **style: Any
         ) -> list[float]:
             points = [(at(row), row[key]) for row in of if isinstance(row.get(key), int | float)]
             if points:
                 # A single evaluation must be seen too, so sparse lines get markers.
                 marker = "o" if len(points) < 25 and "alpha" not in style else None
                 xs, ys = zip(*points, strict=True)
-                axes.plot(xs, ys, label=label, marker=marker, markersize=3, **style)
+                (drawn,) = axes.plot(xs, ys, marker=marker, markersize=3, **style)
+                if label is not None:
+                    legends[axes].append((drawn, label))
             return [value for _, value in points]
 
-        line(loss, steps, "loss", "_", color=colour, alpha=0.25, linewidth=1)
-        line(loss, epochs, "loss", f"{prefix}training", color=colour)
+        line(loss, steps, "loss", None, color=colour, alpha=0.25, linewidth=1)
+        line(loss, epochs, "loss", prefix + tr("training"), color=colour)
         second = colour if several else COLOURS[1]
         third = colour if several else COLOURS[2]
-        line(loss, epochs, "val_loss", f"{prefix}validation", color=second, linestyle="--")
-        line(loss, epochs, "ema_val_loss", f"{prefix}validation, EMA", color=third, linestyle=":")
-        model = line(accuracy, epochs, "acc1", f"{prefix}model", color=second, linestyle="--")
-        average = line(accuracy, epochs, "ema_acc1", f"{prefix}EMA", color=third, linestyle=":")
+        line(loss, epochs, "val_loss", prefix + tr("validation"), color=second, linestyle="--")
+        ema = prefix + tr("validation, EMA")
+        line(loss, epochs, "ema_val_loss", ema, color=third, linestyle=":")
+        model = line(accuracy, epochs, "acc1", prefix + tr("model"), color=second, linestyle="--")
+        average = line(accuracy, epochs, "ema_acc1", prefix + tr("EMA"), color=third, linestyle=":")
         if model or average:
             best.append((max(model + average), name))
-        line(rate, steps or epochs, "lr", name if several else "_", color=colour)
-    loss.set_title("loss")
-    accuracy.set_title("top-1 on the validation pictures, %")
-    rate.set_title("learning rate")
+        line(rate, steps or epochs, "lr", name if several else None, color=colour)
+    loss.set_title(tr("loss"))
+    accuracy.set_title(tr("top-1 on the validation pictures, %"))
+    rate.set_title(tr("learning rate"))
     rate.ticklabel_format(axis="y", scilimits=(-3, 3))
     if best:
         top, name = max(best)
         accuracy.axhline(top, color="0.6", linewidth=0.8)
-        text = f"best {top:.2f} %" + (f" ({name})" if several else "")
+        text = tr("best {top:.2f} %", top=top) + (f" ({name})" if several else "")
         accuracy.annotate(
             text,
             (1, top),
@@ -101,14 +117,17 @@ def draw_curves(runs: Mapping[str, Rows], path: str | Path) -> None:
         )
         accuracy.margins(y=0.1)
     else:
-        accuracy.text(0.5, 0.5, "not evaluated", transform=accuracy.transAxes, ha="center")
-    counted = any(row.get("kind") == "epoch" for rows in runs.values() for row in rows)
+        accuracy.text(0.5, 0.5, tr("not evaluated"), transform=accuracy.transAxes, ha="center")
+    counted = any(row.get("kind") == "epoch" for _, rows in runs for row in rows)
     for axes in (loss, accuracy, rate):
-        axes.set_xlabel("epoch" if counted else "step")
+        axes.set_xlabel(tr("epoch") if counted else tr("step"))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        if axes.get_legend_handles_labels()[1]:
-            axes.legend(frameon=False, fontsize=8 if several else 9)
-    figure.suptitle(", ".join(runs) if len(runs) < 5 else f"{len(runs)} runs", fontsize=11)
-    with whole_file(path) as aside:
-        figure.savefig(aside, dpi=110, format=Path(path).suffix.removeprefix(".") or "png")
+        if legends[axes]:
+            lines, labels = zip(*legends[axes], strict=True)
+            axes.legend(lines, labels, frameon=False, fontsize=8 if several else 9)
+    few = len(runs) < 5
+    title = ", ".join(name for name, _ in runs) if few else tr("{runs} runs", runs=len(runs))
+    figure.suptitle(title, fontsize=11)
+    letters.note(figure)
+    return figure

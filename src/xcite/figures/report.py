@@ -1,9 +1,7 @@
 """One self-contained HTML page about a run: recipe, curves, errors, cost, environment."""
 
-import base64
 import html
 import tempfile
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +10,13 @@ import numpy as np
 
 from xcite import recipe as recipes
 from xcite.canonical import parameter_count
-from xcite.control_characters import visible, visible_lines
+from xcite.control_characters import visible_lines
 from xcite.cost import multiply_adds
 from xcite.errors import XciteError
+from xcite.figures import page
 from xcite.figures.attention import attention_maps, overlay_png, patch_size, picture_png
+from xcite.figures.confusion import MATRIX, confused_pairs
+from xcite.language import tr
 from xcite.training.history import History
 from xcite.training.run_data import open_validation
 from xcite.training.run_folder import RunFolder
@@ -28,34 +29,6 @@ if TYPE_CHECKING:
     from xcite.weights import WeightFile
 
 WORST_CLASSES = 20
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f27; --paper: #f5f6f8; --card: #fff; --line: #d5d9e0;
-  --quiet: #59616f; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e9ecf2; --paper: #12151b; --card: #1b2029;
-  --line: #343c4a; --quiet: #a3acba; } }
-body { margin: 0 auto; max-width: 70rem; padding: 2rem 1rem; background: var(--paper);
-  color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; }
-h1, h2 { line-height: 1.2; } h1 { margin: 0; } h2 { margin-top: 0; font-size: 1.2rem; }
-section { margin: 1rem 0; padding: 1.25rem; border: 1px solid var(--line); border-radius: .75rem;
-  background: var(--card); }
-.quiet { color: var(--quiet); }
-.wide { display: block; max-width: 100%; background: #fff; border-radius: .5rem; }
-table { border-collapse: collapse; }
-th, td { padding: .2rem 1.25rem .2rem 0; text-align: left; vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-.scroll { overflow-x: auto; }
-.facts { display: flex; flex-wrap: wrap; gap: .5rem 2.5rem; margin: 1rem 0; padding: 0; }
-.facts div { min-width: 7rem; } .facts dt { color: var(--quiet); font-size: .875rem; }
-.facts dd { margin: 0; font-size: 1.25rem; font-weight: 600; }
-.pictures { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); }
-.pictures figure { margin: 0; }
-.pictures .pair { display: grid; grid-template-columns: 1fr 1fr; gap: .25rem; }
-.pictures img { width: 100%; border-radius: .35rem; image-rendering: pixelated; }
-figcaption { font-size: .875rem; overflow-wrap: anywhere; }
-pre { overflow-x: auto; margin: 0; font-size: .875rem; columns: 19rem; }
-"""
 
 
 @dataclass(frozen=True)
@@ -124,18 +97,12 @@ def write_report(
         _confusion(findings, spec, weights),
         *_cases(findings),
         _cost(folder, recipe, rows, weights),
-        _section("Recipe", f"<pre>{html.escape(visible_lines(recipes.dump(recipe)))}</pre>"),
+        page.section(
+            tr("Recipe"), f"<pre>{html.escape(visible_lines(recipes.dump(recipe)))}</pre>"
+        ),
         _environment(folder),
     ]
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    write_text(
-        out,
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f"<title>{_text(name)}: Xcite run</title><style>{_STYLE}</style></head>"
-        f"<body>{''.join(parts)}</body></html>\n",
-    )
+    write_text(out, page.page(tr("{name}: Xcite run", name=name), parts))
 
 
 def _examine(
@@ -242,34 +209,12 @@ def _case(model: "OpenedModel", names: list[str], source: "Source", index: int) 
     )
 
 
-def _text(stranger: str) -> str:
-    return html.escape(visible(stranger))
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{_text(title)}</h2>{body}</section>\n"
-
-
-def _picture(data: bytes, words: str, kind: str = "") -> str:
-    encoded = base64.b64encode(data).decode()
-    return f"<img class='{kind}' alt='{_text(words)}' src='data:image/png;base64,{encoded}'>"
-
-
-def _table(rows: Iterable[Sequence[object]], head: Sequence[str] = ()) -> str:
-    def cell(value: object) -> str:
-        kind = " class='number'" if isinstance(value, int | float) else ""
-        text = f"{value:,.1f}" if isinstance(value, float) else str(value)
-        return f"<td{kind}>{_text(text)}</td>"
-
-    heading = "".join(f"<th scope='col'>{_text(text)}</th>" for text in head)
-    body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
-    return f"<div class='scroll'><table>{f'<tr>{heading}</tr>' if head else ''}{body}</table></div>"
-
-
 def _hours(seconds: float) -> str:
     hours, rest = divmod(round(seconds), 3600)
     minutes, left = divmod(rest, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {left} s"
+    if hours:
+        return tr("{hours} h {minutes} min", hours=hours, minutes=minutes)
+    return tr("{minutes} min {seconds} s", minutes=minutes, seconds=left)
 
 
 def _head(
@@ -280,7 +225,7 @@ def _head(
     findings: _Findings | None,
 ) -> str:
     epochs = [row for row in rows if row.get("kind") == "epoch"]
-    facts = [("model", recipe.model.name)]
+    facts = [(tr("model"), recipe.model.name)]
     if findings:
         accuracy = findings.accuracy
         facts.append(("top-1", f"{accuracy.top1:.2f} %"))
@@ -289,16 +234,18 @@ def _head(
             facts.append((alone, f"{accuracy.top1_present:.2f} %"))
         facts.append(("top-5", f"{findings.accuracy.top5:.2f} %"))
     if weights is not None:
-        facts.append(("parameters", f"{parameter_count(weights.architecture) / 1e6:.2f} M"))
-    facts.append(("epochs", f"{len(epochs)} of {recipe.optim.epochs}"))
-    facts.append(("engine", recipe.run.engine))
+        facts.append((tr("parameters"), f"{parameter_count(weights.architecture) / 1e6:.2f} M"))
+    done = tr("{done} of {epochs}", done=len(epochs), epochs=recipe.optim.epochs)
+    facts += [(tr("epochs"), done), (tr("engine"), recipe.run.engine)]
     listed = "".join(
-        f"<div><dt>{_text(key)}</dt><dd>{_text(value)}</dd></div>" for key, value in facts
+        f"<div><dt>{page.escaped(key)}</dt><dd>{page.escaped(value)}</dd></div>"
+        for key, value in facts
     )
     changed = ", ".join(f"{key} {value}" for key, value in recipe.model.overrides().items())
-    with_ = f"<p class='quiet'>{_text(recipe.model.name)} with {_text(changed)}</p>"
+    said = tr("{model} with {changes}", model=recipe.model.name, changes=changed)
+    with_ = f"<p class='quiet'>{page.escaped(said)}</p>"
     return (
-        f"<header><h1>{_text(name)}</h1><dl class='facts'>{listed}</dl>"
+        f"<header><h1>{page.escaped(name)}</h1><dl class='facts'>{listed}</dl>"
         f"{with_ if changed else ''}</header>\n"
     )
 
@@ -308,62 +255,70 @@ def _altered(folder: RunFolder) -> str:
     changes = History(folder.history).altered()
     if not changes:
         return ""
-    return _section("Changed on the way", "".join(f"<p>{_text(text)}</p>" for text in changes))
+    told = "".join(f"<p>{page.escaped(text)}</p>" for text in changes)
+    return page.section(tr("Changed on the way"), told)
 
 
 def _curves(name: str, rows: list[dict[str, Any]]) -> str:
     from xcite.figures.curves import draw_curves
 
     if not any(row.get("kind") in ("step", "epoch") for row in rows):
-        return _section("Curves", "<p>Nothing was recorded yet.</p>")
+        return page.section(tr("Curves"), f"<p>{tr('Nothing was recorded yet.')}</p>")
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "curves.png"
         draw_curves({name: rows}, path)
         drawn = path.read_bytes()
-    words = "Loss, top-1 and learning rate over the epochs"
+    words = tr("Loss, top-1 and learning rate over the epochs")
     last = next((row for row in reversed(rows) if row.get("kind") == "epoch"), None)
     said = f"<p>{_words(last)}</p>" if last else ""
-    return _section("Curves", _picture(drawn, words, "wide") + said)
+    return page.section(tr("Curves"), page.picture(drawn, words, "wide") + said)
 
 
 def _words(row: dict[str, Any]) -> str:
-    named = {"loss": "training loss", "val_loss": "validation loss", "acc1": "top-1"}
+    named = {"loss": tr("training loss"), "val_loss": tr("validation loss"), "acc1": "top-1"}
     parts = [
         f"{words} {row[key]:.4g}{' %' if key == 'acc1' else ''}"
         for key, words in named.items()
         if isinstance(row.get(key), int | float)
     ]
-    return f"After epoch {row['epoch']}: {', '.join(parts)}."
+    return tr("After epoch {epoch}: {values}.", epoch=row["epoch"], values=", ".join(parts))
 
 
 def _confusion(findings: _Findings | None, spec: str | None, weights: "WeightFile | None") -> str:
     if findings is None:
         reason = (
-            "The run has not saved any weights yet."
+            tr("The run has not saved any weights yet.")
             if weights is None
-            else "The recipe names no validation pictures; give some with --data."
+            else tr("The recipe names no validation pictures; give some with --data.")
         )
-        return _section("Accuracy", f"<p>{reason}</p>")
+        return page.section(tr("Accuracy"), f"<p>{reason}</p>")
     accuracy = findings.accuracy
-    said = (
-        f"<p>{accuracy.pictures:,} pictures of {_text(Path(findings.data).name)}: "
-        f"top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} %, loss {accuracy.loss:.4f}."
+    words = tr(
+        "{pictures:,} pictures of {data}: top-1 {top1:.2f} %, top-5 {top5:.2f} %, loss {loss:.4f}.",
+        pictures=accuracy.pictures,
+        data=Path(findings.data).name,
+        top1=accuracy.top1,
+        top5=accuracy.top5,
+        loss=accuracy.loss,
     )
-    if findings.skipped:
-        said += f" {len(findings.skipped)} could not be decoded and are left out."
-    said += "</p>"
-    if accuracy.confusion is not None:
+    if count := len(findings.skipped):
+        words += " " + tr("{count} could not be decoded and are left out.", count=count)
+    said = f"<p>{page.escaped(words)}</p>"
+    if (accuracy.totals > 0).sum() > MATRIX:
+        said += _pairs(accuracy)
+    elif accuracy.confusion is not None:
         from xcite.figures.confusion import draw_confusion
 
         with tempfile.TemporaryDirectory() as place:
             path = Path(place) / "confusion.png"
             draw_confusion(accuracy, path)
-            said += _picture(path.read_bytes(), "Confusion matrix; the table says the same", "wide")
+            said += page.picture(path.read_bytes(), tr("Confusion matrix"), "wide")
     rows = [row for row in accuracy.per_class() if row["recall"] is not None]
     rows = sorted(rows, key=lambda row: row["recall"])[:WORST_CLASSES]
     few = len(rows) == len(accuracy.class_names)
-    said += f"<h3>{'Classes' if few else f'The {len(rows)} worst classes'}, worst first</h3>"
-    said += _table(
+    worst = tr("The {count} worst classes, worst first", count=len(rows))
+    said += f"<h3>{tr('Classes, worst first') if few else worst}</h3>"
+    said += page.table(
         (
             (
                 row["class"],
@@ -373,9 +328,18 @@ def _confusion(findings: _Findings | None, spec: str | None, weights: "WeightFil
             )
             for row in rows
         ),
-        ("class", "pictures", "recognised, %", "right when said, %"),
+        (tr("class"), tr("pictures"), tr("recognised, %"), tr("right when said, %")),
     )
-    return _section("Accuracy", said)
+    return page.section(tr("Accuracy"), said)
+
+
+def _pairs(accuracy: "Accuracy") -> str:
+    """The most confused pairs of many classes; nothing where pairs were not counted."""
+    rows = confused_pairs(accuracy)
+    if not rows:
+        return ""
+    head = (tr("true"), tr("predicted"), tr("pictures"), tr("% of the true class"))
+    return f"<h3>{tr('The most confused pairs')}</h3>{page.table(rows, head)}"
 
 
 def _cases(findings: _Findings | None) -> list[str]:
@@ -383,28 +347,31 @@ def _cases(findings: _Findings | None) -> list[str]:
         return []
     result = []
     for title, cases, none in (
-        ("Most certain and right", findings.best, "No picture was recognised."),
-        ("Furthest off", findings.worst, "No picture was mistaken."),
+        (tr("Most certain and right"), findings.best, tr("No picture was recognised.")),
+        (tr("Furthest off"), findings.worst, tr("No picture was mistaken.")),
     ):
         figures = "".join(_figure(case) for case in cases)
         body = f"<div class='pictures'>{figures}</div>" if cases else f"<p>{none}</p>"
         if any(case.attention is not None for case in cases):
-            body = (
-                "<p class='quiet'>Left what the model saw, right where its last class-attention "
-                f"layer looked (mean of heads, bright is much).</p>{body}"
+            legend = tr(
+                "Left what the model saw, right where its last class-attention layer looked "
+                "(mean of heads, bright is much)."
             )
-        result.append(_section(title, body))
+            body = f"<p class='quiet'>{legend}</p>{body}"
+        result.append(page.section(title, body))
     return result
 
 
 def _figure(case: _Case) -> str:
-    images = _picture(picture_png(case.picture), f"Picture of class {case.true}")
+    words = tr("Picture of class {name}", name=case.true)
+    images = page.picture(picture_png(case.picture), words)
     if case.attention is not None:
-        images += _picture(overlay_png(case.picture, case.attention), "Attention on it")
-    said = f"<b>{_text(case.said)}</b> {100 * case.probability:.1f} %"
+        images += page.picture(overlay_png(case.picture, case.attention), tr("Attention on it"))
+    said = f"<b>{page.name(case.said)}</b> {100 * case.probability:.1f} %"
     if case.said != case.true:
-        said += f"; truly {_text(case.true)} {100 * case.true_probability:.1f} %"
-    name = _text(Path(case.name).name)
+        share = 100 * case.true_probability
+        said += tr("; truly {name} {share:.1f} %", name=page.name(case.true), share=share)
+    name = page.escaped(Path(case.name).name)
     return (
         f"<figure><div class='pair'>{images}</div>"
         f"<figcaption>{said}<br><span class='quiet'>{name}</span></figcaption></figure>"
@@ -422,22 +389,31 @@ def _cost(
         assert weights.metadata.preprocessing is not None
         seen = weights.metadata.preprocessing
         macs = multiply_adds(weights.architecture, seen.height, seen.width)
-        facts.append(("Parameters", f"{parameter_count(weights.architecture):,}"))
-        facts.append(
-            (f"Multiply-adds of one picture, {seen.height} x {seen.width}", f"{macs / 1e9:.3f} G")
+        facts.append((tr("Parameters"), f"{parameter_count(weights.architecture):,}"))
+        what = tr(
+            "Multiply-adds of one picture, {height} x {width}",
+            height=seen.height,
+            width=seen.width,
         )
+        facts.append((what, f"{macs / 1e9:.3f} G"))
         path = folder.best if folder.best.is_file() else folder.last
-        facts.append(("Weights file", f"{path.stat().st_size / 2**20:.1f} MiB"))
+        facts.append((tr("Weights file"), f"{path.stat().st_size / 2**20:.1f} MiB"))
     seconds = [row["seconds"] for row in rows if row.get("kind") == "epoch" and "seconds" in row]
     speeds = [row["pictures_per_second"] for row in rows if "pictures_per_second" in row]
     if seconds:
-        facts.append(("Training, evaluation not counted", _hours(sum(seconds))))
-        facts.append(("One epoch, median", _hours(float(np.median(seconds)))))
+        facts.append((tr("Training, evaluation not counted"), _hours(sum(seconds))))
+        facts.append((tr("One epoch, median"), _hours(float(np.median(seconds)))))
     if speeds:
-        facts.append(("Pictures per second in training, median", f"{np.median(speeds):.0f}"))
-    facts.append(("Batch", f"{recipe.optim.batch} in {recipe.optim.accumulate} part(s)"))
-    facts.append(("Precision", recipe.run.precision))
-    return _section("Cost", _table(facts))
+        facts.append((tr("Pictures per second in training, median"), f"{np.median(speeds):.0f}"))
+    parts = recipe.optim.accumulate
+    batch = tr("{pictures} in {parts} part(s)", pictures=recipe.optim.batch, parts=parts)
+    facts += [(tr("Batch"), batch), (tr("Precision"), recipe.run.precision)]
+    return page.section(tr("Cost"), page.table(facts))
+
+
+def _recipe(recipe: recipes.Recipe) -> str:
+    text = html.escape(visible_lines(recipes.dump(recipe)))
+    return page.section(tr("Recipe"), f"<pre>{text}</pre>")
 
 
 def _environment(folder: RunFolder) -> str:
@@ -445,11 +421,17 @@ def _environment(folder: RunFolder) -> str:
 
     try:
         sessions = json.loads(folder.environment.read_text(encoding="utf-8"))["sessions"]
-        tables = [_table(_flat(session)) for session in sessions]
+        tables = [page.table(_flat(session)) for session in sessions]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return _section("Environment", "<p>Not recorded.</p>")
-    heads = [f"<h3>Session {i}</h3>" if len(tables) > 1 else "" for i in range(1, len(tables) + 1)]
-    return _section("Environment", "".join(h + t for h, t in zip(heads, tables, strict=True)))
+        return page.section(tr("Environment"), f"<p>{tr('Not recorded.')}</p>")
+    several = len(tables) > 1
+    heads = [
+        f"<h3>{tr('Session {number}', number=number)}</h3>" if several else ""
+        for number in range(1, len(tables) + 1)
+    ]
+    return page.section(
+        tr("Environment"), "".join(h + t for h, t in zip(heads, tables, strict=True))
+    )
 
 
 def _flat(session: dict[str, Any]) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ class Metrics:
     """Counters in a registry of their own, so that several servers can live in one process."""
 
     PATHS = frozenset(
-        {"/", "/page.css", "/page.js", "/docs", "/openapi.json"}
+        {"/", "/page.css", "/page.js", "/languages/zh.json", "/docs", "/openapi.json"}
         | {"/predict", "/health", "/info", "/metrics"}
     )
     METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})

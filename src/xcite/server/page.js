@@ -7,11 +7,63 @@ let attention = null; // of the picture on show
 let waiting = null; // the file to send again once a token is given
 let request = null; // aborts the one before
 
+// The page is written in English. A browser that prefers Chinese gets the command's own catalog:
+// messages by template, errors of the server by pattern with {} in it.
+let catalog = { messages: {}, errors: {} };
+const tr = (template, values = {}) =>
+  (catalog.messages[template] ?? template).replace(/\{(\w+)\}/g, (_, name) => values[name]);
+
+function translated(error) {
+  const parts = error.split("; ");
+  if (!catalog.patterns || error.length > 2000 || parts.length > 12) return error;
+  const said = [];
+  while (parts.length) {
+    let count = parts.length;
+    let found = replaced(parts.slice(0, count).join("; "));
+    while (found === null && --count) found = replaced(parts.slice(0, count).join("; "));
+    said.push(found ?? parts[0]);
+    parts.splice(0, count || 1);
+  }
+  return said.join("；");
+}
+
+function replaced(error) {
+  for (const [pattern, translation] of catalog.patterns) {
+    const match = pattern.exec(error);
+    if (!match) continue;
+    let next = 1;
+    return translation.replace(/\{(\d*)\}/g, (_, place) => translated(match[place ? +place + 1 : next++]));
+  }
+  return null;
+}
+
+async function speak() {
+  const wish = navigator.languages.find((language) => /^(en|zh)\b/i.test(language)) ?? "en";
+  if (!/^zh/i.test(wish)) return;
+  catalog = await (await fetch("/languages/zh.json")).json();
+  const words = (text) => text.replaceAll("{}", "").length;
+  catalog.patterns = Object.entries(catalog.errors)
+    .sort(([a], [b]) => words(b) - words(a))
+    .map(([text, translation]) => [
+      new RegExp("^" + text.split("{}").map((part) => part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")).join("((?:(?!; ).)*?)") + "$", "s"),
+      translation,
+    ]);
+  document.documentElement.lang = "zh";
+  document.title = tr(document.title);
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const text = walker.currentNode.data;
+    if (text.trim()) walker.currentNode.data = text.replace(text.trim(), () => tr(text.trim()));
+  }
+}
+
 const percent = (p) => (p >= 0.001 || p === 0 ? (100 * p).toFixed(1) : "< 0.1") + " %";
 
 // Names come from strangers: what would act instead of being read is shown escaped, as in Python.
 const ACTING = /[\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]/g;
 const visible = (text) => text.replace(ACTING, (c) => "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0"));
+// Right-to-left letters do not turn round what stands beside them.
+const apart = (name) => `\u2068${name}\u2069`;
 const megabytes = (bytes) => (bytes / 2 ** 20).toFixed(1) + " MiB";
 
 async function ask(path, options = {}) {
@@ -21,17 +73,18 @@ async function ask(path, options = {}) {
     response = await fetch(path, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("The server cannot be reached. Is it still running?");
+    throw new Error(tr("The server cannot be reached. Is it still running?"));
   }
   const shown = (key, value) => (typeof value === "string" ? visible(value) : value);
   const answer = await response.text().then((text) => JSON.parse(text, shown)).catch(() => ({}));
   if (response.status === 401) {
     $("access").hidden = false;
     $("token").focus();
-    throw new Error(token ? "The server refused this token." : "Enter the token first.");
+    throw new Error(token ? tr("The server refused this token.") : tr("Enter the token first."));
   }
   if (!response.ok) {
-    throw new Error(answer.error || `The server answered with status ${response.status}.`);
+    const status = tr("The server answered with status {status}.", { status: response.status });
+    throw new Error(answer.error ? translated(answer.error) : status);
   }
   return answer;
 }
@@ -39,8 +92,8 @@ async function ask(path, options = {}) {
 async function describe() {
   const info = await ask("/info");
   limits = info.limits;
-  const [height, width] = [info.preprocessing.size].flat();
-  const parts = [info.model.model || "XCiT", `${info.classes.length} classes`, `${height} × ${width ?? height} pixels`, info.model.precision];
+  const [height, width = height] = [info.preprocessing.size].flat();
+  const parts = [info.model.model || "XCiT", tr("{count} classes", { count: info.classes.length }), tr("{height} × {width} pixels", { height, width }), info.model.precision];
   $("model").textContent = parts.join(" · ");
   $("access").hidden = true;
 }
@@ -55,16 +108,17 @@ async function name(file) {
   request?.abort();
   const own = (request = new AbortController());
   $("error").hidden = true;
-  $("status").textContent = "Looking at the picture …";
+  $("status").textContent = tr("Looking at the picture …");
   $("result").classList.add("busy");
   $("drop").setAttribute("aria-busy", "true");
   waiting = null;
   try {
     if (file.type && !file.type.startsWith("image/")) {
-      throw new Error(`${file.name} is not a picture.`);
+      throw new Error(tr("{file} is not a picture.", { file: file.name }));
     }
     if (limits && file.size > limits.max_bytes - 1024) {
-      throw new Error(`${file.name} has ${megabytes(file.size)}; the server takes ${megabytes(limits.max_bytes)}.`);
+      const sizes = { file: file.name, size: megabytes(file.size), most: megabytes(limits.max_bytes) };
+      throw new Error(tr("{file} has {size}; the server takes {most}.", sizes));
     }
     waiting = file;
     const form = new FormData();
@@ -97,19 +151,20 @@ async function show(file, answer, milliseconds) {
   picture.classList.toggle("tiny", picture.naturalWidth < 200);
 
   const [best] = answer.predictions;
-  $("answer").textContent = `${best.name}, ${percent(best.probability)}`;
+  $("answer").textContent = `${apart(best.name)}, ${percent(best.probability)}`;
   $("bars").replaceChildren(...answer.predictions.map(bar));
   attention = decoded ? answer.attention : null;
   const cut = attention && Math.min(attention.seen.width, attention.seen.height) < 0.999;
   $("about").textContent =
-    `Answered in ${Math.round(milliseconds)} ms.` + (cut ? " The model saw the bright square only." : "");
+    tr("Answered in {time} ms.", { time: Math.round(milliseconds) }) +
+    (cut ? " " + tr("The model saw the bright square only.") : "");
   $("result").hidden = false;
   paint();
   requestAnimationFrame(() => {
     for (const fill of document.querySelectorAll("#bars .fill")) fill.style.width = `${100 * fill.dataset.share}%`;
   });
-  $("status").textContent =
-    "Most likely: " + answer.predictions.map((p) => `${p.name} ${percent(p.probability)}`).join(", ");
+  const named = answer.predictions.map((p) => `${apart(p.name)} ${percent(p.probability)}`).join(", ");
+  $("status").textContent = tr("Most likely: {names}", { names: named });
 }
 
 function bar(prediction) {
@@ -167,7 +222,7 @@ function paint() {
 }
 
 function take(files) {
-  if (files.length > 1) complain("One picture at a time, please.");
+  if (files.length > 1) complain(tr("One picture at a time, please."));
   else if (files.length) name(files[0]);
 }
 
@@ -194,13 +249,14 @@ addEventListener("drop", (event) => {
   depth = 0;
   highlight();
   if (event.dataTransfer.files.length) take(event.dataTransfer.files);
-  else complain("That was not a file. Save the picture first, then drop it here.");
+  else complain(tr("That was not a file. Save the picture first, then drop it here."));
 });
 addEventListener("paste", (event) => {
   if (event.clipboardData.files.length) take(event.clipboardData.files);
 });
 
-describe().catch((error) => {
+// Without the catalog the page stays English.
+speak().catch(() => {}).then(describe).catch((error) => {
   $("model").textContent = "";
   if ($("access").hidden) complain(error.message);
 });

@@ -6,15 +6,16 @@ from importlib import resources
 from typing import Any
 
 FILES = {  # path: file and media type
-    "/": ("page.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
+    "/": ("server/page.html", "text/html"),
+    "/page.css": ("server/page.css", "text/css"),
+    "/page.js": ("server/page.js", "text/javascript"),
+    "/languages/zh.json": ("languages/zh.json", "application/json"),
 }
 
 
 def page_file(name: str) -> str:
-    """The text of a file that lies beside this module."""
-    return resources.files("xcite.server").joinpath(name).read_text("utf-8")
+    """The text of a file of the package."""
+    return resources.files("xcite").joinpath(name).read_text("utf-8")
 
 
 def docs_page(schema: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from rich.progress import (
 
 from xcite.control_characters import visible
 from xcite.engines.interface import StepResult
+from xcite.language import tr
 from xcite.machine import most_memory
 from xcite.recipe import Recipe
 from xcite.training.run_folder import RunFolder
@@ -74,7 +75,9 @@ class Journal:
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
         except (OSError, SystemExit):  # rich leaves the program when a pipe is closed
             self._console.quiet = True
-            self.folder.write_log("nobody reads the output any more; the run goes on with log.txt")
+            self.folder.write_log(
+                tr("nobody reads the output any more; the run goes on with log.txt")
+            )
 
     def record(self, row: dict[str, Any]) -> None:
         """Add a row to metrics.jsonl and TensorBoard."""
@@ -181,11 +184,11 @@ class _Mean:
 def clock(seconds: float | None) -> str:
     """A span of time for people, such as "2 d 03:04:05"."""
     if seconds is None:
-        return "unknown"
+        return tr("unknown")
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)
-    return (f"{days} d " if days else "") + f"{hour}:{minute:02}:{second:02}"
+    return (tr("{days} d ", days=days) if days else "") + f"{hour}:{minute:02}:{second:02}"
 
 
 class StepLog:
@@ -214,7 +217,10 @@ class StepLog:
         self._recipe = recipe
         self._progress = progress
         self._bar: TaskID = progress.add_task(
-            f"epoch {epoch + 1}/{recipe.optim.epochs}", total=steps, completed=done, note=""
+            tr("epoch {epoch}/{epochs}", epoch=epoch + 1, epochs=recipe.optim.epochs),
+            total=steps,
+            completed=done,
+            note="",
         )
         self._left = left
         self._steps = steps
@@ -234,8 +240,13 @@ class StepLog:
         self._progress.update(
             self._bar,
             completed=step,
-            note=f"loss {result.loss:.4f}  lr {rate:.2e}  {window.speed():.0f} pictures/s  "
-            f"run {clock(self._left())} left",
+            note=tr(
+                "loss {loss:.4f}  lr {lr:.2e}  {speed:.0f} pictures/s  run {left} left",
+                loss=result.loss,
+                lr=rate,
+                speed=window.speed(),
+                left=clock(self._left()),
+            ),
         )
         self._journal.now_and_then(
             "training",

@@ -24,9 +24,10 @@ from xcite.engines.interface import Engine, StepResult
 from xcite.errors import XciteError
 from xcite.evaluation.accuracy import Accuracy
 from xcite.evaluation.evaluate import validation_line
+from xcite.language import tr
 from xcite.randomness import drop_path_scales
 from xcite.recipe import Recipe
-from xcite.training import checkpoint, plan, tensorboard, validation
+from xcite.training import checkpoint, lines, plan, tensorboard, validation
 from xcite.training.interruption import Stopped, StopRequest
 from xcite.training.journal import Draw, Journal, Pace, StepLog
 from xcite.training.ownership import refuse_owned
@@ -207,13 +208,13 @@ class _Run:
         folder.write_environment(self.engine.name)
         if self.recipe.run.tensorboard:
             self.journal.open_board()
+        epoch, epochs = self.position.epoch + 1, self.recipe.optim.epochs
         self.journal.say(
-            f"{folder.path} {'resumed' if resumed else 'begins'} on {self.engine.name}: epoch "
-            f"{self.position.epoch + 1} of {self.recipe.optim.epochs}, {self.steps} steps each"
+            lines.begins(folder.path, self.engine.name, epoch, epochs, self.steps, resumed)
         )
         notes = [*self.session.notes, *self.plan.notes]
         notes += self.teacher.notes if self.teacher else []
-        for line in [*self.plan.found, *(f"note: {note}" for note in notes)]:
+        for line in [*self.plan.found, *(tr("note: {note}", note=note) for note in notes)]:
             self.journal.say(line)
         self.journal.tell("starting", **self._place())
         # What is newest must be what goes on: a kill between two renames, damage or a way back may
@@ -224,7 +225,7 @@ class _Run:
     def _go(self) -> Outcome:
         epochs, where = self.recipe.optim.epochs, self.session.folder.path
         if self.position.epoch >= epochs:
-            self.journal.say(f"{where} is complete: {epochs} epochs are done")
+            self.journal.say(lines.is_complete(where, epochs))
         while self.position.epoch < epochs:
             with self.journal.progress() as progress:
                 try:
@@ -370,10 +371,7 @@ class _Run:
             }
             self.journal.say(validation_line(epoch, accuracy, ema=name == "ema"))
         self._tell_skipped(row)
-        self.journal.say(
-            f"Epoch [{epoch}] loss {row['loss']:.4f}, lr {row['lr']:.3g}, "
-            f"{position.seconds:.1f} s of training"
-        )
+        self.journal.say(lines.epoch(row))
         self.journal.record(row)
 
     def _tell_skipped(self, row: dict[str, Any]) -> None:
@@ -398,9 +396,8 @@ class _Run:
         self.journal.skipped(self.left_out)
         self.journal.draw()
         self._close("stopped", signal=self.stop.signal)
-        self.journal.say(
-            f"stopped {self._where()}; go on with: {resume_command(self.session.folder.path)}"
-        )
+        command = resume_command(self.session.folder.path)
+        self.journal.say(lines.stopped(self.position, self.steps, command))
         return self._outcome(finished=False)
 
     def _failed(self, error: Exception) -> XciteError:
@@ -459,8 +456,5 @@ class _Run:
         if finished:
             self._close("finished")
         if finished and position.best is not None:
-            self.journal.say(
-                f"best: top-1 {position.best:.2f} %, top-5 {position.best_top5:.2f} % "
-                f"after epoch {position.best_epoch}: {folder.best}"
-            )
+            self.journal.say(lines.best(position, folder.best))
         return Outcome(folder.path, position.epoch, position.best, finished)

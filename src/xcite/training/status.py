@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from xcite.errors import XciteError
+from xcite.language import padded, tr, translated
 from xcite.training import checkpoint
 from xcite.training.history import History
 from xcite.training.json_lines import is_count, is_number
@@ -31,10 +32,10 @@ class CheckpointHealth:
     size: int
 
     def in_words(self) -> str:
-        place = f"epoch {self.epoch + 1}, step {self.step}" if not self.problem else "DAMAGED"
-        return (
-            f"{self.path.name:32} {place}, {self.size / 2**20:.1f} MiB, "
-            f"{self.age / 60:.0f} min old" + (f": {self.problem}" if self.problem else "")
+        place = tr("epoch {epoch}, step {step}", epoch=self.epoch + 1, step=self.step)
+        size = tr("{size:.1f} MiB, {age:.0f} min old", size=self.size / 2**20, age=self.age / 60)
+        return f"{self.path.name:32} {tr('DAMAGED') if self.problem else place}, {size}" + (
+            f": {translated(self.problem)}" if self.problem else ""
         )
 
 
@@ -66,38 +67,64 @@ class Status:
         from xcite.training.journal import clock
 
         told = self.told
-        lines = [
-            f"run          {self.folder}" + (f" ({self.run[:8]})" if self.run else ""),
-            f"state        {self.state}" + (f", {self.owner.in_words()}" if self.owner else ""),
+        state = _state(self.state)
+        rows = [
+            (tr("run"), f"{self.folder}" + (f" ({self.run[:8]})" if self.run else "")),
+            (tr("state"), state + (f", {self.owner.in_words()}" if self.owner else "")),
         ]
         if "epoch" in told:
-            total = told.get("epochs", 0) * told.get("steps", 0)
-            done = (told["epoch"] - 1) * told.get("steps", 0) + told.get("step", 0)
-            share = f", {100 * done / total:.1f} % of the run" if total else ""
-            lines.append(
-                f"position     epoch {told['epoch']} of {told.get('epochs', '?')}, step "
-                f"{told.get('step', '?')} of {told.get('steps', '?')}{share}"
-            )
+            rows.append((tr("position"), _position(told)))
         if "pictures_per_second" in told:
-            lines.append(
-                f"speed        {told['pictures_per_second']:.1f} pictures/s, "
-                f"loss {told.get('loss', float('nan')):.4f}"
+            speed = tr(
+                "{speed:.1f} pictures/s, loss {loss:.4f}",
+                speed=told["pictures_per_second"],
+                loss=told.get("loss", float("nan")),
             )
+            rows.append((tr("speed"), speed))
         if "seconds_left" in told and self.owner:
-            lines.append(f"left         {clock(told['seconds_left'])}")
+            rows.append((tr("left"), clock(told["seconds_left"])))
         if "memory_mib" in told:
-            lines.append(f"memory       {told['memory_mib']} MiB at most, loader processes aside")
+            most = tr("{memory} MiB at most, loader processes aside", memory=told["memory_mib"])
+            rows.append((tr("memory"), most))
         if "time" in told:
-            lines.append(f"last heard   {max(0, time.time() - told['time']):.0f} s ago")
-        lines += [f"checkpoint   {health.in_words()}" for health in self.checkpoints]
+            since = max(0, time.time() - told["time"])
+            rows.append((tr("last heard"), tr("{seconds:.0f} s ago", seconds=since)))
+        rows += [(tr("checkpoint"), health.in_words()) for health in self.checkpoints]
         if not self.checkpoints:
-            lines.append("checkpoint   none yet")
-        lines += [f"changed      {text}" for text in self.altered]
+            rows.append((tr("checkpoint"), tr("none yet")))
+        rows += [(tr("changed"), text) for text in self.altered]
         if self.error:
-            lines.append(f"last error   {self.error}")
+            rows.append((tr("last error"), translated(self.error)))
         if self.command:
-            lines.append(f"go on with   {self.command}")
-        return lines
+            rows.append((tr("go on with"), self.command))
+        return [padded(label, 13) + text for label, text in rows]
+
+
+def _state(state: str) -> str:
+    """A state in the language in use; what another version wrote stays as it is."""
+    known = {
+        "starting": tr("starting"),
+        "training": tr("training"),
+        "evaluating": tr("evaluating"),
+        "stopped": tr("stopped"),
+        "failed": tr("failed"),
+        "finished": tr("finished"),
+        "killed": tr("killed"),
+        "unknown": tr("unknown"),
+    }
+    return known.get(state, state)
+
+
+def _position(told: dict[str, Any]) -> str:
+    total = told.get("epochs", 0) * told.get("steps", 0)
+    done = (told["epoch"] - 1) * told.get("steps", 0) + told.get("step", 0)
+    place = tr(
+        "epoch {epoch} of {epochs}, step {step} of {steps}",
+        epoch=told["epoch"],
+        **{key: told.get(key, "?") for key in ("epochs", "step", "steps")},
+    )
+    share = tr(", {share:.1f} % of the run", share=100 * done / total) if total else ""
+    return place + share
 
 
 class StatusReader:

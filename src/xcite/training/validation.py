@@ -6,6 +6,7 @@ from xcite.data.pipeline import EvaluationLoader
 from xcite.engines.interface import Engine
 from xcite.evaluation.accuracy import Accuracy
 from xcite.evaluation.evaluate import evaluate
+from xcite.language import tr
 from xcite.runtime.classifier import EngineClassifier
 from xcite.training.interruption import Stopped, StopRequest
 from xcite.training.plan import Plan
@@ -55,7 +56,7 @@ def validate(
         rank=engine.rank,
         world_size=engine.world_size,
     )
-    bar = progress.add_task("validate", total=len(source), note="")
+    bar = progress.add_task(tr("validate"), total=len(source), note="")
 
     def after_batch(pictures: int) -> None:
         progress.advance(bar, pictures * engine.world_size)

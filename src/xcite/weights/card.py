@@ -96,6 +96,7 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 
 def _cell(value: object) -> str:
-    """A stranger's text on one line, unable to start a table, a tag or a link of its own."""
+    """A stranger's text on one line, unable to start a table, tag, link or formula of its own."""
     text = visible(" ".join(str(value).split())[:300])
-    return re.sub(r"([\\`|<>\[\]*])", r"\\\1", text)
+    # Underscores inside words mean nothing.
+    return re.sub(r"([\\`|<>\[\]*&$~]|(?<!\w)_|_(?!\w))", r"\\\1", text)
