@@ -34,10 +34,12 @@ KEYS = {
 FREE = {
     "data.on_error": "skip",
     "data.max_pixels": "200000000",
+    "data.skip_limit": "20",
     "data.worker_timeout": "600",
     "data.workers": "1",
     "data.prefetch": "1",
     "data.root": "{}",
+    "data.columns": "image,label",
     "data.outside_root": "true",
     "data.train": "{}/copy",
     "data.validation": "",

@@ -51,6 +51,10 @@ class Writer:
         if error is not None:
             raise error
 
+    def postpone(self, jobs: list[Job]) -> None:
+        """Add jobs to what a failure has left undone."""
+        self._left += jobs
+
     def retry(self) -> None:
         """Do, in this thread, what a failure has left undone; raises what fails again."""
         self._do(self._left)
@@ -158,8 +162,13 @@ class Saver:
             self.wait()
 
     def _start(self, position: Position | None, jobs: list[Job]) -> None:
-        self.wait()
-        self._writer.start([self.session.require_folder, *jobs])
+        jobs = [self.session.require_folder, *jobs]
+        try:
+            self.wait()
+        except BaseException:
+            self._writer.postpone(jobs)  # or an epoch would count as done without its weights
+            raise
+        self._writer.start(jobs)
         self.saved = position
 
     def _state(self) -> dict[str, np.ndarray]:
