@@ -111,20 +111,30 @@ def _shown(
 
 def _figures(result: "Result", on: str) -> str:
     accuracy = result.accuracy
-    left_out = f", {result.left_out} left out" if result.left_out else ""
+    left_out = tr(", {count} left out", count=result.left_out) if result.left_out else ""
     if result.unlabelled:
-        left_out += f", {result.unlabelled} without a right class"
+        left_out += tr(", {count} without a right class", count=result.unlabelled)
     alone = ""
     if accuracy.absent:
-        alone = (
-            f"; among the {len(accuracy.present)} classes present: "
-            f"top-1 {accuracy.top1_present:.2f} %, top-5 {accuracy.top5_present:.2f} %"
+        alone = tr(
+            " among all {classes} classes; among the {present} classes present: "
+            "top-1 {top1:.2f} %, top-5 {top5:.2f} %",
+            classes=len(accuracy.class_names),
+            present=len(accuracy.present),
+            top1=accuracy.top1_present,
+            top5=accuracy.top5_present,
         )
-        alone = f" among all {len(accuracy.class_names)} classes{alone}"
-    return (
-        f"{accuracy.pictures} pictures on {on}{left_out}: "
-        f"top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} %, loss {accuracy.loss:.4f}"
-        f"{alone}, {accuracy.pictures / result.seconds:.0f} pictures/s"
+    return tr(
+        "{pictures} pictures on {on}{left_out}: top-1 {top1:.2f} %, top-5 {top5:.2f} %, "
+        "loss {loss:.4f}{alone}, {speed:.0f} pictures/s",
+        pictures=accuracy.pictures,
+        on=on,
+        left_out=left_out,
+        top1=accuracy.top1,
+        top5=accuracy.top5,
+        loss=accuracy.loss,
+        alone=alone,
+        speed=accuracy.pictures / result.seconds,
     )
 
 

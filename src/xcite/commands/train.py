@@ -94,7 +94,7 @@ def train(
         shown = run_folder.next_run_folder(path) if start.numbered else path
         if not start.resume:
             run_folder.RunFolder(shown).refuse_used()
-        say(f"run folder       {shown} (not written: dry run)")
+        say(tr("run folder       {folder} (not written: dry run)", folder=shown))
         return
 
     from xcite.figures.curves import draw_curves

@@ -8,6 +8,7 @@ from xcite.data.formats import dimensions
 from xcite.data.sources import ListFile, Source
 from xcite.data.sources.layouts import PARTS
 from xcite.errors import XciteError
+from xcite.language import tr
 
 SAMPLE = 16  # pictures whose size is looked at
 
@@ -16,19 +17,26 @@ def describe(source: Source) -> list[str]:
     """Lines for people: pictures and classes, what was left out, what looks wrong."""
     counts = np.bincount(source.labels, minlength=len(source.class_names))
     smallest, largest = int(counts.argmin()), int(counts.argmax())
-    line = f"{len(source):,} pictures of {len(source.class_names):,} classes"
+    line = tr(
+        "{pictures:,} pictures of {classes:,} classes",
+        pictures=len(source),
+        classes=len(source.class_names),
+    )
     if len(counts) > 1 and counts[smallest] != counts[largest]:
-        line += (
-            f", from {counts[smallest]:,} ({source.class_names[smallest]})"
-            f" to {counts[largest]:,} ({source.class_names[largest]}) each"
+        line += tr(
+            ", from {least:,} ({smallest}) to {most:,} ({largest}) each",
+            least=counts[smallest],
+            smallest=source.class_names[smallest],
+            most=counts[largest],
+            largest=source.class_names[largest],
         )
     elif len(counts) > 1:
-        line += f", {counts[largest]:,} each"
+        line += tr(", {each:,} each", each=counts[largest])
     lines = [line + _sizes(source)]
     if left_out := source.found.left_out_in_words():
-        lines.append(f"left out: {left_out}")
+        lines.append(tr("left out: {what}", what=left_out))
     warnings = [*source.found.warnings, *_suspicions(source.class_names)]
-    return lines + [f"warning: {warning}" for warning in warnings]
+    return lines + [tr("warning: {what}", what=warning) for warning in warnings]
 
 
 def refuse_doubtful(
@@ -81,5 +89,6 @@ def _sizes(source: Source) -> str:
             continue
     if not sides:
         return ""
-    extent = f"{min(sides)}" if min(sides) == max(sides) else f"{min(sides)} to {max(sides)}"
-    return f", sides of {extent} pixels in those looked at"
+    least, most = min(sides), max(sides)
+    extent = f"{least}" if least == most else tr("{least} to {most}", least=least, most=most)
+    return tr(", sides of {extent} pixels in those looked at", extent=extent)

@@ -1,5 +1,6 @@
 """The lines that a run prints, in the language in use."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,19 @@ def epoch(row: dict[str, Any]) -> str:
     return tr(
         "Epoch [{epoch}] loss {loss:.4f}, lr {lr:.3g}, {seconds:.1f} s of training",
         **{key: row[key] for key in ("epoch", "loss", "lr", "seconds")},
+    )
+
+
+def left_out(counts: Mapping[str, tuple[int, int]], listed: str) -> str:
+    """How many pictures cannot be read, of how many, in each part; ``listed`` is the file."""
+    parts = [
+        tr("{count:,} of {all:,} pictures of data.{part}", count=count, all=every, part=part)
+        for part, (count, every) in counts.items()
+    ]
+    return tr(
+        "cannot be read and are left out: {pictures}; see {file}",
+        pictures=", ".join(parts),
+        file=listed,
     )
 
 

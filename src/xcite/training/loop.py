@@ -376,14 +376,13 @@ class _Run:
 
     def _tell_skipped(self, row: dict[str, Any]) -> None:
         """Count, aloud and in the epoch's row, the pictures that could not be decoded so far."""
-        sources, said = {"train": self.plan.train, "validation": self.plan.validation}, []
+        sources, counts = {"train": self.plan.train, "validation": self.plan.validation}, {}
         for part, skipped in self.left_out.items():
             if skipped and (source := sources[part]) is not None:
                 row["skipped" if part == "train" else "validation_skipped"] = len(skipped)
-                said.append(f"{len(skipped):,} of {len(source):,} pictures of data.{part}")
-        if said:
-            listed = self.session.folder.skipped.name
-            self.journal.say(f"cannot be read and are left out: {', '.join(said)}; see {listed}")
+                counts[part] = len(skipped), len(source)
+        if counts:
+            self.journal.say(lines.left_out(counts, self.session.folder.skipped.name))
         self.journal.skipped(self.left_out)
 
     def _save_checkpoint(self) -> None:

@@ -11,6 +11,7 @@ from xcite.data.findings import describe, refuse_doubtful
 from xcite.data.overlap import shared_pictures
 from xcite.data.sources import Source, open_source, read_class_names
 from xcite.errors import XciteError
+from xcite.language import tr
 from xcite.recipe import Recipe
 from xcite.runtime.classes import brief
 from xcite.training import splitting
@@ -48,7 +49,7 @@ def open_data(recipe: Recipe, split_file: Path | None = None) -> RunData:
     """
     train = open_training(recipe)
     _check_classes(recipe, train)
-    found = [f"training: {line}" for line in describe(train)]
+    found = [tr("training: {line}", line=line) for line in describe(train)]
     doubt = functools.partial(
         refuse_doubtful,
         train,
@@ -72,7 +73,7 @@ def open_data(recipe: Recipe, split_file: Path | None = None) -> RunData:
         recipe, recipe.data.validation, classes=list(train.class_names), split="validation"
     )
     doubt(validation)
-    found += [f"validation: {line}" for line in describe(validation)]
+    found += [tr("validation: {line}", line=line) for line in describe(validation)]
     found += [*_lonely_classes(train), *_absent_classes(validation)]
     if split_file is None:  # a run that goes on was warned when it began
         found += _overlap(train, validation)
