@@ -95,7 +95,7 @@ def test_everything_folds_over_the_walk_of_a_family() -> None:
     assert activations(toy, 9, 17, recompute=True) == 15 * (16 + 8 + 8 + 24)
     assert [block["module"] for block in feature_info(toy)] == ["b0", "b1"]
     assert toy.layer_groups()["bn.bias"] == "stem"
-    assert (toy.drop_paths(), toy.without_dropout(), toy.in_words(32)) == ((0, 0.0), toy, "")
+    assert (toy.drop_paths(), toy.without_dropout(), toy.in_words(32, 32)) == ((0, 0.0), toy, "")
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
