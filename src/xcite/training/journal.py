@@ -112,6 +112,26 @@ class Journal:
         if any(left_out.values()) and self.writes:
             self.folder.write_skipped(left_out)
 
+    def tell_skipped(
+        self, left_out: Mapping[str, Mapping[str, str]], pictures: Mapping[str, int]
+    ) -> dict[str, int]:
+        """Count the pictures that could not be decoded so far, aloud, and list them.
+
+        Args:
+            left_out: see `skipped`.
+            pictures: how many there are of each.
+
+        Returns:
+            What goes into the epoch's row; nothing where none are left out.
+        """
+        counts = {part: len(skipped) for part, skipped in left_out.items() if skipped}
+        if counts:
+            said = [f"{n:,} of {pictures[part]:,} of data.{part}" for part, n in counts.items()]
+            self.say(f"pictures left out, not readable: {', '.join(said)}; see skipped.txt")
+        self.skipped(left_out)
+        columns = {"train": "skipped", "validation": "validation_skipped"}
+        return {columns[part]: n for part, n in counts.items()}
+
     def draw(self) -> None:
         """Draw the curves of all rows so far."""
         rows = self.folder.rows() if self.writes and self._draw else []

@@ -11,7 +11,6 @@ import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -365,24 +364,12 @@ class _Run:
                 f"{prefix}val_loss": accuracy.loss,
             }
             self.journal.say(validation_line(epoch, accuracy, ema=name == "ema"))
-        self._tell_skipped(row)
+        row |= self.journal.tell_skipped(self.left_out, self.plan.pictures)
         self.journal.say(
             f"Epoch [{epoch}] loss {row['loss']:.4f}, lr {row['lr']:.3g}, "
             f"{position.seconds:.1f} s of training"
         )
         self.journal.record(row)
-
-    def _tell_skipped(self, row: dict[str, Any]) -> None:
-        """Count, aloud and in the epoch's row, the pictures that could not be decoded so far."""
-        sources, said = {"train": self.plan.train, "validation": self.plan.validation}, []
-        for part, skipped in self.left_out.items():
-            if skipped and (source := sources[part]) is not None:
-                row["skipped" if part == "train" else "validation_skipped"] = len(skipped)
-                said.append(f"{len(skipped):,} of {len(source):,} pictures of data.{part}")
-        if said:
-            listed = self.session.folder.skipped.name
-            self.journal.say(f"cannot be read and are left out: {', '.join(said)}; see {listed}")
-        self.journal.skipped(self.left_out)
 
     def _save_checkpoint(self) -> None:
         self.saver.checkpoint(self.position)

@@ -39,6 +39,11 @@ class Plan:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def pictures(self) -> dict[str, int]:
+        """How many there are of "train" and "validation"."""
+        return {"train": len(self.train), "validation": len(self.validation or ())}
+
+    @property
     def class_names(self) -> list[str]:
         return list(self.train.class_names)
 
