@@ -16,7 +16,7 @@ from xcite.data import formats
 from xcite.data.decoding import decode
 from xcite.data.jpeg2000_packets import jpeg2000_packets
 from xcite.data.jxl_header import jxl_size
-from xcite.data.pillow_scope import pillow_scope
+from xcite.data.pillow_scope import PillowScope
 from xcite.errors import XciteError
 
 Y, X = np.mgrid[:24, :40]
@@ -164,7 +164,7 @@ def test_scans_follow_the_pixels_that_are_allowed(monkeypatch):
 
 def test_pillow_is_left_as_it_was():
     before, limit = list(warnings.filters), Image.MAX_IMAGE_PIXELS
-    with pillow_scope(10**9), pillow_scope(10**10):
+    with PillowScope(10**9), PillowScope(10**10):
         assert Image.MAX_IMAGE_PIXELS == 10**10
     assert limit == Image.MAX_IMAGE_PIXELS
     assert warnings.filters == before
