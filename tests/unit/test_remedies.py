@@ -46,6 +46,7 @@ FREE = {
     "data.classes": "{}/classes.txt",
     "run.tensorboard": "false",
     "run.engine": ENGINE,
+    "run.device": "cpu",
 }
 LOUD = {
     "optim.lr": "0.001",

@@ -222,8 +222,8 @@ class TestWithOneEngine:
         assert rows[2][1].endswith("b/odd\\nname.png")
         last = epochs_of(out.folder)[-1]
         assert (last["skipped"], last["validation_skipped"]) == (1, 2)
-        said = "1 of 24 of data.train, 2 of 11 of data.validation"
-        assert folder.log.read_text().count(f"pictures left out, not readable: {said}") == 1
+        said = "1 of 24 pictures of data.train, 2 of 11 pictures of data.validation"
+        assert folder.log.read_text().count(f"cannot be read and are left out: {said}") == 1
         # A session that meets none of them keeps the list.
         folder.write_skipped({"train": {"more": "gone"}})
         assert len(folder.skipped.read_text().splitlines()) == 4
