@@ -62,7 +62,9 @@ LOUD = {
 }
 # Proposed only where no run has begun, or it cannot have begun without: key -> files that do so.
 BEFORE = {
-    "init.reset_head": {"training/plan.py"},
+    "init.reset_head": {"training/initial.py"},
+    "init.freeze_patch_embed": {"training/plan.py"},
+    "preprocessing.size": {"training/plan.py"},
     "init.weights": {"training/session.py", "training/changes.py"},  # of a new run, tried below
     "distill.loss": {"engines/paddle/losses.py", "engines/torch/losses.py"},
     "distill.teacher": {"training/teachers/live.py"},
