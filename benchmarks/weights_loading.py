@@ -67,7 +67,7 @@ def load(loader: str, path: str) -> None:
         from xcite.weights import open_weights
 
         # Everything the reader imports on its way is no cost of the file.
-        from xcite.weights.opening import imagenet_classes
+        from xcite.weights.identification import imagenet_classes
 
         imagenet_classes()
         importlib.import_module("safetensors.numpy")

@@ -9,7 +9,7 @@ from PIL import Image
 from xcite.errors import XciteError
 from xcite.runtime.classes import match_classes, open_labelled, same_in_order
 from xcite.runtime.ranking import probabilities, ranked, top_classes
-from xcite.weights.opening import imagenet_classes
+from xcite.weights.identification import imagenet_classes
 
 
 def test_classes_are_matched_by_name() -> None:

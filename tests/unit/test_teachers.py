@@ -25,7 +25,7 @@ from xcite.training.teachers.facts import facts, weights_digest
 from xcite.training.teachers.live import live_teacher, resize
 from xcite.variants import Architecture, RegNetArchitecture, find
 from xcite.weights import Metadata, save_weights
-from xcite.weights.opening import imagenet_classes
+from xcite.weights.identification import imagenet_classes
 
 CLASSES = ["cat", "dog", "fox"]
 TINY = """

@@ -15,7 +15,7 @@ from xcite.preprocessing import Preprocessing
 from xcite.training import checkpoint
 from xcite.variants import RegNetArchitecture, XCiTArchitecture, find
 from xcite.weights import Metadata, open_weights, save_weights
-from xcite.weights.opening import imagenet_classes
+from xcite.weights.identification import imagenet_classes
 from xcite.weights.safetensors_files import read_safetensors, write_safetensors
 
 SMALL = XCiTArchitecture(

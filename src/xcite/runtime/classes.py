@@ -9,7 +9,7 @@ import numpy as np
 
 from xcite.data.sources import ListFile, Source, open_source
 from xcite.errors import XciteError
-from xcite.weights.opening import imagenet_classes
+from xcite.weights.identification import imagenet_classes
 
 
 def match_classes(
