@@ -277,7 +277,8 @@ def translate(
         ordered = tuple(found_parts[i] for i in range(len(found_parts)))
         entry = _Found(rows[name], ordered, table.transposed)
         # `entry.read` has made float32 of any float type already.
-        dtype = "float32" if "float" in ordered[0].dtype else "int64"
+        stored = ordered[0].dtype
+        dtype = "float32" if "float" in stored else "int64" if "int" in stored else stored
         result[name] = StoredTensor(entry.shape, dtype, entry.read)
     for name, bias in biases.items():
         if name in result and result[name].shape == bias.shape:

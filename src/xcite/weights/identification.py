@@ -19,7 +19,7 @@ from xcite.weights.metadata import Metadata, metadata_from_json
 from xcite.weights.parts import ROLES
 from xcite.weights.recognition import architecture_of, variant_of
 from xcite.weights.robust_models import is_cifar, robust_model
-from xcite.weights.stored import StoredTensor
+from xcite.weights.stored import ITEM_SIZES, StoredTensor
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation
 
@@ -79,6 +79,9 @@ def identify(path: Path, contents: Contents, part: str, dialect: str | None = No
     stored = dialects.translate(state, dialect, kind)
     foreign = [name for name in stored if not FAMILIES[kind].owns(name)]
     beside = {name: stored.pop(name) for name in foreign} | contents.beside.get(part, {})
+    objects = [f"{n} is {t.dtype}" for n, t in stored.items() if t.dtype not in ITEM_SIZES]
+    if objects:
+        raise XciteError(f"{path} is refused: weights are no plain tensors: {listed(objects)}")
     metadata = metadata_from_json(own or "{}", str(path))
     described = metadata.described_architecture()
     try:

@@ -8,6 +8,11 @@ what is *tolerated*, not what may run: what it refuses are names that no honest 
 
 import re
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Names that are tolerated exactly as they stand.
 _NAMES = {
     "builtins": """set frozenset slice complex range bytearray object list dict int float bool str
@@ -43,7 +48,8 @@ _NAMES = {
     "numpy.random._pickle": "__randomstate_ctor __generator_ctor __bit_generator_ctor",
     "numpy.random.bit_generator": "SeedSequence __pyx_unpickle_SeedSequence",
     "torch": """device dtype layout memory_format Generator Tensor strided sparse_coo
-        contiguous_format channels_last channels_last_3d preserve_format""",
+        contiguous_format channels_last channels_last_3d preserve_format per_tensor_affine
+        per_tensor_symmetric per_channel_affine per_channel_symmetric""",
     "torch.serialization": "_get_layout",
     "torch.storage": "TypedStorage UntypedStorage",
     "torch.torch_version": "TorchVersion",
@@ -57,180 +63,57 @@ _EXACT = {(module, name) for module, names in _NAMES.items() for name in names.s
 
 # Packages of which any class is tolerated: what begins with a capital letter. Functions are not,
 # because the modules of a package also hold what they imported.
-_PACKAGES = tuple(
-    [
-        "torch.nn",
-        "torch.optim",
-        "torch.amp",
-        "torch.cuda.amp",
-        "torch.utils.data",
-        "torch.distributed",
-        "torch.ao",
-        "torch.quantization",
-        "torchvision.transforms",
-        "torchvision.models",
-        "torchmetrics",
-        "pytorch_lightning",
-        "lightning",
-        "lightning_fabric",
-        "lightning_utilities",
-        "lightning_lite",
-        "timm",
-        "transformers",
-        "accelerate",
-        "huggingface_hub",
-        "omegaconf",
-        "yacs",
-        "box",
-        "addict",
-        "ml_collections",
-        "fvcore.common.config",
-        "detectron2.config",
-        "mmengine.config",
-        "mmcv.utils.config",
-        "paddle.optimizer",
-        "ml_dtypes",
-    ]
+_PACKAGES = _words(
+    """
+    torch.nn torch.optim torch.amp torch.cuda.amp torch.utils.data torch.distributed
+    torch.ao torch.quantization torchvision.transforms torchvision.models torchmetrics
+    pytorch_lightning lightning lightning_fabric lightning_utilities lightning_lite timm
+    transformers accelerate huggingface_hub omegaconf yacs box addict ml_collections
+    fvcore.common.config detectron2.config mmengine.config mmcv.utils.config
+    paddle.optimizer ml_dtypes
+    """
 )
 
 # A piece of a module's name that leads somewhere else, wherever it stands.
-_ELSEWHERE = frozenset(
-    [
-        "os",
-        "posix",
-        "nt",
-        "posixpath",
-        "ntpath",
-        "sys",
-        "subprocess",
-        "commands",
-        "builtins",
-        "__builtin__",
-        "importlib",
-        "imp",
-        "pkgutil",
-        "zipimport",
-        "runpy",
-        "code",
-        "codeop",
-        "socket",
-        "ssl",
-        "http",
-        "urllib",
-        "requests",
-        "ftplib",
-        "smtplib",
-        "telnetlib",
-        "shutil",
-        "tempfile",
-        "glob",
-        "fileinput",
-        "ctypes",
-        "_ctypes",
-        "cffi",
-        "pickle",
-        "_pickle",
-        "cPickle",
-        "dill",
-        "cloudpickle",
-        "joblib",
-        "marshal",
-        "shelve",
-        "webbrowser",
-        "operator",
-        "_operator",
-        "pty",
-        "tty",
-        "platform",
-        "pdb",
-        "bdb",
-        "timeit",
-        "profile",
-        "cProfile",
-        "trace",
-        "pydoc",
-        "doctest",
-        "asyncio",
-        "multiprocessing",
-        "threading",
-        "concurrent",
-        "signal",
-        "gc",
-        "inspect",
-        "numpy",
-        "f2py",
-        "hub",
-        "jit",
-        "package",
-        "fx",
-        "cpp_extension",
-    ]
+_ELSEWHERE = _words(
+    """
+    os posix nt posixpath ntpath sys subprocess commands builtins __builtin__ importlib imp
+    pkgutil zipimport runpy code codeop socket ssl http urllib requests ftplib smtplib
+    telnetlib shutil tempfile glob fileinput ctypes _ctypes cffi pickle _pickle cPickle dill
+    cloudpickle joblib marshal shelve webbrowser operator _operator pty tty platform pdb bdb
+    timeit profile cProfile trace pydoc doctest asyncio multiprocessing threading concurrent
+    signal gc inspect numpy f2py hub jit package fx cpp_extension
+    """
 )
-_CLASSES_THAT_RUN = frozenset(
-    [
-        "Popen",
-        "Unpickler",
-        "Pickler",
-        "InteractiveInterpreter",
-        "InteractiveConsole",
-        "SourceFileLoader",
-        "SourcelessFileLoader",
-        "ExtensionFileLoader",
-        "FileFinder",
-        "CDLL",
-        "PyDLL",
-        "Thread",
-        "Process",
-        "Pool",
-        "Timer",
-        "FileIO",
-    ]
+_CLASSES_THAT_RUN = _words(
+    """
+    Popen Unpickler Pickler InteractiveInterpreter InteractiveConsole SourceFileLoader
+    SourcelessFileLoader ExtensionFileLoader FileFinder CDLL PyDLL Thread Process Pool Timer
+    FileIO
+    """
 )
 _MODULE = re.compile(r"[A-Za-z_]\w{0,63}(\.[A-Za-z_]\w{0,63}){0,11}", re.ASCII)
 _CLASS = re.compile(r"_?[A-Z]\w{0,63}", re.ASCII)
 
-_DATA_TYPES = frozenset(
-    [
-        "float64",
-        "double",
-        "float32",
-        "float",
-        "float16",
-        "half",
-        "bfloat16",
-        "int64",
-        "long",
-        "int32",
-        "int",
-        "int16",
-        "short",
-        "int8",
-        "uint8",
-        "uint16",
-        "uint32",
-        "uint64",
-        "bool",
-        "complex32",
-        "complex64",
-        "complex128",
-        "cfloat",
-        "cdouble",
-        "chalf",
-        "quint8",
-        "qint8",
-        "qint32",
-        "quint4x2",
-        "quint2x4",
-        "float8_e4m3fn",
-        "float8_e5m2",
-        "float8_e4m3fnuz",
-        "float8_e5m2fnuz",
-        "float8_e8m0fnu",
-        "float4_e2m1fn_x2",
-        "bits8",
-        "bits16",
-    ]
+_DATA_TYPES = _words(
+    """
+    float64 double float32 float float16 half bfloat16 int64 long int32 int int16 short int8
+    uint8 uint16 uint32 uint64 bool complex32 complex64 complex128 cfloat cdouble chalf
+    quint8 qint8 qint32 quint4x2 quint2x4 float8_e4m3fn float8_e5m2 float8_e4m3fnuz
+    float8_e5m2fnuz float8_e8m0fnu float4_e2m1fn_x2 bits8 bits16
+    """
 )
+
+
+# What takes the place of a tensor, in words.
+_NO_TENSORS = {
+    "torch._utils._rebuild_qtensor": "a quantised tensor",
+    "torch._utils._rebuild_sparse_tensor": "a sparse tensor",
+    "torch._utils._rebuild_sparse_csr_tensor": "a sparse tensor",
+    "torch._utils._rebuild_nested_tensor": "a nested tensor",
+    "torch._utils._rebuild_meta_tensor_no_storage": "a tensor without numbers (meta)",
+    "torch._utils._rebuild_wrapper_subclass": "a tensor of a subclass",
+}
 
 
 class Inert:
@@ -249,18 +132,24 @@ class Inert:
         first = arguments[0] if arguments else None
         if self.name.startswith(("copyreg.", "copy_reg.")) and isinstance(first, Inert):
             return Inert(first.name)
-        return Inert(self.name)
+        return Inert(_NO_TENSORS.get(self.name, self.name))
+
+
+def is_data_type(module: str, name: str) -> bool:
+    """Whether it is one of PyTorch's number types, such as torch.float32."""
+    return module == "torch" and name in _DATA_TYPES
 
 
 def is_tolerated(module: str, name: str) -> bool:
     """Whether a pickle may mention this beside weights."""
-    if (module, name) in _EXACT or (module == "torch" and name in _DATA_TYPES):
+    if (module, name) in _EXACT or is_data_type(module, name):
         return True
-    if not any(module == package or module.startswith(f"{package}.") for package in _PACKAGES):
-        return False
+    pieces = module.split(".")
+    packages = (".".join(pieces[:count]) for count in range(1, min(len(pieces), 3) + 1))
     return (
-        _MODULE.fullmatch(module) is not None
+        not _PACKAGES.isdisjoint(packages)
+        and _MODULE.fullmatch(module) is not None
         and _CLASS.fullmatch(name) is not None
         and name not in _CLASSES_THAT_RUN
-        and not _ELSEWHERE.intersection(module.split("."))
+        and _ELSEWHERE.isdisjoint(pieces)
     )

@@ -17,7 +17,7 @@ from xcite.weights.stored import ITEM_SIZES, StoredTensor
 MAX_DIMENSIONS = 16
 
 Global = Callable[..., Any]
-Globals = Mapping[tuple[str, str], Global]
+Globals = Mapping[tuple[str, str], Global | Inert]
 
 
 class PickleError(XciteError):

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from xcite.weights.inert_objects import Inert, is_tolerated
+from xcite.weights.inert_objects import Inert, is_data_type, is_tolerated
 from xcite.weights.pickle_globals import (
     NUMPY_GLOBALS,
     ArrayRecord,
@@ -148,7 +148,8 @@ class _Machine:
         if function is not None:
             return function
         if is_tolerated(module, name):
-            self.aside[f"{module}.{name}"] += 0
+            if not is_data_type(module, name):
+                self.aside[f"{module}.{name}"] += 0
             return Inert(f"{module}.{name}")
         raise PickleError(
             f"it asks for {shown(f'{module}.{name}')}, which weights do not need; "

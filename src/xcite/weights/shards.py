@@ -11,6 +11,11 @@ INDEX_LIMIT = 16 * 2**20  # bytes of an index; 3,000 tensors need about 0.3 MB
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.[a-z]+)", re.ASCII)
 
 
+def is_shard(path: Path) -> bool:
+    """Whether the file's name is that of one shard of several."""
+    return _SHARD.fullmatch(path.name) is not None and path.suffix in (".safetensors", ".bin")
+
+
 def shards_of(path: Path) -> list[Path]:
     """The files that hold what ``path`` stands for: an index, one shard of several, or itself.
 

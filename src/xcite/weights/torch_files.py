@@ -40,6 +40,7 @@ _STORAGES = {
     "ComplexDoubleStorage": "complex128",
 }  # fmt: skip
 _PARAMETER = "torch.nn.parameter.Parameter"
+_UNTYPED = "torch.storage.UntypedStorage"
 _BYTES = "untyped"  # the storage of types without a storage class: the tensor says its type
 _QUANTISED = ("QInt8Storage", "QUInt8Storage", "QInt32Storage", "QUInt4x2Storage")
 
@@ -82,7 +83,7 @@ class _Contents:
         if not isinstance(reference, tuple) or not 5 <= len(reference) <= 6:
             raise PickleError("a storage is referred to in an unknown way")
         word, kind, key, _, count = reference[:5]
-        if isinstance(kind, Inert) and kind.name == "torch.storage.UntypedStorage":
+        if isinstance(kind, Inert) and kind.name == _UNTYPED:
             kind = _StorageType(_BYTES)
         if word != "storage" or not isinstance(kind, _StorageType) or not isinstance(key, str):
             raise PickleError("a storage is referred to in an unknown way")
@@ -186,7 +187,7 @@ def _size(items: Any = ()) -> tuple[int, ...]:
     return checked_shape(items)
 
 
-def _globals(contents: _Contents) -> dict[tuple[str, str], Global]:
+def _globals(contents: _Contents) -> dict[tuple[str, str], Global | Inert]:
     rebuilders: tuple[Global, ...] = (contents.rebuild, contents.rebuild_typed, _parameter)
 
     def subclass(rebuilder: Any, kind: Any, arguments: Any, *_: Any) -> Any:
@@ -209,6 +210,9 @@ def _globals(contents: _Contents) -> dict[tuple[str, str], Global]:
         ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): _parameter,
         ("torch._tensor", "_rebuild_from_type_v2"): subclass,
         ("torch", "Size"): _size,
+        ("torch", "Tensor"): Inert("torch.Tensor"),
+        ("torch.nn.parameter", "Parameter"): Inert(_PARAMETER),
+        ("torch.storage", "UntypedStorage"): Inert(_UNTYPED),
         **{("torch", name): _StorageType(dtype) for name, dtype in _STORAGES.items()},
         **{("torch", name): _StorageType(_BYTES) for name in _QUANTISED},
     }
