@@ -31,6 +31,7 @@ _NAMES = {
     "argparse": "Namespace",
     "types": "SimpleNamespace MappingProxyType NoneType",
     "random": "Random",
+    "typing": "Any Dict List Optional Sequence Tuple Union",
     **dict.fromkeys(
         ("pathlib", "pathlib._local"),
         "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath",
