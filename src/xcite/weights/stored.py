@@ -80,7 +80,7 @@ class StoredTensor:
         if self.dtype == "bfloat16":
             return (numbers.astype(np.uint32) << 16).view(np.float32)
         if self.dtype in _FLOAT8:
-            return float8_values(self.dtype)[numbers]
+            return np.asarray(float8_values(self.dtype)[numbers])
         if self.dtype.startswith("float"):
             return numbers.astype(np.float32, copy=False)
         return numbers.astype(np.int64, copy=False)
