@@ -223,3 +223,18 @@ def test_float8_is_decoded_as_pytorch_does():
         bits = torch.arange(256, dtype=torch.uint8)
         wanted = bits.view(getattr(torch, name)).float().numpy()
         np.testing.assert_array_equal(float8_values(name), wanted, err_msg=name)
+
+
+def test_many_signs_of_models_end_soon(tmp_path):
+    """Prefixes inside of prefixes, and as many tensors as fit below the limit."""
+    array = np.zeros(1, np.float32)
+    path = tmp_path / "signs.pdparams"
+    start = time.monotonic()
+    for depth, tensors in ((15, 8_000), (100, 10), (1, 9_000)):
+        state = {"backbone." * i + "cls_token": array for i in range(1, depth + 1)}
+        state |= {"backbone." * depth + f"{i}.running_mean": array for i in range(tensors // 2)}
+        state |= {"backbone." * depth + f"{i}._mean": array for i in range(tensors // 2)}
+        path.write_bytes(pickle.dumps(state, 4))
+        with pytest.raises(XciteError):
+            open_weights(path)
+    assert time.monotonic() - start < 30

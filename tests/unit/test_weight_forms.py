@@ -368,7 +368,12 @@ def test_shards(tmp_path, kind):
         open_weights(tmp_path / names[1])
     with pytest.raises(XciteError, match=r"index\.json: beside it is no .*-00003-of"):
         open_weights(index)
-    for table in ("[]", '{"weight_map": {"a": "../x"}}', '{"weight_map": {"a": 1}}', "{", "\xff"):
+    outside = ("../x.bin", "..", ".", "/etc/x.bin", "a/x.bin", "x" * 5000 + "..")
+    for name in outside:
+        index.write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(XciteError, match="plain names"):
+            open_weights(index)
+    for table in ("[]", '{"weight_map": {}}', '{"weight_map": {"a": 1}}', "{", "\xff"):
         index.write_text(table, "latin1")
         with pytest.raises(XciteError, match=r"no index of weights|plain names"):
             open_weights(index)
@@ -576,6 +581,12 @@ def test_a_normalisation_around_the_model_travels_with_it(tmp_path):
     opened = assert_read(tmp_path / "x.pth", strict=True)
     assert opened.metadata.preprocessing.mean == CIFAR10.mean
     assert opened.metadata.preprocessing.std == CIFAR10.std
+    for std in ([0.0] * 3, [float("nan")] * 3, [-1.0] * 3, [1e-45] * 3, [float("inf")] * 3):
+        torch.save(beside([0.5] * 3, std) | tensors("model."), tmp_path / "x.pth")
+        assert_read(tmp_path / "x.pth")  # no preprocessing can be made of these
+    one = {"normalize.mean": torch.tensor(0.5), "normalize.std": torch.tensor(0.25)}
+    torch.save(one | tensors("model."), tmp_path / "x.pth")
+    assert open_weights(tmp_path / "x.pth").metadata.preprocessing.std == (0.25,) * 3
     counted = beside([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
     torch.save(counted | tensors("model."), tmp_path / "x.pth")
     read = open_weights(tmp_path / "x.pth").metadata.preprocessing
@@ -606,6 +617,12 @@ def test_strides_given_by_name_are_kept(tmp_path, capsys):
         main([str(a) for a in arguments])
     assert not ended.value.code
     assert open_weights(target).architecture == architecture
+    away = ("convert", target, tmp_path / "away.pth", "--to", "timm")
+    with pytest.raises(SystemExit) as ended:
+        main([str(a) for a in away])
+    assert (
+        "timm files do not say that the stem's strides are (1, 1, 2, 2)" in capsys.readouterr().out
+    )
     with pytest.raises(
         XciteError, match=r"trained with stem_strides=\(1, 1, 2, 2\), the model has"
     ):

@@ -67,6 +67,9 @@ def convert(
         f"{done.tensors} tensors; read back and equal in every bit",
         *(f"  note: {note}" for note in done.source.metadata.provenance.get("notes", [])),
     )
+    strides = done.source.architecture.fields().get("stem_strides")
+    if strides is not None and done.dialect != "xcite":
+        say(f"  note: {done.dialect} files do not say that the stem's strides are {strides}")
     if check:
         say(f"logits on {engine}: {_compare_logits(done, engine)}")
 

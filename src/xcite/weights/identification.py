@@ -113,7 +113,7 @@ def _normalisation(beside: State) -> Normalisation | None:
     for mean_name in ("normalize.mean", "mean"):
         mean = _few(beside.get(mean_name))
         std = _few(beside.get(_NORMALISERS[mean_name]))
-        if mean is not None and std is not None and len(mean) == len(std):
+        if mean is not None and std is not None and len(mean) == len(std) and min(std) > 0:
             scale = 255.0 if max(std) > 1.5 else 1.0  # some count pixels from 0 to 255
             return tuple(m / scale for m in mean), tuple(s / scale for s in std)
     return None
@@ -157,7 +157,9 @@ def _take_from_outside(
         preprocessing = robust.preprocessing
     changes = dict(config.preprocessing)
     if inside is not None:
-        changes |= {"mean": inside[0], "std": inside[1]} | ({"size": 32} if cifar else {})
+        wide = architecture.in_chans if len(inside[0]) == 1 else 1  # one number for all channels
+        changes |= {"mean": inside[0] * wide, "std": inside[1] * wide}
+        changes |= {"size": 32} if cifar else {}
         model.notes.append("mean and deviation are those stored around the model")
     if changes and architecture.in_chans in (1, 3):
         base = preprocessing or architecture.preprocessing

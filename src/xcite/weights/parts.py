@@ -17,6 +17,7 @@ from xcite.weights.stored import StoredTensor, no_tensor
 
 MAX_DEPTH = 8  # of dictionaries in dictionaries
 MAX_MODELS = 16
+MAX_TENSORS = 8_192  # in one dictionary; the largest model has 715, and may have an average beside
 
 ROLES = ("weights", "ema", "student", "teacher")
 
@@ -113,6 +114,8 @@ def _sets(loaded: dict[Any, Any], resolve: Callable[[Any], Any]) -> Iterator[tup
             elif isinstance(resolved, dict) and id(resolved) not in seen and len(path) < MAX_DEPTH:
                 seen.add(id(resolved))
                 waiting.append(((*path, str(name)[:80]), resolved))
+        if len(state) + len(others) > MAX_TENSORS:
+            raise PickleError(f"it holds {len(state)} tensors in one place, as no checkpoint does")
         if state:
             yield path, state | others
 
@@ -152,7 +155,7 @@ def _prefixes(state: Mapping[str, StoredTensor]) -> list[str]:
                 for anchor in anchors
                 if name == anchor or name.endswith(f".{anchor}")
             ]
-    if len(readings) > 4 * MAX_MODELS:
+    if len(readings) > MAX_MODELS:
         raise PickleError(f"it holds the signs of {len(readings)} models")
     chosen = set()
     for prefixes in readings.values():

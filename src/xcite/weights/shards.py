@@ -8,6 +8,7 @@ from xcite.errors import XciteError
 
 MAX_SHARDS = 1_000
 INDEX_LIMIT = 16 * 2**20  # bytes of an index; 3,000 tensors need about 0.3 MB
+_PLAIN = re.compile(r"\w[\w.-]*\.(safetensors|bin|pth|pt|pdparams)")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.[a-z]+)", re.ASCII)
 
 
@@ -53,7 +54,7 @@ def _indexed(path: Path) -> list[str]:
         raise XciteError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise XciteError(f"{path} is no index of weights: it has no table weight_map") from error
-    plain = all(isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) for name in names)
+    plain = all(isinstance(name, str) and _PLAIN.fullmatch(name) for name in names)
     if not plain or not 0 < len(names) <= MAX_SHARDS:
         raise XciteError(f"{path}: its files are not plain names in the same folder")
     return names
