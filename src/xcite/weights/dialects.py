@@ -8,7 +8,7 @@ v1.1, PaddleClas and its XCiT fork, PaddleViT; tests compare with key lists of t
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -382,7 +382,7 @@ def recognise(names: Iterable[str]) -> tuple[str, str] | None:
     A plain PaddleViT file of XCiT has the names of PaddleClas and is called so; DeiT's teacher has
     timm's and is called official.
     """
-    known = list(names)
+    known = dict.fromkeys(names)
     fitting = [
         (len(table.signs), dialect, kind)
         for kind, tables in TABLES.items()
@@ -392,6 +392,9 @@ def recognise(names: Iterable[str]) -> tuple[str, str] | None:
     return max(fitting, key=lambda found: found[0])[1:] if fitting else None
 
 
-def _any(names: Iterable[str], expression: str) -> bool:
+def _any(names: Collection[str], expression: str) -> bool:
+    literal = expression.replace("\\.", ".")
+    if re.escape(literal) == expression:
+        return literal in names
     compiled = re.compile(expression)
     return any(compiled.fullmatch(name) for name in names)
