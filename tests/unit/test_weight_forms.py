@@ -112,6 +112,25 @@ def test_several_models_are_parts(tmp_path):
     assert_read(path, 2, part="ema")
 
 
+def test_a_state_in_a_tuple_or_list(tmp_path):
+    path = tmp_path / "x.pth"
+    for saved in ((tensors(), 3), [{"epoch": 3}, {"net": tensors("module.")}], {"a": [tensors()]}):
+        torch.save(saved, path)
+        assert_read(path)
+    torch.save([1, 2], path)
+    with pytest.raises(XciteError, match="no weights were found in it"):
+        open_weights(path)
+
+
+def test_a_folder_with_one_weights_file(tmp_path):
+    torch.save({"state_dict": tensors("model.")}, tmp_path / "last.ckpt")
+    (tmp_path / "log.txt").write_text("nothing")
+    assert_read(tmp_path)
+    torch.save({"state_dict": tensors("model.")}, tmp_path / "epoch=1.ckpt")
+    with pytest.raises(XciteError, match="name the weights file itself"):
+        open_weights(tmp_path)
+
+
 def test_the_usual_key_counts_where_several_hold_weights(tmp_path):
     path = tmp_path / "x.pth"
     torch.save({"best": {"net": tensors(factor=3)}, "state_dict": tensors()}, path)

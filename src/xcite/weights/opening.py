@@ -19,6 +19,8 @@ from xcite.weights.safetensors_files import write_safetensors
 from xcite.weights.shards import is_shard
 from xcite.weights.stored import StoredTensor
 
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".pdparams", ".pd")
+
 
 @dataclass
 class WeightFile:
@@ -167,6 +169,9 @@ def _in_folder(folder: Path) -> Path:
         )
     if (folder / "saved_model.pb").is_file():
         raise XciteError(f"{folder} is a program of TensorFlow; save its weights as .safetensors")
+    single = [file for file in folder.iterdir() if file.suffix in _SUFFIXES and file.is_file()]
+    if len(single) == 1:
+        return single[0]
     raise XciteError(
         f"{folder} holds neither best.safetensors nor last.safetensors, as a run does, nor "
         "model.safetensors or pytorch_model.bin; name the weights file itself"

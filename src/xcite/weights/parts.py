@@ -67,15 +67,16 @@ def find_parts(loaded: Any, resolve: Callable[[Any], Any]) -> dict[str, Part]:
     Raises:
         PickleError: no tensors at all, or more models than any checkpoint has.
     """
-    if not isinstance(loaded, dict):
+    level = _level(loaded)
+    if level is None:
         raise PickleError(_not_a_dictionary(loaded))
-    sets = list(_sets(loaded, resolve))
+    sets = list(_sets(level, resolve))
     found = [part for path, state in sets for part in split(state, path)]
     if len(found) > MAX_MODELS:
         raise PickleError(f"it holds {len(found)} models; at most {MAX_MODELS} are told apart")
     if not found:
         if not sets:
-            raise PickleError(_nothing(loaded))
+            raise PickleError(_nothing(level))
         path, state = max(sets, key=lambda entry: len(entry[1]))
         found = [Part(path, state)]
     parts: dict[str, Part] = {}
@@ -111,13 +112,22 @@ def _sets(loaded: dict[Any, Any], resolve: Callable[[Any], Any]) -> Iterator[tup
                 state[name] = resolved
             elif isinstance(resolved, Inert) and isinstance(name, str):
                 others[name] = no_tensor(resolved.name)
-            elif isinstance(resolved, dict) and id(resolved) not in seen and len(path) < MAX_DEPTH:
-                seen.add(id(resolved))
-                waiting.append(((*path, str(name)[:80]), resolved))
+            elif id(resolved) not in seen and len(path) < MAX_DEPTH:
+                inner = _level(resolved)
+                if inner is not None:
+                    seen.add(id(resolved))
+                    waiting.append(((*path, str(name)[:80]), inner))
         if len(state) + len(others) > MAX_TENSORS:
             raise PickleError(f"it holds {len(state)} tensors in one place, as no checkpoint does")
         if state:
             yield path, state | others
+
+
+def _level(value: Any) -> dict[Any, Any] | None:
+    """A dictionary, or a short list or tuple as one: (state dict, epoch) is saved by hand."""
+    if isinstance(value, list | tuple) and len(value) <= MAX_MODELS:
+        return {str(i): item for i, item in enumerate(value)}
+    return value if isinstance(value, dict) else None
 
 
 def split(state: Mapping[str, StoredTensor], path: Path = ()) -> list[Part]:
