@@ -5,6 +5,7 @@ Names, shapes and metadata decide first, then a configuration beside the file an
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,8 +21,6 @@ from xcite.weights.parts import ROLES
 from xcite.weights.recognition import architecture_of, variant_of
 from xcite.weights.robust_models import is_cifar, robust_model
 from xcite.weights.stored import ITEM_SIZES, StoredTensor
-
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation
 
 
 @dataclass
@@ -77,7 +76,8 @@ def identify(path: Path, contents: Contents, part: str, dialect: str | None = No
     if own is not None or (contents.container == "safetensors" and not contents.beside):
         dialect = "xcite"
     stored = dialects.translate(state, dialect, kind)
-    foreign = [name for name in stored if not FAMILIES[kind].owns(name)]
+    # Xcite's own files hold nothing else; in them a strange name is an error, found later.
+    foreign = [n for n in stored if own is None and not FAMILIES[kind].owns(n)]
     beside = {name: stored.pop(name) for name in foreign} | contents.beside.get(part, {})
     objects = [f"{n} is {t.dtype}" for n, t in stored.items() if t.dtype not in ITEM_SIZES]
     if objects:
@@ -89,33 +89,39 @@ def identify(path: Path, contents: Contents, part: str, dialect: str | None = No
     except XciteError as error:
         raise XciteError(f"{path} ({dialect}): {error}") from error
     model = Identified(stored, architecture, dialect, metadata, ())
+    inside = _normalisation(beside)
     if described is None:
-        _take_from_outside(model, path, contents.config, _normalisation(beside))
+        _take_from_outside(model, path, contents.config or HubConfig(), inside)
     if own is None:
         model.metadata.provenance = {
             "source": path.name,
             "dialect": dialect,
             **({"assumed": list(model.assumed)} if model.assumed else {}),
         }
-    model.aside = [name for name in beside if name not in _NORMALISERS]
+    model.aside = [n for n in beside if described or inside is None or n not in inside.names]
     if model.aside:
         model.notes.append(f"tensors that belong to no model are left aside: {listed(model.aside)}")
     return model
 
 
-# A normalisation that is part of the stored module: RobustBench's, and the Light Recipe's.
-_NORMALISERS = {"normalize.mean": "normalize.std", "mean": "std"}
-_NORMALISERS |= {std: mean for mean, std in _NORMALISERS.items()}
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and deviation that are stored around a model, for pixels of 0..1."""
+
+    names: tuple[str, str]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 def _normalisation(beside: State) -> Normalisation | None:
-    """Mean and deviation that are stored around the model, for pixels of 0..1."""
-    for mean_name in ("normalize.mean", "mean"):
-        mean = _few(beside.get(mean_name))
-        std = _few(beside.get(_NORMALISERS[mean_name]))
-        if mean is not None and std is not None and len(mean) == len(std) and min(std) > 0:
+    """That of RobustBench's wrapper, or of the Light Recipe's."""
+    for names in (("normalize.mean", "normalize.std"), ("mean", "std")):
+        mean, std = (_few(beside.get(name)) for name in names)
+        if mean is not None and std is not None and len(mean) == len(std) and min(std) > 1e-6:
             scale = 255.0 if max(std) > 1.5 else 1.0  # some count pixels from 0 to 255
-            return tuple(m / scale for m in mean), tuple(s / scale for s in std)
+            return Normalisation(
+                names, tuple(m / scale for m in mean), tuple(s / scale for s in std)
+            )
     return None
 
 
@@ -129,48 +135,59 @@ def _few(tensor: StoredTensor | None) -> tuple[float, ...] | None:
 
 
 def _take_from_outside(
-    model: Identified, path: Path, config: HubConfig | None, inside: Normalisation | None
+    model: Identified, path: Path, config: HubConfig, inside: Normalisation | None
 ) -> None:
     """Variant, class names and preprocessing as names, shapes and a configuration tell them."""
-    config = config or HubConfig()
     stem = path.name.rsplit(".", 1)[0]
     robust = robust_model(stem)
-    told = robust.architecture if robust else config.architecture
-    cifar = inside is not None and is_cifar(inside[0], model.architecture.num_classes)
-    _take_strides(model, told, cifar=cifar)
-    architecture = model.architecture
-    variant = variant_of(architecture, config.full_name() or stem)
-    fits = robust is not None and variant == robust.architecture
-    known = _is_published(variant, path.name)
-    imagenet = known or config.imagenet or (fits and robust is not None and robust.imagenet)
-    names = config.class_names
-    if names is not None and len(names) != architecture.num_classes:
+    classes = model.architecture.num_classes
+    cifar = inside is not None and is_cifar(inside.mean, classes)
+    _take_strides(model, robust.architecture if robust else config.architecture, cifar=cifar)
+    variant = variant_of(model.architecture, config.full_name() or stem)
+    if robust is not None and robust.architecture != variant:
+        robust = None  # the name of a robust model on another one
+    imagenet = _is_published(variant, path.name) or config.imagenet
+    imagenet = imagenet or (robust is not None and robust.imagenet)
+    names = imagenet_classes() if imagenet and classes == 1000 else None
+    if config.class_names is not None and len(config.class_names) != classes:
         model.notes.append(
-            f"config.json names {len(names)} classes, the head has {architecture.num_classes}; "
+            f"config.json names {len(config.class_names)} classes, the head has {classes}; "
             "the names are left out"
         )
-        names = None
-    if names is None and imagenet and architecture.num_classes == 1000:
-        names = imagenet_classes()
-    preprocessing = _preprocessing(architecture, variant)
-    if fits and robust is not None:
-        preprocessing = robust.preprocessing
-    changes = dict(config.preprocessing)
-    if inside is not None:
-        wide = architecture.in_chans if len(inside[0]) == 1 else 1  # one number for all channels
-        changes |= {"mean": inside[0] * wide, "std": inside[1] * wide}
-        changes |= {"size": 32} if cifar else {}
-        model.notes.append("mean and deviation are those stored around the model")
-    if changes and architecture.in_chans in (1, 3):
-        base = preprocessing or architecture.preprocessing
-        merged = base.model_copy(update=changes)
-        if merged.channels == architecture.in_chans:
-            preprocessing = Preprocessing.model_validate(merged.model_dump())
+    elif config.class_names is not None:
+        names = config.class_names
     model.notes += config.notes
+    usual = _preprocessing(model.architecture, variant)
+    told = robust.preprocessing if robust is not None else usual
+    changes = dict(config.preprocessing) | ({"size": 32} if cifar else {})
     model.metadata = Metadata(
-        variant=variant, architecture=architecture, class_names=names, preprocessing=preprocessing
+        variant=variant,
+        architecture=model.architecture,
+        class_names=names,
+        preprocessing=_prepared(model, told, changes, inside),
     )
-    model.assumed = architecture.unreadable if variant is None else ()
+    model.assumed = model.architecture.unreadable if variant is None else ()
+
+
+def _prepared(
+    model: Identified,
+    told: Preprocessing | None,
+    changes: dict[str, Any],
+    inside: Normalisation | None,
+) -> Preprocessing | None:
+    """The preprocessing that is told, changed as a configuration and a normalisation say."""
+    channels = model.architecture.in_chans
+    if inside is not None:
+        wide = channels if len(inside.mean) == 1 and channels == 3 else 1  # one for all channels
+        changes |= {"mean": inside.mean * wide, "std": inside.std * wide}
+        model.notes.append(f"mean and deviation are the stored {' and '.join(inside.names)}")
+    if not changes:
+        return told
+    merged = (told or model.architecture.preprocessing).model_copy(update=changes)
+    if merged.channels != channels:
+        model.notes.append(f"a mean of {merged.channels} channels is not taken over")
+        return told
+    return Preprocessing.model_validate(merged.model_dump())
 
 
 def _take_strides(model: Identified, told: str | None, *, cifar: bool) -> None:
