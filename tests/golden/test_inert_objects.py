@@ -146,9 +146,9 @@ def test_exponential_nesting_costs_nothing():
         )
     )
     for around in (b"}%sNs", b"\x8f(%s\x90", b"(%s\x91", INERT + b"%sb", b"}" + text("m") + b"%ss"):
-        start = time.monotonic()
+        start = time.process_time()
         read(b"\x80\x04" + around.replace(b"%s", laughs) + b".")
-        assert time.monotonic() - start < 2
+        assert time.process_time() - start < 2
 
 
 def test_dictionaries_that_hold_one_another_are_walked_once(tmp_path):
@@ -160,13 +160,13 @@ def test_dictionaries_that_hold_one_another_are_walked_once(tmp_path):
         level = b"}" + text("a") + level + memo + b"s" + text("b") + again + b"s"
     path = tmp_path / "laughs.pdparams"
     path.write_bytes(b"\x80\x04" + level + b".")
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(XciteError, match="no weights were found"):
         open_weights(path)
     path.write_bytes(b"\x80\x04}\x94" + text("a") + b"h\x00s.")  # one that holds itself
     with pytest.raises(XciteError, match="no weights were found"):
         open_weights(path)
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(
@@ -186,10 +186,10 @@ def test_dictionaries_that_hold_one_another_are_walked_once(tmp_path):
 )
 def test_bombs_of_objects_stay_within_bounds(data):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.monotonic()
+    start = time.process_time()
     with contextlib.suppress(PickleError):
         read(b"\x80\x04" + data + b".")
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 120_000  # KiB
 
@@ -229,7 +229,7 @@ def test_many_signs_of_models_end_soon(tmp_path):
     """Prefixes inside of prefixes, and as many tensors as fit below the limit."""
     array = np.zeros(1, np.float32)
     path = tmp_path / "signs.pdparams"
-    start = time.monotonic()
+    start = time.process_time()
     for depth, tensors in ((15, 8_000), (100, 10), (1, 9_000)):
         state = {"backbone." * i + "cls_token": array for i in range(1, depth + 1)}
         state |= {"backbone." * depth + f"{i}.running_mean": array for i in range(tensors // 2)}
@@ -237,4 +237,4 @@ def test_many_signs_of_models_end_soon(tmp_path):
         path.write_bytes(pickle.dumps(state, 4))
         with pytest.raises(XciteError):
             open_weights(path)
-    assert time.monotonic() - start < 30
+    assert time.process_time() - start < 30

@@ -370,9 +370,10 @@ def anchors() -> tuple[str, ...]:
 
 
 def explained(names: Iterable[str], dialect: str, kind: str) -> int:
-    """How many of these names are a model's tensors in the dialect."""
+    """How many kinds of these names, whatever their numbers, are a model's in the dialect."""
     table, family = TABLES[kind][dialect], FAMILIES[kind]
-    found = (_canonical_of(name, (*table.folded, *table.rows)) for name in names)
+    kinds = {re.sub(r"\d+", "1", name) for name in names}
+    found = (_canonical_of(name, (*table.folded, *table.rows)) for name in kinds)
     return sum(ours is not None and family.owns(ours[0]) for ours in found)
 
 

@@ -169,15 +169,13 @@ def _prefixes(state: Mapping[str, StoredTensor]) -> list[str]:
         raise PickleError(f"it holds the signs of {len(readings)} models")
     chosen = set()
     for prefixes in readings.values():
-        common = max(prefixes, key=len, default="")
         fitting = []
         for prefix in prefixes:
             names = [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
             known = dialects.recognise(names)
             if known is not None:
-                inside = common.removeprefix(prefix)
-                own = [name for name in names if not name.startswith(inside)]
-                fitting.append((dialects.explained(own, *known), -len(prefix), prefix))
+                count = dialects.explained(names, *known) if len(prefixes) > 1 else 0
+                fitting.append((count, -len(prefix), prefix))
         if fitting:
             chosen.add(max(fitting)[2])
     return sorted(chosen, key=len, reverse=True)
