@@ -246,3 +246,12 @@ def test_files_without_checksums_open(weights, tmp_path):
     save_file(weights, path, metadata={"xcite": text})
     opened = open_weights(path)
     assert all(np.array_equal(array, opened.tensors[name]) for name, array in weights.items())
+
+
+def test_a_damaged_header_is_not_quoted_whole(tmp_path):
+    header = json.dumps({"xcite": "a" * 100_000}).encode()
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(XciteError, match="not a sound safetensors file") as error:
+        open_weights(path)
+    assert len(str(error.value)) < 1000
