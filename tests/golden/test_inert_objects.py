@@ -18,7 +18,7 @@ from xcite.weights.dialects import express
 from xcite.weights.inert_objects import Inert, is_tolerated
 from xcite.weights.pickle_globals import PickleError
 from xcite.weights.pickles import read_pickle
-from xcite.weights.stored import float8_values
+from xcite.weights.stored import StoredTensor, float8_values
 
 FORBIDDEN = [
     ("os", "system"), ("posix", "system"), ("nt", "system"), ("subprocess", "Popen"),
@@ -215,6 +215,12 @@ def test_float8_tensors_and_tensors_with_attributes_are_read(tmp_path):
     path.write_bytes(float8_file())
     tensors = open_weights(path).tensors
     assert all((a == 1.5).all() for name, a in tensors.items() if not name.endswith("tracked"))
+
+
+def test_a_float8_scalar_is_an_array():
+    one = StoredTensor((), "float8_e5m2", lambda: np.array(0x3E, np.uint8))
+    assert isinstance(one.read(), np.ndarray)
+    assert one.read() == 1.5
 
 
 def test_float8_is_decoded_as_pytorch_does():
