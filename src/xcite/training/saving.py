@@ -3,7 +3,6 @@
 import contextlib
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -219,7 +218,7 @@ class Saver:
             provenance["teacher"] = self.teacher.identity()
         return Metadata(
             variant=None if recipe.model.overrides() else recipe.model.name,
-            architecture=asdict(self.plan.architecture),
+            architecture=self.plan.architecture.fields(),
             class_names=self.plan.class_names,
             preprocessing=recipe.preprocessing,
             provenance=provenance,
