@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from xcite.data.formats import dimensions
-from xcite.data.sources import ListFile, Source
+from xcite.data.sources import ListFile, Source, evenly
 from xcite.data.sources.layouts import PARTS
 from xcite.errors import XciteError
 from xcite.language import tr
@@ -78,7 +78,7 @@ def _suspicions(names: Sequence[str]) -> list[str]:
 def _sizes(source: Source) -> str:
     """Smallest and largest side of some pictures, by their headers alone."""
     sides: list[int] = []
-    for index in np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(int)).tolist():
+    for index in evenly(len(source), SAMPLE):
         try:
             picture = source.read(index)
             if isinstance(picture, bytes):

@@ -41,6 +41,11 @@ _LARGEST_XMP = 1 << 20
 _TGA_FOOTER = b"TRUEVISION-XFILE.\0"
 
 
+def is_picture(name: str) -> bool:
+    """Whether a file's name says that it is a picture."""
+    return name.lower().endswith(SUFFIXES)
+
+
 def open_encoded(data: bytes, origin: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Open a picture without decoding it where the format allows; only JPEG XL's does not.
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from xcite.data.loose_pictures import is_picture, pictures_below
+from xcite.data.formats import is_picture
+from xcite.data.loose_pictures import pictures_below
 from xcite.data.sources import Found, Source, open_source
 from xcite.data.sources.layouts import kind_of
 from xcite.data.sources.strays import stray_file

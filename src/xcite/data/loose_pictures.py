@@ -6,16 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from xcite.data.decoding import SUFFIXES
+from xcite.data.formats import SUFFIXES, is_picture
 from xcite.data.sources import Found, Names
-from xcite.data.sources.source import fingerprint, read_file
+from xcite.data.sources.source import fingerprint, identity, read_file
 from xcite.data.sources.strays import stray_file, stray_folder
 from xcite.errors import XciteError
-
-
-def is_picture(name: str) -> bool:
-    """Whether a file's name says that it is a picture."""
-    return name.lower().endswith(SUFFIXES)
 
 
 def pictures_below(
@@ -34,8 +29,8 @@ def pictures_below(
         XciteError: ``folder`` itself cannot be read.
     """
     try:
-        around = [_identity(str(place)) for place in Path(os.path.realpath(folder)).parents]
-        pending = [(_identity(folder), folder, _entries(folder))]
+        around = [identity(os.stat(place)) for place in Path(os.path.realpath(folder)).parents]
+        pending = [(identity(os.stat(folder)), folder, _entries(folder))]
     except OSError as error:
         raise XciteError(f"{folder}: {error.strerror or error}") from error
     while pending:
@@ -52,18 +47,13 @@ def pictures_below(
             found.leave_out(stray, path)
         else:
             try:
-                identity = _identity(path)
-                if identity in around or any(identity == above for above, *_ in pending):
+                itself = identity(os.stat(path))
+                if itself in around or any(itself == above for above, *_ in pending):
                     found.leave_out("links to a folder they lie in", path)
                 else:
-                    pending.append((identity, path, _entries(path)))
+                    pending.append((itself, path, _entries(path)))
             except OSError:
                 found.leave_out("folders that cannot be read", path)
-
-
-def _identity(folder: str) -> tuple[int, int]:
-    about = os.stat(folder)
-    return about.st_dev, about.st_ino
 
 
 def _entries(folder: str) -> Iterator[tuple[str, bool]]:

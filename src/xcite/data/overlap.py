@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 
-from xcite.data.sources import Source
+from xcite.data.sources import Source, evenly
 from xcite.errors import XciteError
 from xcite.regular_files import read_regular
 
@@ -26,7 +26,7 @@ def shared_pictures(one: Source, other: Source) -> list[tuple[int, int]]:
         return []
     wanted = np.flatnonzero(np.isin(others, sizes))
     if len(wanted) > MOST:
-        wanted = wanted[np.linspace(0, len(wanted) - 1, MOST).astype(int)]
+        wanted = wanted[evenly(len(wanted), MOST)]
     candidates = np.flatnonzero(np.isin(sizes, others[wanted]))[: 4 * MOST]
     place = _hashes(one, candidates)
     found = _hashes(other, wanted)

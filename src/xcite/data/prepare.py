@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xcite.data.decoding import SUFFIXES
+from xcite.data.formats import is_picture
 from xcite.data.sources.answers import WNID as _CLASS
 from xcite.data.sources.answers import Answers, read_answers, read_devkit
 from xcite.data.tar_members import tar_members
@@ -163,7 +163,7 @@ def _picture(archive: Path, offset: int, size: int, class_name: str, file: str) 
 
 
 def _is_picture(file: str) -> bool:
-    return file.lower().endswith(SUFFIXES) and not file.startswith(".")
+    return is_picture(file) and not file.startswith(".")
 
 
 def _parts(archive: Path, name: str) -> list[str]:

@@ -35,21 +35,28 @@ def name_segments_after(owner: int) -> None:
     shared_memory._SHM_SAFE_NAME_LENGTH = len(prefix) + _RANDOM  # type: ignore[attr-defined]
 
 
+def segments_of_the_dead() -> list[Path]:
+    """Segments whose owners have ended; those of other containers are not among them."""
+    found = []
+    with contextlib.suppress(OSError):
+        for path in FOLDER.iterdir():
+            match = _OWNED.fullmatch(path.name)
+            if match and match[1] == _namespace() and born(int(match[2])) != int(match[3]):
+                found.append(path)
+    return found
+
+
 def remove_segments_of_the_dead() -> int:
-    """Remove segments whose owners have ended; those of other containers are left alone.
+    """Remove `segments_of_the_dead`.
 
     Returns:
         How many.
     """
     removed = 0
-    with contextlib.suppress(OSError):
-        for path in FOLDER.iterdir():
-            match = _OWNED.fullmatch(path.name)
-            if match is None or match[1] != _namespace() or born(int(match[2])) == int(match[3]):
-                continue
-            with contextlib.suppress(OSError):
-                path.unlink()
-                removed += 1
+    for path in segments_of_the_dead():
+        with contextlib.suppress(OSError):
+            path.unlink()
+            removed += 1
     return removed
 
 

@@ -97,9 +97,7 @@ def write_report(
         _confusion(findings, spec, weights),
         *_cases(findings),
         _cost(folder, recipe, rows, weights),
-        page.section(
-            tr("Recipe"), f"<pre>{html.escape(visible_lines(recipes.dump(recipe)))}</pre>"
-        ),
+        _recipe(recipe),
         _environment(folder),
     ]
     write_text(out, page.page(tr("{name}: Xcite run", name=name), parts))

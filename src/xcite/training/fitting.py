@@ -17,7 +17,7 @@ import numpy as np
 from xcite import recipe as recipes
 from xcite.cost import multiply_adds
 from xcite.data.decoding import Opened, decode
-from xcite.data.sources import Source, has_split
+from xcite.data.sources import Source, evenly, has_split
 from xcite.engines import installed
 from xcite.errors import XciteError
 from xcite.machine import usable_cores
@@ -152,7 +152,7 @@ def look(source: Source, recipe: Recipe) -> Look:
     sides, greys, coloured = [], [], False
     channels = recipe.preprocessing.channels
     problem = None
-    for index in np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).astype(int)).tolist():
+    for index in evenly(len(source), LOOKED_AT):
         name = source.name(index)
         try:
             opened = Opened(source.read(index), max_pixels=recipe.data.max_pixels, origin=name)

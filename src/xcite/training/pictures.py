@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from xcite.control_characters import visible
-from xcite.data.sources import Source
+from xcite.data.sources import Source, common_folder, evenly
 from xcite.errors import XciteError
 from xcite.whole_files import whole_file
 
@@ -56,7 +56,7 @@ def survey(source: Source) -> Survey:
             continue
         sizes.append(stat.st_size)
         times.update(b"%d " % stat.st_mtime_ns)
-    for index in np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(int)).tolist():
+    for index in evenly(len(source), SAMPLE):
         try:
             picture = source.read(index)
         except XciteError:
@@ -114,16 +114,8 @@ def difference(path: Path, source: Source, sizes: np.ndarray) -> str:
 
 def _pictures(source: Source, sizes: np.ndarray) -> Iterator[tuple[bytes, bytes]]:
     """Name, and label with size; names begin where they differ, so a moved folder has the same."""
-    shared = _folder(source.name(0))
-    for index in range(len(source)):
-        name = source.name(index)
-        while not name.startswith(shared):
-            shared = _folder(shared[:-1])
+    start = len(common_folder(source))
     own = len(sizes) == len(source)  # else files are archives of many pictures
     for index, label in enumerate(source.labels.tolist()):
         size = b"%d" % sizes[index] if own else b"-"
-        yield os.fsencode(source.name(index)[len(shared) :]), b"%d\t%s" % (label, size)
-
-
-def _folder(path: str) -> str:
-    return path[: max(path.rfind("/"), path.rfind(os.sep)) + 1]
+        yield os.fsencode(source.name(index)[start:]), b"%d\t%s" % (label, size)

@@ -11,7 +11,7 @@ import numpy as np
 
 from xcite.control_characters import visible
 from xcite.data import near_duplicates
-from xcite.data.sources import Source, Subset
+from xcite.data.sources import Source, Subset, common_folder
 from xcite.errors import XciteError
 from xcite.randomness import generator
 from xcite.regular_files import read_regular
@@ -99,11 +99,8 @@ def read(source: Source, path: Path) -> Split | None:
 
 def relative_names(source: Source) -> list[str]:
     """Names of all pictures from the folder that they have in common, with forward slashes."""
-    names = [source.name(index).replace(os.sep, "/") for index in range(len(source))]
-    first, last = min(names), max(names)
-    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
-    start = first.rfind("/", 0, same) + 1
-    return [name[start:] for name in names]
+    start = len(common_folder(source))
+    return [source.name(index)[start:].replace(os.sep, "/") for index in range(len(source))]
 
 
 def _parted(source: Source, held: np.ndarray, names: Sequence[str], notes: list[str]) -> Split:

@@ -5,7 +5,7 @@ from xcite.data.sources.digits import Digits
 from xcite.data.sources.folder import ImageFolder
 from xcite.data.sources.lists import ListFile
 from xcite.data.sources.opening import has_split, open_source
-from xcite.data.sources.source import Found, Names, Source, Subset
+from xcite.data.sources.source import Found, Names, Source, Subset, common_folder, evenly
 from xcite.data.sources.tar import TarShards
 
 __all__ = [
@@ -17,6 +17,8 @@ __all__ = [
     "Source",
     "Subset",
     "TarShards",
+    "common_folder",
+    "evenly",
     "has_split",
     "open_source",
     "read_class_names",

@@ -8,7 +8,7 @@ from xcite.data.sources.answers import Answers, answers_beside
 from xcite.data.sources.class_names import class_order
 from xcite.data.sources.index import indexed
 from xcite.data.sources.listing import Listed, Listing
-from xcite.data.sources.source import Found, State, read_file, state
+from xcite.data.sources.source import Found, State, identity, read_file, state, state_of
 from xcite.data.sources.strays import stray_file, stray_folder
 from xcite.errors import XciteError
 
@@ -57,8 +57,9 @@ def class_folders(root: str, found: Found | None = None) -> list[str]:
 
 def _listed(root: str) -> Listing:
     found = Found()
-    watched = {root: _state(os.stat(root))}
-    above = {_identity(os.stat(place)) for place in _with_parents(root)}
+    watched = {root: state_of(os.stat(root))}
+    around = [root, *map(str, Path(os.path.realpath(root)).parents)]
+    above = {identity(os.stat(place)) for place in around}
     names: list[str] = []
     of_class: list[str] = []
     empty: list[str] = []
@@ -68,15 +69,15 @@ def _listed(root: str) -> Listing:
     if loose and not folders and (answers := answers_beside(Path(root))) is not None:
         return _flat(root, answers, watched)
     for class_name in folders:
-        identity = _identity(os.stat(os.path.join(root, class_name)))
-        if identity in above:
+        itself = identity(os.stat(os.path.join(root, class_name)))
+        if itself in above:
             found.leave_out("links that lead in a circle", class_name)
             continue
-        if identity in classes:
+        if itself in classes:
             found.warnings.append(
-                f"the class folders {classes[identity]!r} and {class_name!r} are the same folder"
+                f"the class folders {classes[itself]!r} and {class_name!r} are the same folder"
             )
-        classes[identity] = class_name
+        classes[itself] = class_name
         members = sorted(_pictures_below(root, class_name, set(above), found, watched))
         if not members:
             empty.append(class_name)
@@ -112,7 +113,7 @@ def _pictures_below(
         place = os.path.join(root, inside)
         try:
             about = os.stat(place)
-            if _identity(about) in seen:
+            if identity(about) in seen:
                 found.leave_out("linked folders that are listed already", inside)
                 continue
             with os.scandir(place) as opened:
@@ -121,8 +122,8 @@ def _pictures_below(
             found.leave_out("folders that cannot be read", inside)
             found.warnings.append(f"{place}: {error.strerror or error}; left out")
             continue
-        seen.add(_identity(about))
-        watched[place] = _state(about)
+        seen.add(identity(about))
+        watched[place] = state_of(about)
         for entry in entries:
             name = entry.name
             # As os.walk does, a link counts as what it leads to.
@@ -148,20 +149,3 @@ def _note_file(found: Found, entry: os.DirEntry[str], shown: str) -> None:
 
 def _is_lost(entry: os.DirEntry[str]) -> bool:
     return entry.is_symlink() and not os.path.exists(entry.path)
-
-
-def _with_parents(place: str) -> Iterator[str]:
-    place = os.path.realpath(place)
-    while True:
-        yield place
-        if (parent := os.path.dirname(place)) == place:
-            return
-        place = parent
-
-
-def _identity(about: os.stat_result) -> tuple[int, int]:
-    return about.st_dev, about.st_ino
-
-
-def _state(about: os.stat_result) -> State:
-    return about.st_ino, about.st_size, about.st_mtime_ns

@@ -7,7 +7,7 @@ import numpy as np
 
 from xcite.data.decoding import SUFFIXES
 from xcite.data.sources.class_names import class_order
-from xcite.data.sources.source import Found, Names, State, fingerprint
+from xcite.data.sources.source import Found, Names, State, fingerprint, state
 from xcite.errors import XciteError
 
 
@@ -122,3 +122,33 @@ class Listed:
 
     def fingerprint(self) -> str:
         return fingerprint(self._names, self.labels, self.class_names)
+
+
+class Archived(Listed):
+    """What sources share whose files hold many pictures each; the first place is the file's."""
+
+    called = "archive"
+
+    def __init__(
+        self, listing: Listing, classes: list[str] | None, spec: str, shown: Sequence[str] = ()
+    ) -> None:
+        """Args:
+        shown: what messages call the files, where that is not their path.
+        """
+        super().__init__(listing, classes, spec)
+        self._shown = shown or listing.files
+        self._states = [listing.watched[path] for path in self._files]
+
+    def refuse_changed(self, index: int) -> None:
+        """Raise XciteError if a picture's file is no longer the one that was listed."""
+        number = int(self._places[index, 0])
+        if state(self._files[number]) != self._states[number]:
+            raise XciteError(
+                f"{self.name(index)}: the {self.called} has changed since it was listed"
+            )
+
+    def name(self, index: int) -> str:
+        return f"{self._shown[int(self._places[index, 0])]}:{self._names[index]}"
+
+    def files(self) -> Iterable[str]:
+        return self._files

@@ -17,7 +17,7 @@ from xcite.data.sources.class_names import (
 )
 from xcite.data.sources.index import indexed
 from xcite.data.sources.listing import Listed, Listing
-from xcite.data.sources.source import Names, read_file, state
+from xcite.data.sources.source import Names, evenly, read_file, state
 from xcite.data.sources.table import Table, read_table
 from xcite.errors import XciteError
 
@@ -83,7 +83,7 @@ class ListFile(Listed):
         known = set(self.class_names)
         agree = differ = 0
         example = ""
-        for index in np.unique(np.linspace(0, len(self) - 1, _COMPARED).astype(int)).tolist():
+        for index in evenly(len(self), _COMPARED):
             folders = known.intersection(self._names[index].split("/")[:-1])
             if len(folders) != 1:
                 continue

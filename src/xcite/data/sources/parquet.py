@@ -19,7 +19,7 @@ from xcite.data.sources.class_names import (
     names_in,
 )
 from xcite.data.sources.index import indexed
-from xcite.data.sources.listing import Listed, Listing
+from xcite.data.sources.listing import Archived, Listing
 from xcite.data.sources.source import State, state
 from xcite.errors import XciteError
 from xcite.regular_files import LARGEST_READ, open_regular, read_regular
@@ -31,12 +31,14 @@ _CACHED = 1 << 28  # bytes of row groups kept in each process, and always the la
 _LARGEST_CARD = 1 << 20  # bytes of a README.md
 
 
-class ParquetShards(Listed):
+class ParquetShards(Archived):
     """Encoded pictures in a column of bytes, or of bytes and paths, with the labels in another.
 
     Sorted by class, then by the path that a picture had, as far as the shards say it. One row group
     is read at a time.
     """
+
+    called = "shard"
 
     def __init__(
         self,
@@ -50,27 +52,18 @@ class ParquetShards(Listed):
             "parquet", paths[0], [paths, list(columns)], lambda: _listed(paths, columns)
         )
         super().__init__(listing, classes, spec)
-        self._states = [listing.watched[path] for path in self._files]
         self._column = listing.options["image"]
 
     def read(self, index: int) -> bytes:
         number, group, row = (int(value) for value in self._places[index])
-        path = self._files[number]
-        if state(path) != self._states[number]:
-            raise XciteError(f"{self.name(index)}: the shard has changed since it was listed")
-        group_rows = _groups.get(path, self._states[number], group, self._column)
+        self.refuse_changed(index)
+        group_rows = _groups.get(self._files[number], self._states[number], group, self._column)
         data = group_rows[row].as_py() if row < len(group_rows) else None
         if data is None:
             raise XciteError(f"{self.name(index)}: no picture in this row")
         if len(data) > LARGEST_READ:
             raise XciteError(f"{self.name(index)}: more than a picture may have")
         return bytes(data)
-
-    def name(self, index: int) -> str:
-        return f"{self._files[int(self._places[index, 0])]}:{self._names[index]}"
-
-    def files(self) -> Sequence[str]:
-        return self._files
 
 
 class _Groups:

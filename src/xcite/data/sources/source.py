@@ -142,6 +142,29 @@ class Names:
         digest.update(self._bytes)
 
 
+def evenly(count: int, most: int) -> list[int]:
+    """Up to ``most`` indices below ``count`` at even distances, the first and the last included."""
+    indices: list[int] = np.unique(np.linspace(0, count - 1, most).astype(int)).tolist()
+    return indices
+
+
+def common_folder(source: Source) -> str:
+    """What the names of all pictures begin with, up to the end of a folder; "" for nothing.
+
+    So names that are cut there stay the same when the folder is moved.
+    """
+    shared = _folder(source.name(0))
+    for index in range(len(source)):
+        name = source.name(index)
+        while not name.startswith(shared):
+            shared = _folder(shared[:-1])
+    return shared
+
+
+def _folder(path: str) -> str:
+    return path[: max(path.rfind("/"), path.rfind(os.sep)) + 1]
+
+
 def read_file(path: str, offset: int = 0, size: int | None = None) -> bytes:
     """Bytes of a file; that no more files can be opened is no fault of this one, so OSError."""
     try:
@@ -158,10 +181,19 @@ State = tuple[int, int, int]
 def state(path: str) -> State:
     """What changes when a file is replaced or written to, or a folder gains or loses a name."""
     try:
-        found = os.stat(path)
+        return state_of(os.stat(path))
     except OSError as error:
         raise XciteError(f"{path}: {error.strerror or error}") from error
-    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def state_of(about: os.stat_result) -> State:
+    """`state` of what was asked about already."""
+    return about.st_ino, about.st_size, about.st_mtime_ns
+
+
+def identity(about: os.stat_result) -> tuple[int, int]:
+    """What is the same for two paths to one folder."""
+    return about.st_dev, about.st_ino
 
 
 def fingerprint(names: Names, labels: np.ndarray, class_names: list[str]) -> str:

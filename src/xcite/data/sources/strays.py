@@ -2,7 +2,7 @@
 
 from pathlib import PurePosixPath
 
-from xcite.data.decoding import SUFFIXES
+from xcite.data.formats import is_picture
 
 _FOLDERS = {
     *("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information"),
@@ -24,7 +24,7 @@ def stray_file(name: str) -> str | None:
         return "system files"
     if name.startswith("."):
         return "hidden files"
-    if name.lower().endswith(SUFFIXES):
+    if is_picture(name):
         return None
     suffix = PurePosixPath(name).suffix.lower()
     return f"{suffix} files" if 1 < len(suffix) <= 12 else "files without an extension"

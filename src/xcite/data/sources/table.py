@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from xcite.data.decoding import SUFFIXES
+from xcite.data.formats import SUFFIXES, is_picture
 from xcite.data.sources.text import read_text
 from xcite.errors import XciteError
 
@@ -176,7 +176,7 @@ def _places(path: Path, header: Sequence[str], columns: Sequence[str]) -> tuple[
 
 def _places_without_header(path: Path, first: Sequence[str]) -> tuple[int, int]:
     """Columns of path and label, told by the ending of the path."""
-    places = [place for place, name in enumerate(first) if name.strip().lower().endswith(SUFFIXES)]
+    places = [place for place, name in enumerate(first) if is_picture(name.strip())]
     if len(places) == 1 and len(first) == 2:
         return places[0], 1 - places[0]
     raise XciteError(

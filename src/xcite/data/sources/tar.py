@@ -2,15 +2,15 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from xcite.data.decoding import SUFFIXES
+from xcite.data.formats import is_picture
 from xcite.data.sources.answers import answers_beside, missing_answers
 from xcite.data.sources.class_names import are_wnids
 from xcite.data.sources.index import indexed
 from xcite.data.sources.layouts import Part, choose_part
-from xcite.data.sources.listing import Listed, Listing
+from xcite.data.sources.listing import Archived, Listing
 from xcite.data.sources.samples import Member, Samples
 from xcite.data.sources.source import Found, read_file, state
 from xcite.data.sources.strays import stray_file, stray_folder
@@ -20,7 +20,7 @@ from xcite.errors import XciteError
 _NUMBERED = re.compile(r".*\d")  # train-0001, 00000: shards are counted, classes have names
 
 
-class TarShards(Listed):
+class TarShards(Archived):
     """Uncompressed tar archives, read in place by offset.
 
     The class of a picture is what a `.cls` or `.json` member beside it says (WebDataset), the
@@ -42,31 +42,22 @@ class TarShards(Listed):
         shown: what messages call the archives, where that is not their path.
         """
         paths = [os.path.abspath(shard) for shard in shards]
-        self._shown = list(shown) or paths
         # Plain tars have always kept their order, and runs and caches rely on it.
-        in_order, beside = not shown, Path(self._shown[0]).parent
+        in_order, beside = not shown, Path([*shown, *paths][0]).parent
         options = [paths, outside_root, split, in_order, str(beside)]
         listing = indexed(
             *("tar", paths[0], options),
             lambda: _listed(paths, outside_root, split, spec, in_order, beside),
         )
-        super().__init__(listing, classes, spec)
-        self._states = [listing.watched[path] for path in self._files]
+        super().__init__(listing, classes, spec, shown)
 
     def read(self, index: int) -> bytes:
         shard, offset, size = (int(value) for value in self._places[index])
         data = read_file(self._files[shard], offset, size)
         if len(data) != size:
             raise XciteError(f"{self.name(index)}: the archive has become shorter since listing")
-        if state(self._files[shard]) != self._states[shard]:
-            raise XciteError(f"{self.name(index)}: the archive has changed since it was listed")
+        self.refuse_changed(index)
         return data
-
-    def name(self, index: int) -> str:
-        return f"{self._shown[int(self._places[index, 0])]}:{self._names[index]}"
-
-    def files(self) -> Iterable[str]:
-        return self._files
 
 
 def _listed(
@@ -85,7 +76,7 @@ def _listed(
         name = member[0]
         if samples.add(member):
             continue
-        if name.rpartition("/")[2].startswith(".") or not name.lower().endswith(SUFFIXES):
+        if name.rpartition("/")[2].startswith(".") or not is_picture(name):
             found.leave_out(stray_file(name.rpartition("/")[2]) or "hidden files", name)
         elif any(stray_folder(part) == "system folders" for part in name.split("/")[:-1]):
             found.leave_out("pictures in system folders", name)

@@ -4,10 +4,10 @@ import os
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from xcite.data.decoding import SUFFIXES
+from xcite.data.formats import is_picture
 from xcite.data.sources.index import indexed
 from xcite.data.sources.layouts import choose_part
-from xcite.data.sources.listing import Listed, Listing
+from xcite.data.sources.listing import Archived, Listing
 from xcite.data.sources.source import Found, state
 from xcite.data.sources.strays import stray_file, stray_folder
 from xcite.data.zip_members import DEFLATED, STORED, ZipMember, read_member, zip_members
@@ -16,7 +16,7 @@ from xcite.errors import XciteError
 _ENCODINGS = ("utf-8", "gb18030", "cp437")  # what archivers wrote before they said so
 
 
-class ZipArchives(Listed):
+class ZipArchives(Archived):
     """Pictures stored or deflated in zip archives, as if these were unpacked into one folder.
 
     The class is the first folder below those that all pictures share. Nothing is ever extracted.
@@ -36,23 +36,14 @@ class ZipArchives(Listed):
             "zip", paths[0], options, lambda: _listed(paths, outside_root, split, spec)
         )
         super().__init__(listing, classes, spec)
-        self._states = [listing.watched[path] for path in self._files]
 
     def read(self, index: int) -> bytes:
         number, *place = (int(value) for value in self._places[index])
-        path = self._files[number]
-        if state(path) != self._states[number]:
-            raise XciteError(f"{self.name(index)}: the archive has changed since it was listed")
+        self.refuse_changed(index)
         try:
-            return read_member(path, *place)
+            return read_member(self._files[number], *place)
         except XciteError as error:
             raise XciteError(f"{self.name(index)}: {error}") from error
-
-    def name(self, index: int) -> str:
-        return f"{self._files[int(self._places[index, 0])]}:{self._names[index]}"
-
-    def files(self) -> Sequence[str]:
-        return self._files
 
 
 def _listed(paths: list[str], outside_root: bool, split: str, spec: str) -> Listing:
@@ -101,7 +92,7 @@ def _is_picture(name: str, member: ZipMember, found: Found, path: str, outside_r
     if strays:
         found.leave_out(f"files in {strays[0]}", name)
         return False
-    if not file.lower().endswith(SUFFIXES) or file.startswith("."):
+    if not is_picture(file) or file.startswith("."):
         found.leave_out(stray_file(file) or "hidden files", name)
         return False
     if not outside_root and (name.startswith("/") or ".." in folders or ":" in name[:2]):
