@@ -5,6 +5,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from archives import add, tar_bytes
 from PIL import Image
 
 from xcite.cli import main
@@ -21,20 +22,6 @@ NUMBERS = {"n01440764": 2, "n01443537": 3, "n02102040": 1}  # the devkit's own n
 def jpeg(value):
     file = io.BytesIO()
     Image.new("RGB", (8, 8), (value, value, value)).save(file, "JPEG")
-    return file.getvalue()
-
-
-def add(archive, name, data):
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    archive.addfile(member, io.BytesIO(data))
-
-
-def tar_bytes(members):
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as archive:
-        for name, data in members:
-            add(archive, name, data)
     return file.getvalue()
 
 

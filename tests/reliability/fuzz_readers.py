@@ -86,9 +86,21 @@ def pictures():
     return sorted(set(seeds)), read
 
 
-def tars():
+def _reads_three(name):
+    """Opens an archive of that name and reads its first pictures."""
     from xcite.data.sources import open_source
 
+    def read(data, place):
+        path = place / name
+        path.write_bytes(data)
+        source = open_source(path)
+        for index in range(min(3, len(source))):
+            source.read(index)
+
+    return read
+
+
+def tars():
     seeds = []
     for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         for name in ("cat/1.png", "dog/" + "x" * 120 + ".png", "a" * 300 + "/ä.jpg"):
@@ -102,20 +114,11 @@ def tars():
                     archive.addfile(member)
                 seeds.append(file.getvalue()[:4096])
 
-    def read(data, place):
-        path = place / "t.tar"
-        path.write_bytes(data)
-        source = open_source(path)
-        for index in range(min(3, len(source))):
-            source.read(index)
-
-    return seeds, read
+    return seeds, _reads_three("t.tar")
 
 
 def zips():
     import zipfile
-
-    from xcite.data.sources import open_source
 
     seeds = []
     for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
@@ -127,17 +130,13 @@ def zips():
                         member.write(b"abcde" * 9)
             seeds.append(file.getvalue())
 
-    def read(data, place):
-        path = place / "z.zip"
-        path.write_bytes(data)
-        source = open_source(path)
-        for index in range(min(3, len(source))):
-            source.read(index)
-
-    return seeds, read
+    return seeds, _reads_three("z.zip")
 
 
 def samples():
+    sys.path.insert(0, str(HERE.parent / "unit"))
+    from archives import add
+
     from xcite.data.sources import open_source
 
     seeds = []
@@ -145,9 +144,7 @@ def samples():
         file = io.BytesIO()
         with tarfile.open(fileobj=file, mode="w") as archive:
             for member, data in (("1.jpg", b"abc"), (name, label)):
-                info = tarfile.TarInfo(member)
-                info.size = len(data)
-                archive.addfile(info, io.BytesIO(data))
+                add(archive, member, data)
         seeds.append(file.getvalue()[:2560])
 
     def read(data, place):

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from tiny_runs import SETTINGS, fingerprint, left_behind
 
 from xcite import engines
-from xcite.data.shared_memory import born
+from xcite.data.shared_memory import segments_of_the_dead
 from xcite.errors import XciteError
 from xcite.training import checkpoint
 from xcite.training.run_folder import RunFolder
@@ -62,6 +62,16 @@ def finish(engine: str, out: Path, teacher: Path | None = None) -> None:
     assert process.returncode == 0, error
 
 
+def killed(process: "subprocess.Popen[str]") -> bool:
+    """Kill a process; whether it had not ended before, as it must then have done well."""
+    process.send_signal(signal.SIGKILL)
+    _, error = process.communicate(timeout=60)
+    if process.returncode == -signal.SIGKILL:
+        return True
+    assert process.returncode == 0, error
+    return False
+
+
 def phase(folder: RunFolder) -> str:
     try:
         return str(json.loads(folder.status.read_text())["state"])
@@ -76,12 +86,6 @@ def saved_step(folder: RunFolder, steps: int) -> int:
         pytest.fail(f"a kill has damaged every checkpoint: {error}")
     assert not problems, "a kill has damaged a checkpoint"
     return found.position.epoch * steps + found.position.step if found else 0
-
-
-def left_segments() -> set[str]:
-    """Shared memory of dead owners; other processes of this machine may be at work."""
-    names = (path.name.split("-") for path in Path("/dev/shm").iterdir())
-    return {"-".join(n) for n in names if n[0] == "xcite" and born(int(n[2])) != int(n[3])}
 
 
 @pytest.mark.parametrize("engine", engines.installed())
@@ -104,11 +108,7 @@ def test_killed_runs(engine: str, tmp_path: Path) -> None:
             while process.poll() is None and phase(folder) in ("start-up", "starting"):
                 time.sleep(0.005)
             time.sleep(moments.uniform(0, whole / 3))
-        process.send_signal(signal.SIGKILL)
-        _, error = process.communicate(timeout=60)
-        if process.returncode != -signal.SIGKILL:
-            assert process.returncode == 0, error
-        else:
+        if killed(process):
             kills += 1
             phases[phase(folder)] += 1
             last = max((r["step"] for r in folder.rows() if r["kind"] == "step"), default=0)
@@ -121,10 +121,10 @@ def test_killed_runs(engine: str, tmp_path: Path) -> None:
         number += 1
     assert max(lost) <= 2, "one step that was being saved and the one after it"
     until = time.monotonic() + 10
-    while left_segments() and time.monotonic() < until:
+    while segments_of_the_dead() and time.monotonic() < until:
         time.sleep(0.1)
     finish(engine, tmp_path / "last")
-    assert left_segments() == set()
+    assert segments_of_the_dead() == []
     print(
         f"{engine}: {kills} kills ({dict(phases)}), {number} runs, at most {max(lost)} steps lost"
     )
@@ -144,11 +144,7 @@ def test_killed_teachers(engine: str, tmp_path: Path) -> None:
         cache = tmp_path / f"cache{number}"
         process = start(engine, cache, teacher)
         time.sleep(moments.uniform(whole / 4, whole))
-        process.send_signal(signal.SIGKILL)
-        _, error = process.communicate(timeout=60)
-        if process.returncode != -signal.SIGKILL:
-            assert process.returncode == 0, error
-        else:
+        if killed(process):
             kills += 1
             begun += cache.exists()
             if moments.random() < 0.6:
@@ -157,7 +153,7 @@ def test_killed_teachers(engine: str, tmp_path: Path) -> None:
         assert contents(cache) == expected
         number += 1
     finish(engine, tmp_path / "last", teacher)
-    assert left_segments() == set()
+    assert segments_of_the_dead() == []
     print(f"{engine}: {kills} kills of a teacher, {begun} with a cache begun, {number} caches")
 
 

@@ -2,12 +2,12 @@
 
 import io
 import json
-import tarfile
 import zipfile
 
 import numpy as np
 import pytest
 import yaml
+from archives import tar, tar_bytes
 from PIL import Image
 
 from xcite.data.pipeline import EvaluationLoader, TrainLoader
@@ -37,25 +37,6 @@ VAL = [
     for label, number in ((0, 3), (0, 6), (1, 1), (1, 4), (2, 2), (2, 5))
 ]
 PARTS = {"train": TRAIN, "val": VAL}
-
-
-def tar(path, members, mode="w"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, mode) as archive:
-        for name, data in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-
-
-def tar_bytes(members):
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as archive:
-        for name, data in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return file.getvalue()
 
 
 def of_class(pictures, wnid):

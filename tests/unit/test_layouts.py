@@ -9,6 +9,7 @@ import tarfile
 import zipfile
 
 import pytest
+from archives import tar
 from PIL import Image
 
 from xcite.data.decoding import decode
@@ -26,15 +27,6 @@ def png(value=0):
 def put(path, data=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(png() if data is None else data)
-
-
-def tar(path, members, mode="w"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, mode) as archive:
-        for name, data in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
 
 
 @pytest.fixture
