@@ -169,12 +169,12 @@ def test_values_are_not_templates(chinese):
 def test_errors_are_translated_as_far_as_they_are_known(chinese):
     loss = (
         "the loss is nan, the gradient's norm inf, in epoch 2, step 3 of 9 (learning rate 0.1); "
-        "lower optim.lr, set optim.clip or use float32; saved after step 2 of 9 in epoch 2; "
-        "go on with: xcite train --resume r"
+        "lower optim.lr, set optim.clip or set run.precision to float32; saved after step 2 of 9 "
+        "in epoch 2; go on with: xcite train --resume r"
     )
     assert translated(loss) == (
         "第 2 轮第 3 步（共 9 步，学习率 0.1）的损失为 nan，梯度范数为 inf；请降低 optim.lr、"
-        "设置 optim.clip 或改用 float32；已保存：第 2 轮第 2 步（共 9 步）之后；"
+        "设置 optim.clip 或把 run.precision 设为 float32；已保存：第 2 轮第 2 步（共 9 步）之后；"
         "继续请运行：xcite train --resume r"
     )
     assert translated("what is this; a.png: no such file") == "what is this；a.png：没有这个文件"

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from xcite.data.formats import dimensions
-from xcite.data.sources import ListFile, Source
+from xcite.data.sources import Found, ListFile, Source
 from xcite.data.sources.layouts import PARTS
 from xcite.errors import XciteError
+from xcite.language import tr, translated
 
 SAMPLE = 16  # pictures whose size is looked at
 
@@ -16,19 +17,26 @@ def describe(source: Source) -> list[str]:
     """Lines for people: pictures and classes, what was left out, what looks wrong."""
     counts = np.bincount(source.labels, minlength=len(source.class_names))
     smallest, largest = int(counts.argmin()), int(counts.argmax())
-    line = f"{len(source):,} pictures of {len(source.class_names):,} classes"
+    line = tr(
+        "{pictures:,} pictures of {classes:,} classes",
+        pictures=len(source),
+        classes=len(source.class_names),
+    )
     if len(counts) > 1 and counts[smallest] != counts[largest]:
-        line += (
-            f", from {counts[smallest]:,} ({source.class_names[smallest]})"
-            f" to {counts[largest]:,} ({source.class_names[largest]}) each"
+        line += tr(
+            ", from {fewest:,} ({rarest}) to {most:,} ({commonest}) each",
+            fewest=counts[smallest],
+            rarest=source.class_names[smallest],
+            most=counts[largest],
+            commonest=source.class_names[largest],
         )
     elif len(counts) > 1:
-        line += f", {counts[largest]:,} each"
+        line += tr(", {count:,} each", count=counts[largest])
     lines = [line + _sizes(source)]
-    if left_out := source.found.left_out_in_words():
-        lines.append(f"left out: {left_out}")
-    warnings = [*source.found.warnings, *_suspicions(source.class_names)]
-    return lines + [f"warning: {warning}" for warning in warnings]
+    if source.found.left_out:
+        lines.append(tr("left out: {kinds}", kinds=_left_out(source.found)))
+    warnings = [*map(translated, source.found.warnings), *_suspicions(source.class_names)]
+    return lines + [tr("warning: {warning}", warning=warning) for warning in warnings]
 
 
 def refuse_doubtful(
@@ -58,13 +66,27 @@ def refuse_doubtful(
         )
 
 
+def _left_out(found: Found) -> str:
+    """`Found.left_out_in_words`, in the language in use."""
+    return ", ".join(
+        tr(
+            "{count:,} {kind} ({example})",
+            count=count,
+            kind=translated(kind),
+            example=found.examples[kind],
+        )
+        for kind, count in found.left_out.items()
+    )
+
+
 def _suspicions(names: Sequence[str]) -> list[str]:
     """What is probably not meant, going by the names of the classes alone."""
     parts = {part: [n for n in names if n.casefold() in words] for part, words in PARTS.items()}
     if not all(parts.values()):
         return []
-    called = " and ".join(of_part[0] for of_part in parts.values())
-    return [f"classes are called {called}: are these parts of a data set?"]
+    first, second = (of_part[0] for of_part in parts.values())
+    called = tr("{first} and {second}", first=first, second=second)
+    return [tr("classes are called {names}: are these parts of a data set?", names=called)]
 
 
 def _sizes(source: Source) -> str:
@@ -81,5 +103,7 @@ def _sizes(source: Source) -> str:
             continue
     if not sides:
         return ""
-    extent = f"{min(sides)}" if min(sides) == max(sides) else f"{min(sides)} to {max(sides)}"
-    return f", sides of {extent} pixels in those looked at"
+    extent = f"{min(sides)}"
+    if min(sides) != max(sides):
+        extent = tr("{least} to {most}", least=min(sides), most=max(sides))
+    return tr(", sides of {extent} pixels in those looked at", extent=extent)

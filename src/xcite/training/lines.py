@@ -29,6 +29,19 @@ def epoch(row: dict[str, Any]) -> str:
     )
 
 
+def left_out(counts: dict[str, tuple[int, int]], file: str) -> str:
+    """How many pictures, of how many, cannot be read; ``file`` names them."""
+    parts = (
+        tr("{count:,} of {total:,} pictures of data.{part}", count=count, total=total, part=part)
+        for part, (count, total) in counts.items()
+    )
+    return tr(
+        "cannot be read and are left out: {pictures}; see {file}",
+        pictures=", ".join(parts),
+        file=file,
+    )
+
+
 def stopped(position: Position, steps: int, command: str) -> str:
     """The run was interrupted and goes on with ``command``."""
     return tr(

@@ -24,7 +24,7 @@ from xcite.engines.interface import Engine, StepResult
 from xcite.errors import XciteError
 from xcite.evaluation.accuracy import Accuracy
 from xcite.evaluation.evaluate import validation_line
-from xcite.language import tr
+from xcite.language import noted
 from xcite.randomness import drop_path_scales
 from xcite.recipe import Recipe
 from xcite.training import checkpoint, lines, plan, tensorboard, validation
@@ -214,7 +214,7 @@ class _Run:
         )
         notes = [*self.session.notes, *self.plan.notes]
         notes += self.teacher.notes if self.teacher else []
-        for line in [*self.plan.found, *(tr("note: {note}", note=note) for note in notes)]:
+        for line in [*self.plan.found, *map(noted, notes)]:
             self.journal.say(line)
         self.journal.tell("starting", **self._place())
         # What is newest must be what goes on: a kill between two renames, damage or a way back may
@@ -376,14 +376,14 @@ class _Run:
 
     def _tell_skipped(self, row: dict[str, Any]) -> None:
         """Count, aloud and in the epoch's row, the pictures that could not be decoded so far."""
-        sources, said = {"train": self.plan.train, "validation": self.plan.validation}, []
+        sources = {"train": self.plan.train, "validation": self.plan.validation}
+        counts: dict[str, tuple[int, int]] = {}
         for part, skipped in self.left_out.items():
             if skipped and (source := sources[part]) is not None:
                 row["skipped" if part == "train" else "validation_skipped"] = len(skipped)
-                said.append(f"{len(skipped):,} of {len(source):,} pictures of data.{part}")
-        if said:
-            listed = self.session.folder.skipped.name
-            self.journal.say(f"cannot be read and are left out: {', '.join(said)}; see {listed}")
+                counts[part] = len(skipped), len(source)
+        if counts:
+            self.journal.say(lines.left_out(counts, self.session.folder.skipped.name))
         self.journal.skipped(self.left_out)
 
     def _save_checkpoint(self) -> None:

@@ -11,6 +11,7 @@ from xcite.data.findings import describe, refuse_doubtful
 from xcite.data.overlap import shared_pictures
 from xcite.data.sources import Source, open_source, read_class_names
 from xcite.errors import XciteError
+from xcite.language import tr
 from xcite.recipe import Recipe
 from xcite.runtime.classes import brief
 from xcite.training import splitting
@@ -48,7 +49,7 @@ def open_data(recipe: Recipe, split_file: Path | None = None) -> RunData:
     """
     train = open_training(recipe)
     _check_classes(recipe, train)
-    found = [f"training: {line}" for line in describe(train)]
+    found = [tr("training: {line}", line=line) for line in describe(train)]
     doubt = functools.partial(
         refuse_doubtful,
         train,
@@ -72,7 +73,7 @@ def open_data(recipe: Recipe, split_file: Path | None = None) -> RunData:
         recipe, recipe.data.validation, classes=list(train.class_names), split="validation"
     )
     doubt(validation)
-    found += [f"validation: {line}" for line in describe(validation)]
+    found += [tr("validation: {line}", line=line) for line in describe(validation)]
     found += [*_lonely_classes(train), *_absent_classes(validation)]
     if split_file is None:  # a run that goes on was warned when it began
         found += _overlap(train, validation)
@@ -144,12 +145,16 @@ def _without_pictures(source: Source) -> list[str]:
 def _lonely_classes(train: Source) -> list[str]:
     counts = np.bincount(train.labels, minlength=len(train.class_names))
     lonely = [name for name, count in zip(train.class_names, counts, strict=True) if count == 1]
-    return [f"warning: a single training picture of {brief(lonely, 8)}"] if lonely else []
+    if not lonely:
+        return []
+    return [tr("warning: a single training picture of {classes}", classes=brief(lonely, 8))]
 
 
 def _absent_classes(validation: Source | None) -> list[str]:
     absent = _without_pictures(validation) if validation else []
-    return [f"warning: no validation pictures of {brief(absent, 8)}"] if absent else []
+    if not absent:
+        return []
+    return [tr("warning: no validation pictures of {classes}", classes=brief(absent, 8))]
 
 
 def _overlap(train: Source, validation: Source) -> list[str]:
@@ -158,6 +163,11 @@ def _overlap(train: Source, validation: Source) -> list[str]:
         return []
     one, other = shared[0]
     return [
-        f"warning: {len(shared):,} validation pictures are training pictures, such as "
-        f"{validation.name(other)} ({train.name(one)}): the accuracy will be too good"
+        tr(
+            "warning: {count:,} validation pictures are training pictures, such as {picture} "
+            "({same}): the accuracy will be too good",
+            count=len(shared),
+            picture=validation.name(other),
+            same=train.name(one),
+        )
     ]

@@ -70,7 +70,7 @@ class Status:
         state = _state(self.state)
         rows = [
             (tr("run"), f"{self.folder}" + (f" ({self.run[:8]})" if self.run else "")),
-            (tr("state"), state + (f", {self.owner.in_words()}" if self.owner else "")),
+            (tr("state"), state + (f", {translated(self.owner.in_words())}" if self.owner else "")),
         ]
         if "epoch" in told:
             rows.append((tr("position"), _position(told)))
@@ -92,7 +92,7 @@ class Status:
         rows += [(tr("checkpoint"), health.in_words()) for health in self.checkpoints]
         if not self.checkpoints:
             rows.append((tr("checkpoint"), tr("none yet")))
-        rows += [(tr("changed"), text) for text in self.altered]
+        rows += [(tr("changed"), translated(text)) for text in self.altered]
         if self.error:
             rows.append((tr("last error"), translated(self.error)))
         if self.command:
