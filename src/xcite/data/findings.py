@@ -68,7 +68,7 @@ def refuse_doubtful(
 
 def _left_out(found: Found) -> str:
     """`Found.left_out_in_words`, in the language in use."""
-    return ", ".join(
+    return tr(", ").join(
         tr(
             "{count:,} {kind} ({example})",
             count=count,

@@ -37,7 +37,7 @@ def left_out(counts: dict[str, tuple[int, int]], file: str) -> str:
     )
     return tr(
         "cannot be read and are left out: {pictures}; see {file}",
-        pictures=", ".join(parts),
+        pictures=tr(", ").join(parts),
         file=file,
     )
 

@@ -34,8 +34,10 @@ class CheckpointHealth:
     def in_words(self) -> str:
         place = tr("epoch {epoch}, step {step}", epoch=self.epoch + 1, step=self.step)
         size = tr("{size:.1f} MiB, {age:.0f} min old", size=self.size / 2**20, age=self.age / 60)
-        return f"{self.path.name:32} {tr('DAMAGED') if self.problem else place}, {size}" + (
-            f": {translated(self.problem)}" if self.problem else ""
+        if self.problem:
+            size = f"{size}: {translated(self.problem)}"
+        return f"{self.path.name:32} " + tr(", ").join(
+            [tr("DAMAGED") if self.problem else place, size]
         )
 
 
