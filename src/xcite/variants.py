@@ -9,6 +9,7 @@ from xcite.families import (
     ARCHITECTURES,
     PAPER_DROP_PATH,
     PUBLISHED,
+    RELATIVES,
     Architecture,
     Published,
     RegNetArchitecture,
@@ -27,12 +28,18 @@ __all__ = [
     "list_published_names",
     "paper_drop_path",
     "published",
+    "relatives",
 ]
 
 
 def published() -> list[Published]:
     """The 42 published XCiT files."""
     return list(PUBLISHED)
+
+
+def relatives() -> dict[str, Architecture]:
+    """Models that others published under names of their own; `find` knows them."""
+    return dict(RELATIVES)
 
 
 def list_published_names() -> list[str]:
@@ -46,7 +53,8 @@ def architecture_name(name: str) -> str:
     Raises:
         XciteError: for an unknown name, with the nearest ones.
     """
-    behind = {row.name: row.architecture for row in PUBLISHED} | {key: key for key in ARCHITECTURES}
+    behind = {row.name: row.architecture for row in PUBLISHED}
+    behind |= {key: key for key in (*ARCHITECTURES, *RELATIVES)}
     if name in behind:
         return behind[name]
     near = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.4)
@@ -72,7 +80,7 @@ def find(name: str, **overrides: object) -> Architecture:
     Raises:
         XciteError: unknown name or unknown field.
     """
-    architecture = ARCHITECTURES[architecture_name(name)]
+    architecture = (ARCHITECTURES | RELATIVES)[architecture_name(name)]
     known = [field.name for field in fields(architecture)]
     unknown = sorted(set(overrides) - set(known))
     if unknown:
@@ -82,7 +90,7 @@ def find(name: str, **overrides: object) -> Architecture:
 
 def list_models(pattern: str | None = None) -> list[str]:
     """Names of architectures and published files, those that contain or match ``pattern``."""
-    names = [*ARCHITECTURES, *list_published_names()]
+    names = [*ARCHITECTURES, *list_published_names(), *RELATIVES]
     if pattern is None:
         return names
     return [name for name in names if fnmatch.fnmatch(name, f"*{pattern}*")]

@@ -22,13 +22,13 @@ PREPROCESSING = Preprocessing(size=32, crop_ratio=0.875)
 CLASS_NAMES = ["ant", "bee", "cat", "<b>dog</b>", "emu", "fox", "gnu"]
 
 
-def make_bundle(folder: Path) -> Path:
+def make_bundle(folder: Path, size: tuple[int, int] = (32, 32)) -> Path:
     weights = initial_weights(ARCHITECTURE, seed=3)
     # Drawn weights say nearly the same of every picture and patch; larger ones have an opinion.
     for name in ("head.weight", *(f"cls_attn_blocks.{i}.attn.qkv.weight" for i in range(2))):
         weights[name] = 40 * weights[name]
     folder.mkdir(parents=True)
-    onnx.save(build(weights, ARCHITECTURE, size=(32, 32)), folder / "model.onnx")
+    onnx.save(build(weights, ARCHITECTURE, size=size), folder / "model.onnx")
     seal_folder(
         folder,
         BundleInfo(
@@ -36,8 +36,8 @@ def make_bundle(folder: Path) -> Path:
             precision="f32",
             model="xcit_test",
             architecture=describe(ARCHITECTURE),
-            size=(32, 32),
-            preprocessing=PREPROCESSING,
+            size=size,
+            preprocessing=PREPROCESSING.at(size),
             class_names=CLASS_NAMES,
             outputs=["logits", "class_attention"],
             agreement={},

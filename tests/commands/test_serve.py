@@ -79,6 +79,21 @@ def test_attention_is_the_last_layers_mean_over_the_crop_the_model_saw(client, p
     assert seen["left"] == pytest.approx((1 - seen["width"]) / 2)
 
 
+def test_oblong_inputs_are_served_as_predicted(tmp_path):
+    predictor = Predictor(make_bundle(tmp_path / "bundle", (24, 40)), threads=1)
+    picture = photograph(1, width=80, height=60)
+    with testing.TestClient(create_app(predictor)) as client:
+        assert client.get("/info").json()["preprocessing"]["size"] == [24, 40]
+        answer = client.post("/predict?attention=1", files=_files(picture))
+    entry = answer.json()["pictures"][0]
+    assert entry["predictions"][0]["name"] == predictor.predict(picture)[0][0][0]
+    attention = entry["attention"]
+    assert (attention["rows"], attention["columns"]) == (3, 5)
+    # all of the width, 80, times crop_ratio 0.875, and as much of the height as 24 to 40
+    assert attention["seen"]["width"] * 80 == pytest.approx(70)
+    assert attention["seen"]["height"] * 60 == pytest.approx(42)
+
+
 def _bomb():
     buffer = io.BytesIO()  # 1.2 million pixels in a few thousand bytes
     Image.new("RGB", (1200, 1000)).save(buffer, "PNG")

@@ -80,10 +80,9 @@ def read(data):
         (b"\x80\x02K\x01)R.", "other than a known global is called"),
         (b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"x.", "end too early"),
         (b"\x80\x02X" + struct.pack("<I", 2**32 - 1) + b"x.", "end too early"),
-        (b"\x80\x02X" + struct.pack("<I", 8004) + b"a" * 8000 + "😀".encode() + b".", "long text"),
         (b"\x80\x02(ios\nsystem\n.", "0x69"),  # INST
         (b"\x80\x02\x82\x01.", "0x82"),  # EXT1
-        (b"\x80\x02\x8b\xff\xff\xff\x7f.", "0x8b"),  # LONG4: a number of two thousand million bytes
+        (b"\x80\x02\x8b\xff\xff\xff\x7f.", "a number of 2147483647 bytes"),  # LONG4
         (b"\x80\x02Nb.", "the stack is empty"),
         (b"\x80\x02j\xff\xff\xff\xff.", "remembered object is missing"),
         (b"\x80\x02}(]K\x01u.", "dictionary's key is list"),
@@ -129,9 +128,8 @@ def test_a_huge_claimed_shape_allocates_nothing(tmp_path, shape, said):
     assert grown < 20_000  # KiB
 
 
-def test_arrays_of_objects_are_refused():
-    with pytest.raises(PickleError, match="'O8' is not a type of weights"):
-        read(array_pickle((1,), b"\0" * 8, dtype="O8"))
+def test_arrays_of_objects_are_no_weights():
+    assert read(array_pickle((1,), b"\0" * 8, dtype="O8"))["a"].tensor is None
     assert read(array_pickle((1,), b"\0" * 4))["a"].tensor.shape == (1,)
 
 

@@ -1,8 +1,16 @@
 """Damaged and made-up weight files from a seed: what the fuzzing tests feed the reader."""
 
+import argparse
+import collections
+import datetime
+import decimal
+import functools
+import gzip
 import io
 import json
+import pathlib
 import pickle
+import random as python_random
 import struct
 import zipfile
 
@@ -27,12 +35,84 @@ _NAMES = [
     "_reconstruct", "scalar", "_codecs", "encode", "latin1", "builtins", "eval", "tuple", "os",
     "system", "torch", "FloatStorage", "torch._utils", "_rebuild_tensor_v2", "collections",
     "OrderedDict", "argparse", "Namespace", "model", "storage", "0", "f4", "O8", "<", "rm",
+    "set", "frozenset", "functools", "partial", "device", "torch.storage", "UntypedStorage",
+    "_rebuild_tensor_v3", "float8_e4m3fn", "torch._tensor", "_rebuild_from_type_v2", "Tensor",
+    "lightning.pytorch.callbacks", "Callback", "timm.os", "subprocess", "Popen", "getattr",
+    "copyreg", "_reconstructor", "module.cls_token", "teacher.cls_token", "defaultdict",
 ]  # fmt: skip
+
+
+def company(protocol):
+    """What training scripts keep beside the weights, of every kind that is only named."""
+    device_like = {(1, 2): 3, 2.5: "float", None: "none", 7: "int", b"k": 1}
+    values = {
+        "args": argparse.Namespace(
+            path=pathlib.PurePosixPath("/x"), when=datetime.date(2024, 1, 1)
+        ),
+        "sets": [{1, 2}, frozenset("ab"), slice(1, 2), 1j, range(3), bytearray(b"x"), 2**5000],
+        "keys": device_like,
+        "settings": collections.defaultdict(list, a=[decimal.Decimal("1.5")]),
+        "counts": collections.Counter("aab"),
+        "queue": collections.deque([1], 3),
+        "call": functools.partial(complex, 1),
+        "python": python_random.Random(0).getstate(),
+        "numpy": [np.random.RandomState(0), np.random.default_rng(0), np.dtype("U7")],
+        "arrays": [np.arange(3, dtype=k) for k in ("u4", "u8", "c8", "c16")],
+        "names": [np.array(["cat"]), np.array([{}], object), np.float32(2), np.bool_(1)],
+    }
+    weights = express(initial_weights(TINY_XCIT), "official", TINY_XCIT)
+    weights = {f"_orig_mod.module.{name}": array for name, array in weights.items()}
+    loss = {"criterion.weight": np.ones(2, np.float32)}
+    return pickle.dumps(
+        {"state": {"net": weights | loss}, "ema_state": weights, **values}, protocol
+    )
+
+
+def float8_file():
+    """A `.pth` whose tensors are float8, and one with attributes, as PyTorch writes them."""
+    from xcite.weights.pickle_writer import PickleWriter
+
+    program, storages = io.BytesIO(), []
+    writer = PickleWriter(program, 2)
+    writer.raw(b"}(")
+    for index, (name, array) in enumerate(initial_weights(TINY_XCIT).items()):
+        writer.text(name)
+        if index % 2:
+            writer.global_("torch._tensor", "_rebuild_from_type_v2")
+            writer.raw(b"(")
+        writer.global_("torch._utils", "_rebuild_tensor_v3")
+        if index % 2:
+            writer.global_("torch", "Tensor")
+        writer.raw(b"((")
+        writer.text("storage")
+        writer.global_("torch.storage", "UntypedStorage")
+        writer.text(str(index))
+        writer.text("cpu")
+        writer.integer(array.size)
+        writer.raw(b"tQ")
+        writer.integer(0)
+        writer.integers(array.shape)
+        strides = [int(np.prod(array.shape[i + 1 :], dtype=int)) for i in range(array.ndim)]
+        writer.integers(tuple(strides))
+        writer.raw(b"\x89")
+        writer.global_("collections", "OrderedDict")
+        writer.raw(b")R")
+        writer.global_("torch", "float8_e5m2")
+        writer.raw(b"t}tR" if index % 2 else b"tR")
+        storages.append(b"\x3e" * array.size)  # 1.5
+    writer.raw(b"u.")
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w") as archive:
+        archive.writestr("f8/data.pkl", program.getvalue())
+        for index, storage in enumerate(storages):
+            archive.writestr(f"f8/data/{index}", storage)
+    return written.getvalue()
 
 
 def seeds(folder):
     """Small whole files of every container: name -> bytes."""
-    files = {}
+    files = {f"company_{protocol}.pdparams": company(protocol) for protocol in (2, 4, 5)}
+    files["float8.pth"] = float8_file()
     for kind, architecture in (("xcit", TINY_XCIT), ("regnet", TINY_REGNET)):
         weights = initial_weights(architecture)
         for dialect in ("official", "timm", "passl", "paddlevit"):
@@ -51,6 +131,17 @@ def seeds(folder):
                 path = folder / f"{kind}_{dialect}.safetensors"
                 write_safetensors(path, tensors)
                 files[path.name] = path.read_bytes()
+    plain = files["xcit_official.pth"]
+    files["packed.pth"] = gzip.compress(plain)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("weights/xcit.pth", plain)
+    files["zipped.pth"] = packed.getvalue()
+    wrapped = {f"student.model.{n}": a for n, a in initial_weights(TINY_XCIT).items()}
+    wrapped |= {f"teacher.model.{n}": a for n, a in initial_weights(TINY_REGNET).items()}
+    wrapped["normalize.mean"] = wrapped["normalize.std"] = np.full((1, 3, 1, 1), 0.5, np.float32)
+    write_safetensors(folder / "wrapped.safetensors", wrapped)
+    files["wrapped.safetensors"] = (folder / "wrapped.safetensors").read_bytes()
     return files
 
 
@@ -119,7 +210,7 @@ def instructions(random, count):
         number = int(random.choice(_EXTREMES))
         kind = int(random.integers(0, 14))
         if kind < 5:
-            plain = b"()}]Ntd0la.esubRQ\x81\x85\x86\x87\x88\x89\x93\x94"
+            plain = b"()}]Ntd0la.esubRQ\x81\x85\x86\x87\x88\x89\x8f\x90\x91\x92\x93\x94"
             parts.append(bytes([plain[int(random.integers(0, len(plain)))]]))
         elif kind == 5:
             parts.append(b"X" + struct.pack("<I", len(name)) + name)

@@ -7,7 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from reference_rule import GOLDENS, epsilon_probe, reference_images, reference_weights
+from reference_rule import GOLDENS, call, epsilon_probe, reference_images, reference_weights
+from reference_rule import build as reference_model
 from xcite import variants
 from xcite.errors import XciteError
 from xcite.export.graph import build
@@ -77,6 +78,17 @@ def test_fixed_and_dynamic_graphs_give_the_official_logits(architecture, form):
             onnx.checker.check_model(model, full_check=True)
             found = run(model, images)["logits"]
             assert relative(found, logits) < TOLERANCE, (key, fixed)
+
+
+def test_a_stem_of_other_strides():
+    pytest.importorskip("torch")
+    shape = variants.XCiTArchitecture(4, 16, 1, 2, num_classes=3, stem_strides=(1, 1, 2, 2))
+    weights = reference_weights(shape, 0)
+    images = reference_images((2, 3, 17, 20), 0)
+    expected = call(reference_model("torch", shape, weights), "torch", images)
+    for size in ((17, 20), None):
+        found = run(build(weights, shape, size=size), images)["logits"]
+        assert relative(found, expected) < TOLERANCE
 
 
 def test_openvino_gives_the_official_logits():

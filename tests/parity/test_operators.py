@@ -35,6 +35,7 @@ ARCHITECTURES = {
     "other fields": XCiTArchitecture(
         8, 64, 2, 4, num_classes=5, tokens_norm=False, qkv_bias=False, attention_scale=0.3
     ),
+    "strides": XCiTArchitecture(8, 64, 1, 4, num_classes=5, stem_strides=(1, 2, 2, 2)),
 }
 FORMS = ("usual", "covariance")
 

@@ -243,23 +243,62 @@ def recipes():
 
 
 def weights():
+    import numpy as np
+
     sys.path.insert(0, str(HERE.parent / "golden"))
+    from weight_mutations import damaged as wounded
+    from weight_mutations import program
     from weight_mutations import seeds as whole
 
     from xcite.weights import open_weights
     from xcite.weights.inspection import inspect
 
+    hub = Path(tempfile.mkdtemp(dir=_memory()))
     with tempfile.TemporaryDirectory() as folder:
         files = whole(Path(folder))
+    (hub / "model.safetensors").write_bytes(files["xcit_timm.safetensors"])
+    (hub / "model-00001-of-00001.safetensors").write_bytes(files["xcit_timm.safetensors"])
+    config = {
+        "architecture": "xcit_nano_12_p8_224",
+        "label_names": ["a", "b"],
+        "id2label": {"0": "a"},
+    }
+    config["pretrained_cfg"] = {
+        "mean": [0.5],
+        "std": [1],
+        "input_size": [3, 32, 32],
+        "crop_pct": 1.0,
+    }
+    processor = {
+        "image_mean": [0.5],
+        "size": {"shortest_edge": 256},
+        "crop_size": 224,
+        "resample": 3,
+    }
+    index = {"weight_map": {"cls_token": "model-00001-of-00001.safetensors"}}
+    told = ("config.json", "preprocessor_config.json", "model.safetensors.index.json")
     kinds = (".safetensors", ".pth", ".pdparams")
     seeds = [bytes([kinds.index(Path(n).suffix)]) + data for n, data in files.items()]
+    texts = (config, processor, index)
+    seeds += [bytes([3 + n]) + json.dumps(text).encode() for n, text in enumerate(texts)]
+    seeds.append(b"\x06" + bytes(8))  # damaged from this number, see below
+    all_files = list(files.values())
 
     def read(data, place):
-        path = place / f"w{kinds[data[0] % 3] if data else '.pth'}"
+        kind = data[0] % 7 if data else 1
+        if kind == 6:  # wounds that know the containers: inside a zip's pickle, a header
+            random = np.random.default_rng(list(data[1:9]))
+            seed = all_files[int(random.integers(len(all_files)))]
+            data = bytes([1]) + (
+                program(random) if random.random() < 0.3 else wounded(seed, random, all_files)
+            )
+            kind = 1
+        path = place / f"w{kinds[kind]}" if kind < 3 else hub / told[kind - 3]
         path.write_bytes(data[1:])
+        source = hub / "model.safetensors" if kind in (3, 4) else path
         for reader in (inspect, open_weights):
             with contextlib.suppress(_error()):
-                reader(path)
+                reader(source)
         path.unlink()
 
     return seeds, read

@@ -1,5 +1,6 @@
 """Families: what is derived from the one walk over a family's layers, and what stands beside it."""
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -36,6 +37,8 @@ from xcite.families.layers import (
     parameter,
     truncated_normal,
 )
+from xcite.variants import find
+from xcite.weights import Metadata
 from xcite.weights.dialects import TABLES
 
 XCIT = XCiTArchitecture(8, 16, 2, 2, num_classes=3)
@@ -95,7 +98,7 @@ def test_everything_folds_over_the_walk_of_a_family() -> None:
     assert activations(toy, 9, 17, recompute=True) == 15 * (16 + 8 + 8 + 24)
     assert [block["module"] for block in feature_info(toy)] == ["b0", "b1"]
     assert toy.layer_groups()["bn.bias"] == "stem"
-    assert (toy.drop_paths(), toy.without_dropout(), toy.in_words(32)) == ((0, 0.0), toy, "")
+    assert (toy.drop_paths(), toy.without_dropout(), toy.in_words(32, 32)) == ((0, 0.0), toy, "")
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -125,7 +128,7 @@ def test_what_belongs_to_no_family() -> None:
 def test_a_recipe_can_set_the_fields_of_every_family() -> None:
     """A field that is forgotten in a family's settings is found here."""
     by_the_data = {"num_classes", "in_chans"}
-    only_in_code = {"qkv_bias", "use_pos", "attention_scale"}
+    only_in_code = {"qkv_bias", "use_pos", "attention_scale", "stem_strides"}
     known = {field.name for family in FAMILIES.values() for field in fields(family)}
     assert set(Settings.model_fields) == known - by_the_data - only_in_code
     # The order is that of a stored recipe, of which a hash is kept.
@@ -202,3 +205,48 @@ def test_grids() -> None:
     stem, *stages = (math.ceil(224 / 2**k) for k in range(1, 1 + 1 + len(REGNET.stages())))
     assert stem == 112
     assert REGNET.grid(224, 224) == (stages[-1], stages[-1])
+
+
+# ---- strides of the stem -------------------------------------------------------------------------
+
+
+def test_strides_are_part_of_the_description() -> None:
+    usual = XCiTArchitecture(16, 32, 1, 2)
+    robust = XCiTArchitecture(4, 32, 1, 2, stem_strides=(1, 1, 2, 2))
+    assert XCiTArchitecture(4, 32, 1, 2, stem_strides=[1, 1, 2, 2]) == robust  # as JSON has it
+    assert XCiTArchitecture(16, 32, 1, 2, stem_strides=(2, 2, 2, 2)) == usual
+    assert robust.grid(32, 30) == (8, 8)
+    assert robust.stem_widths() == usual.stem_widths()
+    assert canonical.shapes(robust) == canonical.shapes(usual)
+    assert robust.same_tensors(usual)
+    assert not robust.same_tensors(XCiTArchitecture(4, 32, 1, 2))
+    assert robust.structure() != usual.structure()
+    # Descriptions with the usual strides are those of before the field existed.
+    assert "stem_strides" not in usual.fields()
+    for architecture in (usual, robust):
+        told = json.loads(Metadata(architecture=architecture).model_dump_json())["architecture"]
+        assert Metadata(architecture=told).described_architecture() == architecture
+
+
+@pytest.mark.parametrize(
+    ("strides", "said"),
+    [
+        ((1, 1, 2, 2, 1), "1 to 4 times 1 or 2"),
+        ((), "1 to 4 times"),
+        ((3, 1), "1 to 4 times"),
+        ((1, 2, 2, 2), "make patches of 8 pixels; set patch_size to that, it is 4"),
+    ],
+)
+def test_impossible_strides_are_refused(strides: tuple[int, ...], said: str) -> None:
+    with pytest.raises(XciteError, match=said):
+        XCiTArchitecture(4, 32, 1, 2, stem_strides=strides)
+
+
+def test_work_of_the_stem_follows_its_strides() -> None:
+    """Counted by hand: the convolutions see 32, 32, 16 and 8 pixels a side."""
+    robust = XCiTArchitecture(4, 32, 0, 2, stem_strides=(1, 1, 2, 2), cls_attn_layers=0)
+    stem = next(part for part in robust.parts() if part.name == "patch_embed")
+    work = sum(layer.work * layer.places.times(32, 32) for layer in stem.layers)
+    pairs = [(3, 4, 32), (4, 8, 32), (8, 16, 16), (16, 32, 8)]
+    assert work == sum(9 * into * out * side * side for into, out, side in pairs)
+    assert find("xcit_small_12_p4_32").stem_strides == (1, 1, 2, 2)

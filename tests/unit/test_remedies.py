@@ -34,16 +34,19 @@ KEYS = {
 FREE = {
     "data.on_error": "skip",
     "data.max_pixels": "200000000",
+    "data.skip_limit": "20",
     "data.worker_timeout": "600",
     "data.workers": "1",
     "data.prefetch": "1",
     "data.root": "{}",
+    "data.columns": "image,label",
     "data.outside_root": "true",
     "data.train": "{}/copy",
     "data.validation": "",
     "data.classes": "{}/classes.txt",
     "run.tensorboard": "false",
     "run.engine": ENGINE,
+    "run.device": "cpu",
 }
 LOUD = {
     "optim.lr": "0.001",
@@ -59,7 +62,9 @@ LOUD = {
 }
 # Proposed only where no run has begun, or it cannot have begun without: key -> files that do so.
 BEFORE = {
-    "init.reset_head": {"training/plan.py"},
+    "init.reset_head": {"training/initial.py"},
+    "init.freeze_patch_embed": {"training/plan.py"},
+    "preprocessing.size": {"training/plan.py"},
     "init.weights": {"training/session.py", "training/changes.py"},  # of a new run, tried below
     "distill.loss": {"engines/paddle/losses.py", "engines/torch/losses.py"},
     "distill.teacher": {"training/teachers/live.py"},

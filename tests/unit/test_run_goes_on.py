@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,32 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     )
 
 
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_save_that_fails_late_loses_no_weights(
+    failing: int, pictures: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The failure comes out when the finished epoch is to be saved, after its position is known."""
+    real, calls = checkpoint.write_safetensors, [0]
+
+    def once(*arguments: Any, **options: Any) -> None:
+        calls[0] += 1
+        if calls[0] == failing:
+            raise XciteError("cannot write it: No space left on device")
+        real(*arguments, **options)
+
+    settings = ("run.checkpoint_minutes=1e-6", "run.evaluate_every=2")
+    last = 2 * STEPS - failing
+    with monkeypatch.context() as patch:
+        at(patch, last, lambda: patch.setattr(checkpoint, "write_safetensors", once))
+        with pytest.raises(XciteError, match="No space left"):
+            train(pictures, tmp_path / "run", *settings)
+    assert resume(pictures, tmp_path / "run", *settings).finished
+    folder = RunFolder(tmp_path / "run")
+    assert folder.best.is_file()
+    assert folder.last.is_file()
+    assert tensors(folder.numbered(2)) == tensors(whole / "checkpoint.safetensors")
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_signals_are_noted(number: signal.Signals) -> None:
     with StopRequest() as stop:
@@ -234,7 +261,14 @@ def test_a_deleted_folder_is_noticed(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
-    at(monkeypatch, 2, lambda: shutil.rmtree(folder))
+
+    def delete() -> None:
+        for thread in threading.enumerate():
+            if thread.name == "xcite saving":
+                thread.join()  # a file that is being made right now would make its folder, too
+        shutil.rmtree(folder)
+
+    at(monkeypatch, 2, delete)
     with pytest.raises(XciteError, match=r"deleted"):
         train(pictures, folder)
     assert not folder.exists(), "nothing is made anew in its place"

@@ -193,7 +193,7 @@ def test_imagenet_folders_are_matched_and_guessed_names_refuse_nothing(tmp_path:
         for name, value in moved_weights(thousand).items()
         if not name.endswith("num_batches_tracked")
     }
-    path = tmp_path / "timm.safetensors"
+    path = tmp_path / "regnety_160.safetensors"
     save_file(weights, path)
     colours = ["preprocessing.mean=[0.4, 0.4, 0.4]", "preprocessing.std=[0.2, 0.2, 0.2]"]
     recipe = tiny("distill.loss=hard", f"distill.teacher={path}", *colours)
@@ -203,7 +203,7 @@ def test_imagenet_folders_are_matched_and_guessed_names_refuse_nothing(tmp_path:
     assert facts(recipe, folders).class_names is None
     with pytest.raises(
         XciteError,
-        match=r"teacher .*timm\.safetensors names no classes and has 1000, the student has 3",
+        match=r"teacher .*regnety_160\.safetensors names no classes and has 1000, the",
     ):
         live_teacher(recipe, CLASSES)
 

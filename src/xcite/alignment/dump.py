@@ -14,7 +14,7 @@ Each of the last three files may be missing, and may name some of the tensors on
 
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,7 @@ def write_dump(side: Side, given: Trial, folder: Path) -> None:
     """
     engine = side.create(given)
     images, labels = model_input(given.batches[0], given.preprocessing), given.batches[0].labels
-    metadata = Metadata(architecture=asdict(given.architecture))
+    metadata = Metadata(architecture=given.architecture.fields())
     save_weights(folder / "weights.safetensors", given.weights, metadata)
     _write_npz(folder / "inputs.npz", {"images": images, "labels": labels})
     found = _measure(side, engine, images, labels)

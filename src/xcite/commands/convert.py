@@ -9,7 +9,7 @@ import typer
 from xcite.commands.printing import say
 from xcite.errors import XciteError
 from xcite.families import Architecture, XCiTArchitecture
-from xcite.language import tr
+from xcite.language import noted, tr
 from xcite.randomness import generator
 from xcite.variants import find
 from xcite.weights.convert import Conversion
@@ -28,11 +28,14 @@ def convert(
     target: Path = typer.Argument(help="The file to write."),
     to: str = typer.Option(..., "--to", help="xcite, official, timm, passl, ppcls or paddlevit."),
     dialect: str = typer.Option(None, help="The source's dialect; recognised when not given."),
-    extract: str = typer.Option(None, help="student, teacher, ema or weights of a checkpoint."),
+    extract: str = typer.Option(
+        None, help="student, teacher, ema, weights or another part of a checkpoint."
+    ),
     model: str = typer.Option(None, help="The architecture's name, when it is in doubt."),
     tokens_norm: bool = typer.Option(
         None, "--tokens-norm/--no-tokens-norm", help="What shapes do not show; see docs/weights.md."
     ),
+    strict: bool = typer.Option(False, "--strict", help="Refuse tensors beside the model."),
     weights_dir: Path = typer.Option(None, help="Folder of published files."),
     check: bool = typer.Option(False, "--check", help="Compare logits of both files too."),
     engine: str = typer.Option("paddle", help="Engine of --check: paddle or torch."),
@@ -56,6 +59,7 @@ def convert(
         dialect=dialect,
         part=extract,
         architecture=architecture,
+        strict=strict,
         weights_dir=weights_dir,
     )
     kind = done.source.metadata.variant or done.source.architecture.title
@@ -69,8 +73,13 @@ def convert(
             target=done.dialect,
             part=done.source.part,
             tensors=done.tensors,
-        )
+        ),
+        *(f"  {noted(note)}" for note in done.source.metadata.provenance.get("notes", [])),
     )
+    strides = done.source.architecture.fields().get("stem_strides")
+    if strides is not None and done.dialect != "xcite":
+        note = f"{done.dialect} files do not say that the stem's strides are {strides}"
+        say(f"  {noted(note)}")
     if check:
         say(_compare_logits(done, engine))
 

@@ -10,6 +10,7 @@ from xcite.control_characters import visible
 from xcite.errors import XciteError
 from xcite.preprocessing import in_pixels
 from xcite.weights.card import model_card
+from xcite.weights.containers import listed
 from xcite.weights.inspection import PartReport, Report
 from xcite.weights.inspection import inspect as inspect_file
 from xcite.weights.opening import locate
@@ -25,6 +26,7 @@ def inspect(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
     card: bool = typer.Option(False, "--card", help="Print a Markdown model card."),
     out: Path = typer.Option(None, help="Write the card or JSON to this file."),
+    strict: bool = typer.Option(False, "--strict", help="Refuse tensors beside the model."),
     weights_dir: Path = typer.Option(None, help="Folder of published files."),
 ) -> None:
     """Say what a weights file holds, without executing anything or reading its numbers."""
@@ -42,6 +44,12 @@ def inspect(
     else:
         say(*lines)
     problems = [f"{part.part}: {part.problem}" for part in report.parts if part.problem]
+    if strict:
+        problems += [
+            f"{part.part}: tensors that are not the model's: {listed(part.aside)}"
+            for part in report.parts
+            if part.aside
+        ]
     if problems:
         raise XciteError("; ".join(problems))
 
@@ -72,6 +80,7 @@ def _rows(part: PartReport) -> list[tuple[str, str]]:
     ]
     if part.assumed:
         rows.append(("assumed", f"{', '.join(part.assumed)}: no tensor shows them"))
+    rows += [("note", note) for note in part.notes]
     wanted = part.preprocessing
     rows.append(
         (

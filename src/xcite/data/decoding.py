@@ -24,7 +24,7 @@ from PIL import Image, JpegImagePlugin
 from xcite.data.bands import Bands, Raster
 from xcite.data.formats import FORMATS, SUFFIXES, WITH_ALPHA, open_encoded, refuse_size
 from xcite.data.picture_limits import MAX_PIXELS, refuse_excess, refuse_tags
-from xcite.data.pillow_scope import pillow_scope
+from xcite.data.pillow_scope import PillowScope
 from xcite.data.tiff_channels import TiffChannels, tiff_channels, to_eight_bits
 from xcite.errors import XciteError
 from xcite.regular_files import read_regular
@@ -220,7 +220,7 @@ class Opened:
         if isinstance(exif := image.info["exif"], bytes):
             refuse_tags(exif, self._origin)
         try:
-            with pillow_scope(self._max_pixels):
+            with PillowScope(self._max_pixels):
                 tag = image.getexif().get(_ORIENTATION, 1)
             turn = _UPRIGHT.get(tag)
         except Exception:  # damaged EXIF is no reason to lose the picture
@@ -299,7 +299,7 @@ def _check_array(pixels: np.ndarray, origin: str) -> None:
 
 def _guarded(action: Callable[[], Result], origin: str, max_pixels: int) -> Result:
     try:
-        with pillow_scope(max_pixels):
+        with PillowScope(max_pixels):
             return action()
     except XciteError:
         raise

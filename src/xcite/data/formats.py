@@ -12,7 +12,7 @@ from PIL import Image, TgaImagePlugin
 from xcite.data.icons import is_icon, largest_picture
 from xcite.data.jxl_header import is_jxl, jxl_size
 from xcite.data.picture_limits import MAX_PIXELS, refuse_excess
-from xcite.data.pillow_scope import pillow_scope
+from xcite.data.pillow_scope import PillowScope
 from xcite.data.tiff_channels import tiff_channels
 from xcite.errors import XciteError
 
@@ -44,14 +44,16 @@ _TGA_FOOTER = b"TRUEVISION-XFILE.\0"
 def open_encoded(data: bytes, origin: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Open a picture without decoding it where the format allows; only JPEG XL's does not.
 
+    The caller has looked at it with `refuse_excess`.
+
     Raises:
-        XciteError: it asks for more than a real picture does, or needs a library that is missing.
+        XciteError: more pixels than ``max_pixels``, or a library is missing that it needs.
         PIL.UnidentifiedImageError: of no format that is read.
     """
     formats: tuple[str, ...] = FORMATS
     if is_icon(data):
         data, formats = largest_picture(data), ("PNG", "ICO")
-    refuse_excess(data, origin, max_pixels)
+        refuse_excess(data, origin, max_pixels)
     if is_jxl(data):
         refuse_size(jxl_size(data), origin, max_pixels, _HEAVY)
         image = _library("pillow_jxl", "JPEG XL", origin).JXLImageFile(io.BytesIO(data))
@@ -75,12 +77,13 @@ def dimensions(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int, str
     Raises:
         Exception: nearly any, for what is no picture or a damaged one.
     """
+    refuse_excess(data, "picture", max_pixels)
     if is_jxl(data):
         return *jxl_size(data), "JXL"
     tiff = tiff_channels(data)
     if tiff is not None:
         return *tiff.size, "TIFF"
-    with pillow_scope(max_pixels):
+    with PillowScope(max_pixels):
         image = open_encoded(data, "picture", max_pixels)
     return *image.size, image.format
 

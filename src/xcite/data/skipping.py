@@ -56,5 +56,5 @@ class Skipping:
             f"{len(skipped)} of {self.pictures} pictures cannot be read, more than the "
             f"{self.most} that may be skipped ({'; '.join(examples)}); have data been moved or "
             "damaged? Mend or remove them, or raise data.skip_limit",
-            remedy=f"--set data.skip_limit={self.pictures}",
+            remedy=f"--set data.skip_limit={2 * len(skipped)}",
         )

@@ -69,14 +69,14 @@ class XCiTGraph:
     def stem(self) -> str:
         """Strided convolutions, BatchNorm folded in, then the positional encoding; (B, N, d)."""
         g, x = self.g, "images"
-        widths = self.a.stem_widths()
-        for i in range(len(widths)):
+        strides = self.a.strides()
+        for i, stride in enumerate(strides):
             part = f"patch_embed.proj.{2 * i}"
             weight, bias = fold_batch_norm(self.weights, f"{part}.0", f"{part}.1")
-            if i < len(widths) - 1:
-                x = g.gelu(g.convolution(x, weight, bias, part, stride=2), f"{part}.gelu")
+            if i < len(strides) - 1:
+                x = g.gelu(g.convolution(x, weight, bias, part, stride=stride), f"{part}.gelu")
             else:
-                x = g.convolution(x, centred(weight, 0), centred(bias, 0), part, stride=2)
+                x = g.convolution(x, centred(weight, 0), centred(bias, 0), part, stride=stride)
         if self.grid is None:
             self.shape = g.op("Shape", [x], "grid")  # (B, d, h, w)
         x = self.to_tokens(x, "patch_embed")

@@ -17,6 +17,7 @@ __all__ = [
     "FAMILIES",
     "PAPER_DROP_PATH",
     "PUBLISHED",
+    "RELATIVES",
     "Architecture",
     "Family",
     "Published",
@@ -33,6 +34,7 @@ FAMILIES: dict[str, type[Architecture]] = {
     family.kind: family for family in (XCiTArchitecture, RegNetArchitecture)
 }
 ARCHITECTURES: dict[str, Architecture] = {**xcit.ARCHITECTURES, **regnet.ARCHITECTURES}
+RELATIVES: dict[str, Architecture] = {**xcit.RELATIVES}
 PUBLISHED: list[Published] = [*xcit.PUBLISHED]
 PAPER_DROP_PATH: dict[str, float] = {**xcit.PAPER_DROP_PATH}
 

@@ -1,8 +1,10 @@
 """What every family of models says about itself."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, NamedTuple, Self
+from dataclasses import asdict
+from typing import Any, ClassVar, NamedTuple, Self
 
 from xcite.errors import XciteError
 from xcite.families.layers import Part, Shape
@@ -35,9 +37,11 @@ class Family(ABC):
         kind: the family in stored descriptions.
         title: the family's name in messages; ``with_article`` is what one of its models is called.
         head: beginning of the classifier's names.
+        roots: expression of the first pieces of the tensors' names.
         first_convolution: the weight that sees the picture; its name tells the family.
         unreadable: fields that no tensor shows although published models differ in them.
         answering: those of them that change the outputs of the same weights.
+        added_later: fields that descriptions from before they existed do not have; None is usual.
         preprocessing: of the published weights' evaluation, where a file does not say.
         has_attention_maps: whether the engines can show where the model looks.
         forward_order: first pieces of the parts' names as data pass through them, where the
@@ -48,9 +52,11 @@ class Family(ABC):
     title: ClassVar[str]
     with_article: ClassVar[str]
     head: ClassVar[str]
+    roots: ClassVar[str]
     first_convolution: ClassVar[str]
     unreadable: ClassVar[tuple[str, ...]] = ()
     answering: ClassVar[tuple[str, ...]] = ()
+    added_later: ClassVar[tuple[str, ...]] = ()
     preprocessing: ClassVar[Preprocessing] = Preprocessing()
     has_attention_maps: ClassVar[bool] = False
     forward_order: ClassVar[tuple[str, ...]] = ()
@@ -62,6 +68,11 @@ class Family(ABC):
         Args:
             form: of attention, "usual" or "covariance"; it changes what is computed, no tensor.
         """
+
+    @classmethod
+    def owns(cls, name: str) -> bool:
+        """Whether a canonical name is one of the family's, in a model of any size."""
+        return re.fullmatch(cls.roots, name.partition(".")[0]) is not None
 
     @classmethod
     @abstractmethod
@@ -82,9 +93,20 @@ class Family(ABC):
     def structure(self) -> tuple[object, ...]:
         """What models of the same variant share: all but channels, classes, training's fields."""
 
+    def same_tensors(self, other: "Family") -> bool:
+        """Whether both have tensors of the same shapes, but for channels and classes."""
+        return self.kind == other.kind and self.structure() == other.structure()
+
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the last grid, of a picture of that many pixels."""
         return -(-height // self.stride), -(-width // self.stride)
+
+    def fields(self) -> dict[str, Any]:
+        """Every field for a stored description, without those that older versions lack and that
+        have their usual value.
+        """
+        told: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
+        return {k: v for k, v in told.items() if k not in self.added_later or v is not None}
 
     def drop_paths(self) -> tuple[int, float]:
         """How many blocks drop residual branches, and with what probability."""

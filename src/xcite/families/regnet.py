@@ -38,6 +38,7 @@ class RegNetArchitecture(Family):
     title = "RegNetY"
     with_article = "a RegNetY"
     head = "head.fc."
+    roots = r"stem|s\d+|head"
     first_convolution = "stem.conv.weight"
     # DeiT evaluates its teacher on the centre 224 of 256.
     preprocessing = Preprocessing(size=224, crop_ratio=0.875)

@@ -6,6 +6,7 @@ published top-1.
 
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Self
@@ -39,8 +40,10 @@ class XCiTArchitecture(Family):
     """Everything that shapes an XCiT (arXiv 2106.09681).
 
     Attributes:
-        patch_size: 2, 4, 8 or 16: the stem halves the picture log2(patch_size) times. 8 and 16 are
-            published; 2 and 4 are ours, for small pictures.
+        patch_size: 2, 4, 8 or 16: pixels from one token to the next, the product of the stem's
+            strides. 8 and 16 are published; 2 and 4 are for small pictures.
+        stem_strides: 1 or 2 for each convolution of the stem; None: all of them 2, as published.
+            Robust models for CIFAR have 1, 1, 2, 2.
         eta: initial value of LayerScale.
         tokens_norm: in class attention, normalise all tokens (True) or CLS alone (False: nano).
         drop_path: probability of dropping a residual branch, the same in every XCA block.
@@ -52,9 +55,11 @@ class XCiTArchitecture(Family):
     title = "XCiT"
     with_article = "an XCiT"
     head = "head."
+    roots = "patch_embed|pos_embeder|blocks|cls_token|cls_attn_blocks|norm|head"
     first_convolution = "patch_embed.proj.0.0.weight"
-    unreadable = ("tokens_norm", "eta")
-    answering = ("tokens_norm",)
+    unreadable = ("tokens_norm", "eta", "stem_strides")
+    answering = ("tokens_norm", "stem_strides")
+    added_later = ("stem_strides",)
     has_attention_maps = True
     forward_order = (
         "patch_embed",
@@ -82,25 +87,46 @@ class XCiTArchitecture(Family):
     drop_rate: float = 0.0
     attn_drop_rate: float = 0.0
     drop_path: float = 0.0
+    stem_strides: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.patch_size not in (2, 4, 8, 16):
             raise XciteError(f"patch_size is {self.patch_size}; it must be 2, 4, 8 or 16")
+        self._check_strides()
         check_sizes(self, _LIMITS)
         if self.embed_dim % self.num_heads:
             raise XciteError(
                 f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}"
             )
-        if self.embed_dim % (self.patch_size // 2):
+        convolutions = len(self.strides())
+        if self.embed_dim % 2 ** (convolutions - 1):
             raise XciteError(
-                f"embed_dim {self.embed_dim} is not a multiple of {self.patch_size // 2}, "
-                f"which the stem of patch_size {self.patch_size} needs"
+                f"embed_dim {self.embed_dim} is not a multiple of {2 ** (convolutions - 1)}, "
+                f"which a stem of {convolutions} convolutions needs"
             )
 
+    def _check_strides(self) -> None:
+        """Every description of the same strides becomes the same value: usual ones are None."""
+        if self.stem_strides is None:
+            return
+        strides = tuple(self.stem_strides)
+        if not 1 <= len(strides) <= 4 or any(stride not in (1, 2) for stride in strides):
+            raise XciteError(f"stem_strides is {strides}; it must be 1 to 4 times 1 or 2")
+        if math.prod(strides) != self.patch_size:
+            raise XciteError(
+                f"stem_strides {strides} make patches of {math.prod(strides)} pixels; "
+                f"set patch_size to that, it is {self.patch_size}"
+            )
+        usual = set(strides) == {2}
+        object.__setattr__(self, "stem_strides", None if usual else strides)
+
+    def strides(self) -> tuple[int, ...]:
+        """Strides of the stem's 3x3 convolutions, first to last."""
+        return self.stem_strides or (2,) * int(math.log2(self.patch_size))
+
     def stem_widths(self) -> list[int]:
-        """Output channels of the stem's 3x3 convolutions of stride 2, first to last."""
-        convolutions = int(math.log2(self.patch_size))
-        return [self.embed_dim // 2**i for i in reversed(range(convolutions))]
+        """Output channels of the stem's 3x3 convolutions, first to last."""
+        return [self.embed_dim // 2**i for i in reversed(range(len(self.strides())))]
 
     @property
     def stride(self) -> int:
@@ -108,9 +134,16 @@ class XCiTArchitecture(Family):
 
     def structure(self) -> tuple[object, ...]:
         return (
-            *(self.patch_size, self.embed_dim, self.depth, self.num_heads, self.cls_attn_layers),
+            *(self.strides(), self.embed_dim, self.depth, self.num_heads, self.cls_attn_layers),
             *(self.mlp_ratio, self.qkv_bias, self.use_pos, self.tokens_norm),
         )
+
+    def same_tensors(self, other: Family) -> bool:
+        """Whether both have tensors of the same shapes, but for channels and classes."""
+        if not isinstance(other, XCiTArchitecture):
+            return False
+        strides, others = self.strides(), other.strides()
+        return len(strides) == len(others) and self.structure()[1:] == other.structure()[1:]
 
     def drop_paths(self) -> tuple[int, float]:
         return self.depth, self.drop_path
@@ -151,8 +184,9 @@ class XCiTArchitecture(Family):
 
     def _stem(self, name: str) -> Iterator[Layer]:
         into = self.in_chans
-        for i, out in enumerate(self.stem_widths()):
-            places = Places(2 ** (i + 1))
+        strides = itertools.accumulate(self.strides(), operator.mul)
+        for i, (out, stride) in enumerate(zip(self.stem_widths(), strides, strict=True)):
+            places = Places(stride)
             yield _convolution(f"{name}.{2 * i}.0", (out, into, 3, 3), places, bias=False)
             yield layers.batch_norm(f"{name}.{2 * i}.1", out)
             yield Layer(places=places, kept=3 * out)  # convolution, norm, GELU
@@ -238,7 +272,7 @@ class XCiTArchitecture(Family):
             use_pos="pos_embeder.token_projection.weight" in named,
         )
         for fields in (("embed_dim", "num_heads", "depth"), ("embed_dim", "num_heads")):
-            for row in ARCHITECTURES.values():
+            for row in (*ARCHITECTURES.values(), *RELATIVES.values()):
                 if all(getattr(row, name) == getattr(architecture, name) for name in fields):
                     return replace(architecture, tokens_norm=row.tokens_norm, eta=row.eta)
         return architecture
@@ -298,6 +332,21 @@ ARCHITECTURES = {
     f"xcit_{size}_p{patch}": XCiTArchitecture(patch, *fields)
     for patch in (16, 8)
     for size, fields in _SIZES.items()
+}
+
+# Models that others published (the Light Recipe, Debenedetti et al. 2022), by the names they have
+# there; robust ones of CIFAR have the stem of 16-pixel patches with other strides.
+RELATIVES = {
+    "xcit_medium_12_p16": XCiTArchitecture(16, 512, 12, 8),
+    "xcit_large_12_p16": XCiTArchitecture(16, 768, 12, 16),
+    **{
+        f"xcit_{size}_12_p4_32": XCiTArchitecture(4, *fields, stem_strides=(1, 1, 2, 2))
+        for size, fields in (
+            ("small", (384, 12, 8)),
+            ("medium", (512, 12, 8)),
+            ("large", (768, 12, 16)),
+        )
+    },
 }
 
 # Published top-1 at 224, 224 distilled, 384 distilled (README of facebookresearch/xcit).

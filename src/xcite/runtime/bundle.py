@@ -15,7 +15,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -105,7 +104,7 @@ class BundleInfo(BaseModel):
 
 def describe(architecture: Architecture) -> dict[str, Any]:
     """The architecture as plain data; `BundleInfo.built` reads it back."""
-    return {"kind": architecture.kind, **asdict(architecture)}
+    return {"kind": architecture.kind, **architecture.fields()}
 
 
 def is_bundle(path: str | os.PathLike[str]) -> bool:

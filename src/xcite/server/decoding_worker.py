@@ -21,7 +21,6 @@ from typing import Any
 from xcite.data.decoding import decode
 from xcite.data.formats import dimensions
 from xcite.data.jpeg_scans import jpeg_scans
-from xcite.data.picture_limits import refuse_excess
 from xcite.errors import XciteError
 from xcite.machine import known_signals, resource, set_timer
 from xcite.preprocessing import Preprocessing
@@ -109,12 +108,8 @@ class _Decoding:
         """Why the picture is not decoded here; nothing when it is.
 
         Only its head is read.
-
-        Raises:
-            XciteError: it asks for more than a real picture does.
         """
         orders = self._orders
-        refuse_excess(data, "\0")
         try:
             width, height, kind = dimensions(data, orders.max_pixels)
         except Exception:  # `decode` says what is wrong with it

@@ -15,8 +15,8 @@ import numpy as np
 from xcite.errors import XciteError
 from xcite.training.json_lines import is_count, is_number
 from xcite.training.run_folder import RunFolder
+from xcite.weights.containers import METADATA_KEY
 from xcite.weights.metadata import Metadata
-from xcite.weights.opening import METADATA_KEY
 from xcite.weights.safetensors_files import read_safetensors, write_safetensors
 from xcite.whole_files import flush_folder
 

@@ -6,7 +6,6 @@ and average fitted to how many pictures there are, and patch and input to how la
 
 import glob
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from xcite.data.sources import Source, has_split
 from xcite.engines import installed
 from xcite.errors import XciteError
 from xcite.language import tr
+from xcite.machine import usable_cores
 from xcite.preprocessing import in_pixels, sides
 from xcite.recipe import Recipe
 from xcite.regular_files import read_regular
@@ -219,7 +219,6 @@ def _fit_training(seen: Look, draft: Recipe, asked: set[str], pace: _Pace) -> di
         epochs = round(pace.epochs * math.sqrt(1000 / seen.pictures))
         epochs = max(5, min(pace.most_epochs, epochs))
     steps = epochs * max(1, seen.pictures // batch)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "optim.batch": batch,
         "optim.epochs": epochs,
@@ -229,7 +228,7 @@ def _fit_training(seen: Look, draft: Recipe, asked: set[str], pace: _Pace) -> di
         "optim.ema": round(max(0.5, 1 - 8 / steps), 5),
         "run.evaluate_every": max(1, epochs // 10),
         # Starting a process takes as long as decoding some hundred pictures.
-        "data.workers": 0 if seen.pictures < 200 else max(1, min(8, (cores or 1) // 2)),
+        "data.workers": 0 if seen.pictures < 200 else max(1, min(8, usable_cores() // 2)),
     }
 
 

@@ -13,7 +13,9 @@ from xcite.recipe import ModelRecipe, Recipe
 from xcite.runtime.classes import brief, same_in_order
 from xcite.variants import ARCHITECTURES, architecture_name
 from xcite.weights import open_weights
-from xcite.weights.opening import Identified, imagenet_classes, recognise_weights
+from xcite.weights.identification import Identified
+from xcite.weights.imagenet import imagenet_classes
+from xcite.weights.opening import recognise_weights
 
 # Settings of training: weights know nothing of them.
 _DROPPING = {"drop_path", "drop_rate", "attn_drop_rate"}
@@ -151,7 +153,8 @@ def _decide_head(
     assert init.weights is not None
     found = recognise_weights(init.weights, dialect=init.dialect)
     known = found.metadata.class_names
-    imagenet = known == imagenet_classes() and same_in_order(known, class_names)
+    imagenet = known is not None and known == imagenet_classes()
+    imagenet = imagenet and same_in_order(known or [], class_names)
     same = found.architecture.num_classes == len(class_names) and (
         known == class_names or (imagenet and not class_names[0].isdecimal())
     )

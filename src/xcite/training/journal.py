@@ -25,6 +25,7 @@ from xcite.engines.interface import StepResult
 from xcite.language import tr
 from xcite.machine import most_memory
 from xcite.recipe import Recipe
+from xcite.training import lines
 from xcite.training.run_folder import RunFolder
 from xcite.training.tensorboard import Board
 
@@ -119,6 +120,26 @@ class Journal:
         """
         if any(left_out.values()) and self.writes:
             self.folder.write_skipped(left_out)
+
+    def tell_skipped(
+        self, left_out: Mapping[str, Mapping[str, str]], pictures: Mapping[str, int]
+    ) -> dict[str, int]:
+        """Count the pictures that could not be decoded so far, aloud, and list them.
+
+        Args:
+            left_out: see `skipped`.
+            pictures: how many there are of each.
+
+        Returns:
+            What goes into the epoch's row; nothing where none are left out.
+        """
+        counts = {part: len(skipped) for part, skipped in left_out.items() if skipped}
+        if counts:
+            of_all = {part: (count, pictures[part]) for part, count in counts.items()}
+            self.say(lines.left_out(of_all, self.folder.skipped.name))
+        self.skipped(left_out)
+        columns = {"train": "skipped", "validation": "validation_skipped"}
+        return {columns[part]: n for part, n in counts.items()}
 
     def draw(self) -> None:
         """Draw the curves of all rows so far."""

@@ -1,5 +1,6 @@
 """The lines that a run prints, in the language in use."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,16 @@ def epoch(row: dict[str, Any]) -> str:
     )
 
 
-def left_out(counts: dict[str, tuple[int, int]], file: str) -> str:
-    """How many pictures, of how many, cannot be read; ``file`` names them."""
-    parts = (
-        tr("{count:,} of {total:,} pictures of data.{part}", count=count, total=total, part=part)
-        for part, (count, total) in counts.items()
-    )
+def left_out(counts: Mapping[str, tuple[int, int]], listed: str) -> str:
+    """How many pictures cannot be read, of how many, in each part; ``listed`` is the file."""
+    parts = [
+        tr("{count:,} of {all:,} pictures of data.{part}", count=count, all=every, part=part)
+        for part, (count, every) in counts.items()
+    ]
     return tr(
         "cannot be read and are left out: {pictures}; see {file}",
         pictures=tr(", ").join(parts),
-        file=file,
+        file=listed,
     )
 
 

@@ -12,7 +12,6 @@ import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -370,21 +369,9 @@ class _Run:
                 f"{prefix}val_loss": accuracy.loss,
             }
             self.journal.say(validation_line(epoch, accuracy, ema=name == "ema"))
-        self._tell_skipped(row)
+        row |= self.journal.tell_skipped(self.left_out, self.plan.pictures)
         self.journal.say(lines.epoch(row))
         self.journal.record(row)
-
-    def _tell_skipped(self, row: dict[str, Any]) -> None:
-        """Count, aloud and in the epoch's row, the pictures that could not be decoded so far."""
-        sources = {"train": self.plan.train, "validation": self.plan.validation}
-        counts: dict[str, tuple[int, int]] = {}
-        for part, skipped in self.left_out.items():
-            if skipped and (source := sources[part]) is not None:
-                row["skipped" if part == "train" else "validation_skipped"] = len(skipped)
-                counts[part] = len(skipped), len(source)
-        if counts:
-            self.journal.say(lines.left_out(counts, self.session.folder.skipped.name))
-        self.journal.skipped(self.left_out)
 
     def _save_checkpoint(self) -> None:
         self.saver.checkpoint(self.position)

@@ -47,6 +47,11 @@ class Plan:
     split: Split | None = None
 
     @property
+    def pictures(self) -> dict[str, int]:
+        """How many there are of "train" and "validation"."""
+        return {"train": len(self.train), "validation": len(self.validation or ())}
+
+    @property
     def class_names(self) -> list[str]:
         return list(self.train.class_names)
 

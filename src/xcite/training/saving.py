@@ -3,7 +3,6 @@
 import contextlib
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,6 +49,10 @@ class Writer:
         error, self._error = self._error, None
         if error is not None:
             raise error
+
+    def postpone(self, jobs: list[Job]) -> None:
+        """Add jobs to what a failure has left undone."""
+        self._left += jobs
 
     def retry(self) -> None:
         """Do, in this thread, what a failure has left undone; raises what fails again."""
@@ -158,8 +161,13 @@ class Saver:
             self.wait()
 
     def _start(self, position: Position | None, jobs: list[Job]) -> None:
-        self.wait()
-        self._writer.start([self.session.require_folder, *jobs])
+        jobs = [self.session.require_folder, *jobs]
+        try:
+            self.wait()
+        except BaseException:
+            self._writer.postpone(jobs)  # or an epoch would count as done without its weights
+            raise
+        self._writer.start(jobs)
         self.saved = position
 
     def _state(self) -> dict[str, np.ndarray]:
@@ -210,7 +218,7 @@ class Saver:
             provenance["teacher"] = self.teacher.identity()
         return Metadata(
             variant=None if recipe.model.overrides() else recipe.model.name,
-            architecture=asdict(self.plan.architecture),
+            architecture=self.plan.architecture.fields(),
             class_names=self.plan.class_names,
             preprocessing=recipe.preprocessing,
             provenance=provenance,

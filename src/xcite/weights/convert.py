@@ -12,6 +12,7 @@ from xcite.weights.catalog import file_sha256
 from xcite.weights.opening import WeightFile, locate, open_weights, save_weights
 from xcite.weights.paddle_files import write_paddle
 from xcite.weights.safetensors_files import write_safetensors
+from xcite.weights.shards import shards_of
 from xcite.weights.torch_files import write_torch
 
 _TORCH = (".pth", ".pt", ".bin")
@@ -43,13 +44,14 @@ def convert(
     dialect: str | None = None,
     part: str | None = None,
     architecture: Architecture | None = None,
+    strict: bool = False,
     weights_dir: str | Path | None = None,
 ) -> Conversion:
     """Write the weights of ``source`` in another dialect, then read them back and compare.
 
     Args:
         to: a key of `SUFFIXES`; it decides names and layout, the target's suffix the container.
-        part: "weights", "ema", "student" or "teacher", see `open_weights`.
+        part: "weights", "ema", "student" or "teacher", see `open_weights`; so is ``strict``.
 
     Raises:
         XciteError: unreadable source, unknown dialect, a suffix the dialect does not use, or (a
@@ -61,11 +63,13 @@ def convert(
     if target.suffix not in SUFFIXES[to]:
         raise XciteError(f"{target}: {to} weights are kept as {' or '.join(SUFFIXES[to])}")
     path = locate(source, weights_dir=weights_dir)
-    opened = open_weights(path, dialect=dialect, part=part, architecture=architecture)
+    opened = open_weights(
+        path, dialect=dialect, part=part, architecture=architecture, strict=strict
+    )
     if target.exists() and target.samefile(path):
         raise XciteError(f"{target} is the file to convert; name another")
     if to == "xcite":
-        opened.metadata.provenance.setdefault("sha256", file_sha256(path))
+        opened.metadata.provenance.setdefault("sha256", file_sha256(*shards_of(path)))
         save_weights(target, opened.tensors, opened.metadata)
         count = len(opened.tensors)
     else:

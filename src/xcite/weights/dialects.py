@@ -8,14 +8,14 @@ v1.1, PaddleClas and its XCiT fork, PaddleViT; tests compare with key lists of t
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from xcite.canonical import Shape, shapes
 from xcite.errors import XciteError
-from xcite.families import Architecture
+from xcite.families import FAMILIES, Architecture
 from xcite.weights.stored import StoredTensor
 
 
@@ -40,6 +40,8 @@ class Table:
     """A dialect of one family of models.
 
     Attributes:
+        anchor: the name that every file of the dialect has once; what stands before it is the
+            prefix of a wrapper. Empty where another dialect's says the same.
         signs: expressions. Each matches a name in every file of the dialect, and in no file of
             another one, unless that has more signs. Without any, the names do not decide.
         transposed: Linear weights are (in, out), as Paddle keeps them.
@@ -53,6 +55,7 @@ class Table:
     transposed: bool = False
     counters: bool = True
     folded: tuple[Row, ...] = ()
+    anchor: str = ""
 
 
 def _row(canonical: str, *foreign: str, squeeze: bool = False) -> Row:
@@ -77,6 +80,7 @@ def _paddle_xcit(prefix: str, head: str, *signs: str) -> Table:
         signs,
         transposed=True,
         counters=False,
+        anchor=f"{prefix}cls_token",
     )
 
 
@@ -106,7 +110,8 @@ def _paddleclas_regnet(prefix: str, head: str, *signs: str) -> Table:
         rows.append(_row(f"s{{a}}.b{{b}}.se.{ours}.weight", f"{foreign}.weight", squeeze=True))
         rows.append(_row(f"s{{a}}.b{{b}}.se.{ours}.bias", f"{foreign}.bias"))
     rows.append(_row("head.fc.{leaf}", f"{head}.{{leaf}}"))
-    return Table(tuple(rows), signs, transposed=True, counters=False, folded=tuple(folded))
+    anchor = f"{prefix}conv._conv.weight"
+    return Table(tuple(rows), signs, True, False, tuple(folded), anchor)
 
 
 def _paddlevit_regnet() -> Table:
@@ -123,12 +128,12 @@ def _paddlevit_regnet() -> Table:
     rows.append(_row("head.fc.{leaf}", "head.2.{leaf}"))
     folded = (_row("s{a}.b{b}.conv3.bn.running_mean", f"{block}.conv3.bias"),)
     signs = r"stem\.0\.weight", r".*\._mean"
-    return Table(tuple(rows), signs, transposed=True, counters=False, folded=folded)
+    return Table(tuple(rows), signs, True, False, folded, anchor="stem.0.weight")
 
 
 _XCIT = {
     "xcite": Table(_SAME),
-    "official": Table(_SAME, ("cls_token", r".*\.running_mean")),
+    "official": Table(_SAME, ("cls_token", r".*\.running_mean"), anchor="cls_token"),
     "timm": Table(
         (
             _row(
@@ -142,13 +147,14 @@ _XCIT = {
         ),
         ("cls_token", r".*\.running_mean", r"pos_embed\..*|.*\.attn\.q\..*"),
     ),
-    "passl": _paddle_xcit("backbone.", "head.fc_cls", r"backbone\.cls_token"),
+    "passl": _paddle_xcit("backbone.", "head.fc_cls", r"backbone\.cls_token", r".*\._mean"),
     "ppcls": _paddle_xcit("", "head", "cls_token", r".*\._mean"),
     "paddlevit": _paddle_xcit("", "head"),  # PaddleClas' names
 }
 _REGNET = {
     "xcite": Table(_SAME),
-    "official": Table(_SAME, (r"stem\.conv\.weight",)),  # DeiT's file holds timm's names
+    # DeiT's file holds timm's names
+    "official": Table(_SAME, (r"stem\.conv\.weight",), anchor="stem.conv.weight"),
     "timm": Table(_SAME),
     "passl": _paddleclas_regnet("backbone.", "head.fc_cls", r"backbone\.conv\._conv\.weight"),
     "ppcls": _paddleclas_regnet("", "out", r"conv\._conv\.weight"),
@@ -271,7 +277,8 @@ def translate(
         ordered = tuple(found_parts[i] for i in range(len(found_parts)))
         entry = _Found(rows[name], ordered, table.transposed)
         # `entry.read` has made float32 of any float type already.
-        dtype = "float32" if "float" in ordered[0].dtype else "int64"
+        stored = ordered[0].dtype
+        dtype = "float32" if "float" in stored else "int64" if "int" in stored else stored
         result[name] = StoredTensor(entry.shape, dtype, entry.read)
     for name, bias in biases.items():
         if name in result and result[name].shape == bias.shape:
@@ -355,13 +362,28 @@ def _foreign_row(name: str, rows: Iterable[Row]) -> tuple[Row, dict[str, str]]:
 # --- recognition ------------------------------------------------------------------------------
 
 
+@functools.cache
+def anchors() -> tuple[str, ...]:
+    """The names by which models are found in a set of tensors, without their prefix."""
+    tables = (table for tables in TABLES.values() for table in tables.values())
+    return tuple(dict.fromkeys(table.anchor for table in tables if table.anchor))
+
+
+def explained(names: Iterable[str], dialect: str, kind: str) -> int:
+    """How many kinds of these names, whatever their numbers, are a model's in the dialect."""
+    table, family = TABLES[kind][dialect], FAMILIES[kind]
+    kinds = {re.sub(r"\d+", "1", name) for name in names}
+    found = (_canonical_of(name, (*table.folded, *table.rows)) for name in kinds)
+    return sum(ours is not None and family.owns(ours[0]) for ours in found)
+
+
 def recognise(names: Iterable[str]) -> tuple[str, str] | None:
     """The dialect and the kind of the family; None when the names fit none.
 
     A plain PaddleViT file of XCiT has the names of PaddleClas and is called so; DeiT's teacher has
     timm's and is called official.
     """
-    known = list(names)
+    known = dict.fromkeys(names)
     fitting = [
         (len(table.signs), dialect, kind)
         for kind, tables in TABLES.items()
@@ -371,6 +393,9 @@ def recognise(names: Iterable[str]) -> tuple[str, str] | None:
     return max(fitting, key=lambda found: found[0])[1:] if fitting else None
 
 
-def _any(names: Iterable[str], expression: str) -> bool:
+def _any(names: Collection[str], expression: str) -> bool:
+    literal = expression.replace("\\.", ".")
+    if re.escape(literal) == expression:
+        return literal in names
     compiled = re.compile(expression)
     return any(compiled.fullmatch(name) for name in names)

@@ -10,8 +10,8 @@ from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
 from xcite.weights.catalog import file_sha256
 from xcite.weights.containers import Contents, read_contents
+from xcite.weights.identification import identify
 from xcite.weights.metadata import Metadata
-from xcite.weights.opening import identify
 
 
 class PartReport(BaseModel):
@@ -19,6 +19,7 @@ class PartReport(BaseModel):
 
     Attributes:
         assumed: fields of the architecture that no tensor shows and no metadata names.
+        aside: names of tensors that belong to no model.
         problem: what keeps it from loading, or None.
     """
 
@@ -34,6 +35,8 @@ class PartReport(BaseModel):
     dtypes: list[str]
     metadata: Metadata | None = None
     preprocessing: Preprocessing | None = None
+    notes: list[str] = []
+    aside: list[str] = []
     problem: str | None = None
 
 
@@ -57,8 +60,8 @@ def inspect(path: Path, *, dialect: str | None = None) -> Report:
     contents = read_contents(path)
     return Report(
         file=path.name,
-        bytes=path.stat().st_size,
-        sha256=file_sha256(path),
+        bytes=sum(file.stat().st_size for file in contents.files),
+        sha256=file_sha256(*contents.files),
         container=contents.container,
         notes=contents.notes,
         parts=[_part(path, contents, part, dialect) for part in contents.parts],
@@ -81,6 +84,7 @@ def _part(path: Path, contents: Contents, part: str, dialect: str | None) -> Par
         report.parameters = canonical.parameter_count(architecture)
         report.metadata = model.metadata
         report.preprocessing = model.metadata.preprocessing
+        report.notes, report.aside = model.notes, model.aside
         canonical.check(dict(model.stored), architecture)  # type: ignore[arg-type]
     except XciteError as error:
         report.problem = str(error)

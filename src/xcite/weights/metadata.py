@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -42,7 +42,7 @@ class Metadata(BaseModel):
     @field_validator("architecture", mode="before")
     @classmethod
     def _from_dataclass(cls, value: Any) -> Any:
-        return asdict(value) if isinstance(value, Architecture) else value
+        return value.fields() if isinstance(value, Architecture) else value
 
     def as_json(self) -> str:
         """What `metadata_from_json` reads."""
@@ -75,6 +75,8 @@ class Metadata(BaseModel):
 
 def _fits(value: object, annotation: str) -> bool:
     """Whether a JSON value has the type of a dataclass field and a size a model can have."""
+    if isinstance(value, list | tuple):
+        return "tuple" in annotation and len(value) <= 8 and all(_fits(v, "int") for v in value)
     words = annotation.replace("<class '", "").replace("'>", "")
     if value is None or isinstance(value, bool):
         return "None" in words if value is None else "bool" in words

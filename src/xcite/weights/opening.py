@@ -10,18 +10,17 @@ import numpy as np
 
 from xcite import canonical
 from xcite.errors import XciteError
-from xcite.families import FAMILIES, Architecture
-from xcite.variants import published
-from xcite.weights import catalog, dialects
-from xcite.weights.containers import Contents, State, read_contents
-from xcite.weights.imagenet import imagenet_classes
-from xcite.weights.metadata import Metadata, metadata_from_json
-from xcite.weights.recognition import architecture_of, variant_of
+from xcite.families import Architecture
+from xcite.weights import catalog
+from xcite.weights.containers import METADATA_KEY, State, listed, read_contents
+from xcite.weights.hub_config import WEIGHT_NAMES
+from xcite.weights.identification import Identified, choose_part, identify
+from xcite.weights.metadata import Metadata
 from xcite.weights.safetensors_files import write_safetensors
+from xcite.weights.shards import is_shard
 from xcite.weights.stored import StoredTensor
 
-METADATA_KEY = "xcite"
-PARTS = ("weights", "ema", "student", "teacher")
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".pdparams", ".pd")
 
 
 @dataclass
@@ -69,20 +68,24 @@ def open_weights(
     part: str | None = None,
     reset_head: bool = False,
     adapt_channels: bool = False,
+    strict: bool = False,
     weights_dir: str | Path | None = None,
 ) -> WeightFile:
     """Read weights as canonical arrays; nothing in the file is executed.
 
     Args:
-        source: a weights file, a published name, or a run folder (its best.safetensors, else
-            last.safetensors).
+        source: a weights file, one shard or the index of several, a published name, a run folder
+            (its best.safetensors, else last.safetensors), or a folder as Hugging Face's programs
+            write it.
         architecture: the model the weights are for; None reads it from the file.
         dialect: names to expect; None recognises them.
-        part: which model of a checkpoint: "weights", "ema", "student" or "teacher"; None takes the
-            student of a distillation checkpoint, else the weights.
+        part: which model of a checkpoint: "weights", "ema", "student" or "teacher", or another that
+            it holds; None takes the student of a distillation checkpoint, else the weights.
         reset_head: leave out the head, whatever its class count; without it another class count
             is refused.
         adapt_channels: fit the first convolution to the model's number of input channels.
+        strict: refuse tensors that belong to no model (a loss, a metric), which are otherwise named
+            in the notes and left aside.
         weights_dir: where published files lie; None uses the cache.
 
     Raises:
@@ -92,20 +95,26 @@ def open_weights(
     contents = read_contents(path)
     part = choose_part(contents, part, path)
     model = identify(path, contents, part, dialect)
+    if strict and model.aside:
+        raise XciteError(
+            f"{path} holds tensors that are not the model's: {listed(model.aside)}; without strict "
+            "they are left aside"
+        )
     wanted = architecture or model.architecture
     metadata = model.metadata
     parts = tuple(contents.parts)
     if part == "student" and "teacher" in parts:
         contents.notes.append("a distillation checkpoint: the student was taken")
-    metadata.provenance |= {"part": part} | ({"notes": contents.notes} if contents.notes else {})
+    notes = [*contents.notes, *model.notes]
+    metadata.provenance |= {"part": part} | ({"notes": notes} if notes else {})
 
     _same_model(model, wanted, path)
     stored, missing = _fit_head(model.stored, wanted, reset_head=reset_head, path=path)
     stored = _fit_channels(stored, wanted, adapt=adapt_channels, path=path)
     headless = replace(wanted, num_classes=0) if missing else wanted
     try:
-        canonical.check(cast("dict[str, Any]", stored), headless)
         _check_types(stored)
+        canonical.check(cast("dict[str, Any]", stored), headless)
     except XciteError as error:
         raise XciteError(f"{path} ({model.dialect}): {error}") from error
     if (
@@ -118,7 +127,7 @@ def open_weights(
 
     # Each array is released once it is laid out anew, so only one tensor at a time is in memory
     # twice.
-    dialect = model.dialect
+    dialect, unpacked = model.dialect, contents.unpacked  # a temporary copy stays until the end
     del contents, model
     tensors = {}
     for name, shape in canonical.shapes(headless).items():
@@ -130,17 +139,15 @@ def open_weights(
         else:
             assert tensor is not None  # `check` has found it
             tensors[name] = tensor.read().reshape(shape)
+    unpacked.clear()
     return WeightFile(tensors, wanted, dialect, metadata, part, parts, missing)
 
 
 def locate(source: str | Path, *, weights_dir: str | Path | None = None) -> Path:
-    """The file meant by a path, a run folder or a published name (fetched if need be)."""
+    """The file meant by a path, a folder or a published name (fetched if need be)."""
     path = Path(os.path.expanduser(source))
     if path.is_dir():
-        for name in ("best.safetensors", "last.safetensors"):
-            if (path / name).is_file():
-                return path / name
-        raise XciteError(f"{path} holds neither best.safetensors nor last.safetensors")
+        return _in_folder(path)
     if path.is_file():
         return path
     if isinstance(source, str) and not path.suffix and len(path.parts) == 1:
@@ -148,79 +155,39 @@ def locate(source: str | Path, *, weights_dir: str | Path | None = None) -> Path
     raise XciteError(f"there is no weights file {path}")
 
 
+def _in_folder(folder: Path) -> Path:
+    """The weights file of a run, or of a folder of Hugging Face's programs."""
+    for name in ("best.safetensors", "last.safetensors", *WEIGHT_NAMES):
+        if (folder / name).is_file():
+            return folder / name
+    files = sorted(file for file in folder.iterdir() if is_shard(file))
+    if files:
+        return files[0]
+    if (folder / ".metadata").is_file():
+        raise XciteError(
+            f"{folder} is a distributed checkpoint of PyTorch; make one file of it with "
+            "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pth"
+        )
+    if (folder / "saved_model.pb").is_file():
+        raise XciteError(f"{folder} is a program of TensorFlow; save its weights as .safetensors")
+    single = [file for file in folder.iterdir() if file.suffix in _SUFFIXES and file.is_file()]
+    if len(single) == 1:
+        return single[0]
+    raise XciteError(
+        f"{folder} holds neither best.safetensors nor last.safetensors, as a run does, nor "
+        "model.safetensors or pytorch_model.bin; name the weights file itself"
+    )
+
+
 def _check_types(stored: State) -> None:
-    """Refuse weights stored as integers: no program stores a model that way."""
+    """Refuse what is no float: no program stores a model as integers."""
     wrong = [
-        name
+        f"{name} is of type {tensor.dtype}"
         for name, tensor in stored.items()
         if "float" not in tensor.dtype and not name.endswith("num_batches_tracked")
     ]
     if wrong:
-        raise XciteError(f"the weights hold integers: {', '.join(wrong[:6])}")
-
-
-@dataclass
-class Identified:
-    """One part of a file under canonical names, nothing read yet."""
-
-    stored: State
-    architecture: Architecture
-    dialect: str
-    metadata: Metadata
-    assumed: tuple[str, ...]
-
-
-def choose_part(contents: Contents, part: str | None, path: Path) -> str:
-    """The name of the part to take."""
-    if part is None:
-        return next(name for name in ("student", *PARTS) if name in contents.parts)
-    part = "weights" if part == "model" else part
-    if part not in contents.parts:
-        raise XciteError(f"{path} has no part {part!r}; it holds {', '.join(contents.parts)}")
-    return part
-
-
-def identify(path: Path, contents: Contents, part: str, dialect: str | None = None) -> Identified:
-    """Recognise dialect and model of one part from names, shapes and metadata.
-
-    Raises:
-        XciteError: unknown names, or a model that cannot be read from them.
-    """
-    state = contents.parts[part]
-    known = dialects.recognise(state)
-    if known is None:
-        families = " or ".join(family.title for family in FAMILIES.values())
-        names = ", ".join(name[:60] for name in list(state)[:4])
-        raise XciteError(f"{path} holds no {families} that we know; it begins with {names!a}")
-    kind = known[1]
-    if dialect is None:
-        dialect = known[0]
-    elif dialect not in dialects.TABLES[kind]:
-        raise XciteError(
-            f"unknown dialect {dialect!r}; choose one of {', '.join(dialects.TABLES[kind])}"
-        )
-    own = contents.texts.get(METADATA_KEY)
-    if own is not None or (contents.container == "safetensors" and len(contents.parts) > 1):
-        dialect = "xcite"
-    stored = dialects.translate(state, dialect, kind)
-    metadata = metadata_from_json(own or "{}", str(path))
-    described = metadata.described_architecture()
-    try:
-        architecture = described or architecture_of({n: t.shape for n, t in stored.items()})
-    except XciteError as error:
-        raise XciteError(f"{path} ({dialect}): {error}") from error
-    assumed: tuple[str, ...] = ()
-    if described is None:
-        variant = variant_of(architecture, path.name.rsplit(".", 1)[0])
-        metadata = _metadata_from_outside(architecture, variant)
-        assumed = architecture.unreadable if variant is None else ()
-    if own is None:
-        metadata.provenance = {
-            "source": path.name,
-            "dialect": dialect,
-            **({"assumed": list(assumed)} if assumed else {}),
-        }
-    return Identified(stored, architecture, dialect, metadata, assumed)
+        raise XciteError(f"weights are floating-point numbers, but {listed(wrong)}")
 
 
 def recognise_weights(source: str | Path, *, dialect: str | None = None) -> Identified:
@@ -234,29 +201,15 @@ def recognise_weights(source: str | Path, *, dialect: str | None = None) -> Iden
     return identify(path, contents, choose_part(contents, None, path), dialect)
 
 
-def _metadata_from_outside(architecture: Architecture, variant: str | None) -> Metadata:
-    """What the name and the shapes of a published model imply."""
-    preprocessing = None
-    if architecture.in_chans == 3 and variant is not None:
-        sizes = {row.name: row.resolution for row in published()}
-        usual = architecture.preprocessing
-        preprocessing = usual.model_copy(update={"size": sizes.get(variant, usual.size)})
-    return Metadata(
-        variant=variant,
-        architecture=architecture,
-        class_names=imagenet_classes() if architecture.num_classes == 1000 else None,
-        preprocessing=preprocessing,
-    )
-
-
 def _same_model(model: Identified, wanted: Architecture, path: Path) -> None:
     found = model.architecture
     if found.kind != wanted.kind:
         raise XciteError(f"{path} holds {found.with_article}, the model is {wanted.with_article}")
     told = model.dialect == "xcite" and not model.assumed
-    for name in wanted.answering if told else ():
+    for name in wanted.answering:
         theirs, ours = getattr(found, name), getattr(wanted, name)
-        if theirs != ours:
+        # Strides other than the usual ones are never assumed: a name or a normalisation told them.
+        if theirs != ours and (told or (name == "stem_strides" and theirs is not None)):
             raise XciteError(
                 f"{path} was trained with {name}={theirs}, the model has {ours}: "
                 "the same weights would give other logits"

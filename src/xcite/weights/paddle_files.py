@@ -1,11 +1,13 @@
 """PaddlePaddle's `.pdparams` files, read and written without PaddlePaddle."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from xcite.weights.inert_objects import Inert
 from xcite.weights.pickle_globals import ArrayRecord, PickleError
 from xcite.weights.pickle_writer import PickleWriter
 from xcite.weights.pickles import read_pickle
@@ -16,16 +18,16 @@ NAME_TABLE = "StructuredToParameterName@@"  # key in the file -> name of the par
 SLICE_TABLE = "UnpackBigParamInfor@@"  # (sic) big tensors cut into pieces, protocols 2 and 3
 
 
-def read_paddle(path: Path) -> Any:
+def read_paddle(path: Path, aside: Counter[str]) -> Any:
     """The object `paddle.save` or `pickle.dump` wrote, arrays as records to `resolve`.
 
     Raises:
         PickleError: damaged or hostile.
     """
     with path.open("rb") as file:
-        loaded = read_pickle(file, path.stat().st_size)
+        loaded = read_pickle(file, path.stat().st_size, aside=aside)
     if not isinstance(loaded, dict):
-        raise PickleError("the file holds no dictionary of tensors")
+        return loaded
     loaded.pop(NAME_TABLE, None)
     return _joined(loaded)
 
@@ -35,9 +37,7 @@ def resolve(value: Any) -> Any:
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
         value = value[1]
     if isinstance(value, ArrayRecord):
-        if value.tensor is None:
-            raise PickleError("an array without numbers")
-        return value.tensor
+        return value.tensor or Inert(value.left or "an array without numbers")
     return value
 
 

@@ -1,22 +1,23 @@
 """What the globals of a pickle stand for: functions of this package, records, NumPy arrays.
 
 Nothing of another program is imported or made. A pickle may name what is in a table like
-`NUMPY_GLOBALS`, and nothing else.
+`NUMPY_GLOBALS`, and usual company (`inert_objects`), of which only the name is kept.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from xcite.errors import XciteError
+from xcite.weights.inert_objects import Inert
 from xcite.weights.stored import ITEM_SIZES, StoredTensor
 
 MAX_DIMENSIONS = 16
 
 Global = Callable[..., Any]
-Globals = Mapping[tuple[str, str], Global]
+Globals = Mapping[tuple[str, str], Global | Inert]
 
 
 class PickleError(XciteError):
@@ -35,16 +36,24 @@ class LongText:
 
 @dataclass
 class ArrayRecord:
-    """An array in the making: NumPy's pickles create an empty one, then set its state."""
+    """An array in the making: NumPy's pickles create an empty one, then set its state.
+
+    Attributes:
+        left: what the array holds if no weights have that type, such as "NumPy type 'U7'".
+    """
 
     tensor: StoredTensor | None = None
+    left: str | None = None
 
     def set_state(self, state: Any) -> None:
         """State of `numpy.ndarray.__setstate__`: (version, shape, dtype, fortran, numbers)."""
         if not isinstance(state, tuple) or len(state) != 5:
             raise PickleError("an array's state is not what NumPy writes")
         _, shape, dtype, fortran, raw = state
-        self.tensor = array_tensor(raw, dtype, shape, bool(fortran))
+        if isinstance(dtype, Inert):
+            self.left = dtype.name
+        else:
+            self.tensor = array_tensor(raw, dtype, shape, bool(fortran))
 
 
 @dataclass
@@ -60,19 +69,6 @@ class DtypeRecord:
         if not plain or state[1] not in ("<", ">", "|", "="):
             raise PickleError("a number type's state is not what NumPy writes")
         self.big_endian = state[1] == ">"
-
-
-@dataclass
-class NamespaceRecord:
-    """An argparse.Namespace: the settings a training script keeps in its checkpoint."""
-
-    settings: dict[Any, Any] = field(default_factory=dict)
-
-    def set_state(self, state: Any) -> None:
-        """Take the attributes."""
-        if not isinstance(state, dict):
-            raise PickleError("a namespace's state is not a dictionary")
-        self.settings = state
 
 
 def array_tensor(raw: Any, dtype: Any, shape: Any, fortran: bool) -> StoredTensor:
@@ -113,17 +109,25 @@ def checked_shape(shape: Any) -> tuple[int, ...]:
 
 def shown(value: Any) -> str:
     """A stranger's value for a message: short, on one line, without control characters."""
-    if isinstance(value, str | int | float | bool | None):
+    if isinstance(value, str | float | bool | None):
         return ascii(value)[:80]
-    return type(value).__name__
+    if isinstance(value, int):
+        return str(value) if abs(value) < 2**64 else "a huge number"
+    return value.name if isinstance(value, Inert) else type(value).__name__
 
 
 def checked_key(key: Any) -> Any:
-    """A dictionary's key if it is of a kind that cannot be made to collide."""
-    if isinstance(key, str) or (isinstance(key, int) and -(2**63) <= key < 2**63) or key is None:
+    """A dictionary's key, or an `Inert` for one whose hash a stranger could make expensive.
+
+    A tuple is hashed through all that it holds, which can be exponentially much, and large numbers
+    can be made to collide. No weights lie under such keys.
+    """
+    if isinstance(key, str | bytes | float | Inert | None):
         return key
-    if isinstance(key, float):
-        return key
+    if isinstance(key, int):
+        return key if -(2**63) <= key < 2**63 else Inert("int")
+    if isinstance(key, tuple | LongText):
+        return Inert(type(key).__name__)
     raise PickleError(f"a dictionary's key is {shown(key)}")
 
 
@@ -152,14 +156,22 @@ def _ndarray(*_: Any) -> Any:
     raise PickleError("numpy.ndarray is called directly")
 
 
-def _dtype(code: Any, *_: Any) -> DtypeRecord:
-    codes = {
-        "f8": "float64", "f4": "float32", "f2": "float16", "i8": "int64", "i4": "int32",
-        "i2": "int16", "i1": "int8", "u1": "uint8", "u2": "uint16", "b1": "bool",
-    }  # fmt: skip
-    if not isinstance(code, str) or code.lstrip("<|=") not in codes:
-        raise PickleError(f"number type {shown(code)} is not a type of weights")
-    return DtypeRecord(codes[code.lstrip("<|=")])
+def _default_dict(factory: Any = None, *_: Any) -> dict[Any, Any]:
+    """`collections.defaultdict` and `Counter`, as a dictionary; items follow one by one."""
+    return dict(factory) if isinstance(factory, dict) else {}
+
+
+_CODES = {
+    "f8": "float64", "f4": "float32", "f2": "float16", "i8": "int64", "i4": "int32",
+    "i2": "int16", "i1": "int8", "u1": "uint8", "u2": "uint16", "u4": "uint32", "u8": "uint64",
+    "b1": "bool", "c8": "complex64", "c16": "complex128",
+}  # fmt: skip
+
+
+def _dtype(code: Any, *_: Any) -> DtypeRecord | Inert:
+    if isinstance(code, str) and code.lstrip("<|=") in _CODES:
+        return DtypeRecord(_CODES[code.lstrip("<|=")])
+    return Inert(f"NumPy type {shown(code)}")  # texts, objects, dates, records
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes | bytearray:
@@ -175,11 +187,15 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes | bytearray:
         raise PickleError("an array's text holds characters that are not bytes") from error
 
 
-def _scalar(dtype: Any, raw: Any) -> Any:
+def _scalar(dtype: Any, raw: Any = None) -> Any:
+    if isinstance(dtype, Inert):
+        return Inert(dtype.name)
     return array_tensor(raw, dtype, (), False).load().item()
 
 
 def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> ArrayRecord:
+    if isinstance(dtype, Inert):
+        return ArrayRecord(left=dtype.name)
     return ArrayRecord(array_tensor(raw, dtype, shape, order == "F"))
 
 
@@ -204,7 +220,8 @@ NUMPY_GLOBALS: dict[tuple[str, str], Global] = {
     ("__builtin__", "tuple"): _tuple,
     ("builtins", "bytes"): _empty_bytes,
     ("__builtin__", "bytes"): _empty_bytes,
-    ("argparse", "Namespace"): lambda: NamespaceRecord(),
+    ("collections", "defaultdict"): _default_dict,
+    ("collections", "Counter"): _default_dict,
     # numpy.core became numpy._core in NumPy 2; files of both are about.
     **{
         (f"numpy.{core}.{module}", name): function

@@ -2,17 +2,20 @@
 
 A pickle is a program for a small stack machine, and Python's own machine may call anything. This
 one knows only the instructions that weight files need, and of the globals only a table handed to
-it, whose entries are functions of this package; a name outside the table ends the reading. Nothing
-is imported, no object of another program is ever made. Work and memory are bounded by the bytes
+it, whose entries are functions of this package, and names that are usual beside weights, which it
+keeps as names (`inert_objects`); any other name ends the reading. Nothing is imported, no object of
+another program is ever made. Work and memory are bounded by the bytes
 that are present: every length is compared with the rest of the file before anything is allocated.
 """
 
 import struct
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from xcite.weights.inert_objects import Inert, is_data_type, is_tolerated
 from xcite.weights.pickle_globals import (
     NUMPY_GLOBALS,
     ArrayRecord,
@@ -20,7 +23,6 @@ from xcite.weights.pickle_globals import (
     Global,
     Globals,
     LongText,
-    NamespaceRecord,
     PickleError,
     checked_key,
     shown,
@@ -30,6 +32,7 @@ from xcite.weights.pickle_globals import (
 # makes at most one small object, so the limit bounds the memory of files that are all objects.
 MAX_INSTRUCTIONS = 500_000
 MAX_NAME = 4096  # bytes of a name or text; longer texts are the numbers of protocol 2
+MAX_LONG = 1024  # bytes or digits of a number; random states have long ones
 
 _MARK = object()
 _STOP = 0x2E
@@ -42,12 +45,14 @@ class _Machine:
         end: int,
         globals_: Globals,
         persistent: Callable[[Any], Any] | None,
+        aside: Counter[str],
     ):
         self.file = file
         self.end = end
         self.globals = globals_
         self.callable = {id(function) for function in globals_.values()}
         self.persistent = persistent
+        self.aside = aside
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
@@ -97,7 +102,8 @@ class _Machine:
             return self.decoded(raw)
         # Lead bytes up to 0xC3 encode U+0000 to U+00FF: one byte a character, decoded too.
         if int(np.frombuffer(raw, np.uint8).max()) > 0xC3:
-            raise PickleError("a long text holds no array")
+            self.decoded(raw)  # it must be a text all the same
+            return Inert("a long text")
         return LongText(bytearray(self.decoded(raw).encode("latin1")))
 
     def pop(self) -> Any:
@@ -121,28 +127,42 @@ class _Machine:
         raise PickleError("a mark is missing")
 
     def set_items(self, target: Any, items: list[Any]) -> None:
+        if isinstance(target, Inert):
+            return
         if not isinstance(target, dict) or len(items) % 2:
             raise PickleError("items are set on something other than a dictionary")
         for i in range(0, len(items), 2):
             target[checked_key(items[i])] = items[i + 1]
 
     def append(self, target: Any, items: list[Any]) -> None:
+        if isinstance(target, Inert):
+            return
         if not isinstance(target, list):
             raise PickleError("items are appended to something other than a list")
         target.extend(items)
 
-    def found(self, module: Any, name: Any) -> Global:
+    def found(self, module: Any, name: Any) -> Global | Inert:
         if not isinstance(module, str) or not isinstance(name, str):
             raise PickleError("a global's name is not text")
         function = self.globals.get((module, name))
-        if function is None:
-            raise PickleError(
-                f"it asks for {shown(f'{module}.{name}')}, which weights do not need; "
-                "nothing of it was executed"
-            )
-        return function
+        if function is not None:
+            return function
+        if is_tolerated(module, name):
+            if not is_data_type(module, name):
+                self.aside[f"{module}.{name}"] += 0
+            return Inert(f"{module}.{name}")
+        raise PickleError(
+            f"it asks for {shown(f'{module}.{name}')}, which weights do not need; "
+            "nothing of it was executed; where the file was made, save model.state_dict() alone"
+        )
 
     def call(self, function: Any, arguments: Any) -> Any:
+        if isinstance(function, Inert):
+            if not isinstance(arguments, tuple):
+                raise PickleError("a global is called without a tuple of arguments")
+            made = function.called(arguments)
+            self.aside[made.name] += 1
+            return made
         if id(function) not in self.callable:
             raise PickleError("something other than a known global is called")
         if not isinstance(arguments, tuple):
@@ -181,9 +201,10 @@ def _protocol(machine: _Machine) -> None:
 def _build(machine: _Machine) -> None:
     state = machine.pop()
     target = machine.top()
-    if isinstance(target, ArrayRecord | DtypeRecord | NamespaceRecord):
+    if isinstance(target, ArrayRecord | DtypeRecord):
         target.set_state(state)
-    elif not isinstance(target, dict):  # an OrderedDict's attributes (_metadata) are not needed
+    # An OrderedDict's attributes (_metadata) are not needed.
+    elif not isinstance(target, dict | Inert):
         raise PickleError("a state is set on something that takes none")
 
 
@@ -194,6 +215,13 @@ def _put(machine: _Machine, index: int) -> None:
 def _push_reduced(machine: _Machine) -> None:
     arguments = machine.pop()
     machine.stack.append(machine.call(machine.pop(), arguments))
+
+
+def _push_reduced_with_names(machine: _Machine) -> None:
+    """NEWOBJ_EX: keyword arguments, which only objects of other programs have."""
+    if not isinstance(machine.pop(), dict):
+        raise PickleError("keyword arguments are not a dictionary")
+    _push_reduced(machine)
 
 
 def _push_stack_global(machine: _Machine) -> None:
@@ -222,6 +250,46 @@ def _number_line(machine: _Machine) -> Any:
         return int(text)
     except ValueError as error:
         raise PickleError("a number is malformed") from error
+
+
+def _long_line(machine: _Machine) -> int:
+    """The decimal number of protocol 1, which may end in L."""
+    text = machine.line().removesuffix("L")
+    if len(text) > MAX_LONG or not text.removeprefix("-").isdecimal() or not text.isascii():
+        raise PickleError("a number is malformed or too long")
+    return int(text)
+
+
+def _long(machine: _Machine, width: int) -> int:
+    length = machine.unsigned(width)
+    if length > MAX_LONG:
+        raise PickleError(f"a number of {length} bytes")
+    return machine.signed(length)
+
+
+def _float_line(machine: _Machine) -> float:
+    text = machine.line()
+    try:
+        return float(text)
+    except ValueError as error:
+        raise PickleError("a number is malformed") from error
+
+
+def _make_set(machine: _Machine) -> Inert:
+    """A set is left aside: hashing its items could take exponential time."""
+    machine.aside["set"] += 1
+    return Inert("set")
+
+
+def _frozen_set(machine: _Machine) -> Inert:
+    machine.pop_to_mark()
+    return _make_set(machine)
+
+
+def _add_items(machine: _Machine) -> None:
+    machine.pop_to_mark()
+    if not isinstance(machine.top(), Inert):
+        raise PickleError("items are added to something other than a set")
 
 
 def _set_item(machine: _Machine) -> None:
@@ -275,7 +343,10 @@ _INSTRUCTIONS: dict[int, Callable[[_Machine], Any]] = {
         "J": _pushes(lambda m: m.signed(4)),
         "K": _pushes(lambda m: m.unsigned(1)),
         "M": _pushes(lambda m: m.unsigned(2)),
-        "\x8a": _pushes(lambda m: m.signed(m.unsigned(1))),
+        "L": _pushes(_long_line),
+        "F": _pushes(_float_line),
+        "\x8a": _pushes(lambda m: _long(m, 1)),
+        "\x8b": _pushes(lambda m: _long(m, 4)),
         "G": _pushes(lambda m: struct.unpack(">d", m.take(8))[0]),
         "X": _pushes(lambda m: m.text(m.unsigned(4))),
         "\x8c": _pushes(lambda m: m.text(m.unsigned(1))),
@@ -308,6 +379,10 @@ _INSTRUCTIONS: dict[int, Callable[[_Machine], Any]] = {
         "\x93": _push_stack_global,
         "R": _push_reduced,
         "\x81": _push_reduced,  # NEWOBJ: for our functions the same as a call
+        "\x92": _push_reduced_with_names,
+        "\x8f": _pushes(_make_set),
+        "\x90": _add_items,
+        "\x91": _pushes(_frozen_set),
         "b": _build,
         "Q": _push_persistent,
     }.items()
@@ -319,6 +394,7 @@ def read_pickle(
     end: int,
     globals_: Globals = NUMPY_GLOBALS,
     persistent: Callable[[Any], Any] | None = None,
+    aside: Counter[str] | None = None,
 ) -> Any:
     """Read one pickle as plain data.
 
@@ -327,12 +403,14 @@ def read_pickle(
         end: position behind the last byte that may be read.
         globals_: (module, name), matched exactly, to the function of ours that stands for it.
         persistent: what a reference to outside data stands for (PyTorch's storages).
+        aside: counts, by name, the objects of which only the name is kept.
 
     Returns:
-        None, bool, int, float, str, bytes, tuples, lists and dictionaries of such, and the results
-        of the functions in ``globals_``. Containers may share or contain one another.
+        None, bool, int, float, str, bytes, tuples, lists and dictionaries of such, `Inert` objects
+        and the results of the functions in ``globals_``. Containers may share or contain one
+        another.
 
     Raises:
         PickleError: anything but what weight files hold.
     """
-    return _Machine(file, end, globals_, persistent).run()
+    return _Machine(file, end, globals_, persistent, Counter() if aside is None else aside).run()

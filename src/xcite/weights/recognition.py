@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from xcite.canonical import Shape
 from xcite.errors import XciteError
 from xcite.families import Architecture, family_of_tensors
-from xcite.variants import ARCHITECTURES, list_published_names
+from xcite.variants import ARCHITECTURES, list_published_names, relatives
 
 
 def architecture_of(named: Mapping[str, Shape]) -> Architecture:
@@ -28,7 +28,7 @@ def architecture_of(named: Mapping[str, Shape]) -> Architecture:
 
 def variant_of(architecture: Architecture, stem: str = "") -> str | None:
     """The published name behind an architecture; a file's name may say which of its three files."""
-    for name, row in ARCHITECTURES.items():
+    for name, row in (ARCHITECTURES | relatives()).items():
         if row.kind == architecture.kind and row.structure() == architecture.structure():
             spoken = stem.replace("_distill", "_dist")
             spoken = re.sub(r"_(224|384)\.fb_dist_in1k", r"_\1_dist", spoken)

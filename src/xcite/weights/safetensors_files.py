@@ -49,7 +49,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str
         with safe_open(path, framework="numpy"):
             pass
     except (SafetensorError, OSError, ValueError) as error:
-        raise XciteError(f"{path} is not a sound safetensors file: {error}") from error
+        # The library quotes what it found, which may be all of the header.
+        raise XciteError(f"{path} is not a sound safetensors file: {str(error)[:300]}") from error
     header = json.loads(header_text)
     metadata = header.pop("__metadata__", None) or {}
     sums = take_checksums(path, metadata)

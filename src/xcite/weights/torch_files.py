@@ -4,6 +4,7 @@ import io
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,19 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from xcite.errors import XciteError
-from xcite.weights.pickle_globals import NUMPY_GLOBALS, Global, PickleError, checked_shape
+from xcite.weights import foreign_files
+from xcite.weights.inert_objects import Inert
+from xcite.weights.pickle_globals import (
+    NUMPY_GLOBALS,
+    ArrayRecord,
+    Global,
+    PickleError,
+    checked_shape,
+    shown,
+)
 from xcite.weights.pickle_writer import PickleWriter
 from xcite.weights.pickles import read_pickle
-from xcite.weights.stored import ITEM_SIZES, StoredTensor, read_numbers
+from xcite.weights.stored import ITEM_SIZES, StoredTensor, read_numbers, stored_type
 from xcite.whole_files import whole_file
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -26,8 +36,17 @@ _STORAGES = {
     "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16",
     "BFloat16Storage": "bfloat16", "LongStorage": "int64", "IntStorage": "int32",
     "ShortStorage": "int16", "CharStorage": "int8", "ByteStorage": "uint8",
-    "BoolStorage": "bool",
+    "BoolStorage": "bool", "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
 }  # fmt: skip
+_PARAMETER = "torch.nn.parameter.Parameter"
+_UNTYPED = "torch.storage.UntypedStorage"
+_BYTES = "untyped"  # the storage of types without a storage class: the tensor says its type
+_QUANTISED = ("QInt8Storage", "QUInt8Storage", "QInt32Storage", "QUInt4x2Storage")
+
+
+class OtherArchive(PickleError):
+    """A zip archive that `torch.save` did not write."""
 
 
 class _StorageType:
@@ -64,6 +83,8 @@ class _Contents:
         if not isinstance(reference, tuple) or not 5 <= len(reference) <= 6:
             raise PickleError("a storage is referred to in an unknown way")
         word, kind, key, _, count = reference[:5]
+        if isinstance(kind, Inert) and kind.name == _UNTYPED:
+            kind = _StorageType(_BYTES)
         if word != "storage" or not isinstance(kind, _StorageType) or not isinstance(key, str):
             raise PickleError("a storage is referred to in an unknown way")
         if type(count) is not int or not 0 <= count < 2**48:
@@ -93,10 +114,25 @@ class _Contents:
             raise PickleError(f"a tensor of shape {dimensions} reaches beyond its storage")
         return _TensorRecord(self, storage, offset, dimensions, steps)
 
+    def rebuild_typed(
+        self, storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any
+    ) -> "_TensorRecord | Inert":
+        """torch._utils._rebuild_tensor_v3: a storage of bytes, and the type of its numbers."""
+        kind = rest[2] if len(rest) > 2 else None
+        if not isinstance(storage, _Storage) or not isinstance(kind, Inert):
+            raise PickleError("a tensor without a storage or a type")
+        dtype = kind.name.removeprefix("torch.")
+        if dtype not in ITEM_SIZES or storage.dtype != _BYTES:
+            return Inert(f"a {dtype} tensor")
+        count, left = divmod(storage.count, ITEM_SIZES[dtype])
+        if left:
+            raise PickleError(f"a storage of {dtype} has {storage.count} bytes")
+        return self.rebuild(_Storage(storage.key, dtype, count), offset, shape, strides)
+
     def check(self, storage: _Storage) -> None:
         """Refuse a storage whose bytes are not all there."""
         present = self.sizes.get(storage.key)
-        needed = storage.count * ITEM_SIZES[storage.dtype]
+        needed = storage.count * _item_size(storage.dtype)
         if present is None:
             raise PickleError(f"storage {storage.key[:40]!a} is missing")
         if present != needed:
@@ -106,13 +142,17 @@ class _Contents:
 
     def read(self, storage: _Storage) -> np.ndarray:
         """All numbers of a storage."""
-        kind = np.dtype("u2" if storage.dtype == "bfloat16" else storage.dtype)
+        kind = stored_type(storage.dtype)
         stored = kind.newbyteorder(">" if self.big_endian else "<")
         flat = read_numbers(self.path, self.offsets[storage.key], storage.count, stored)
         checksum = self.checksums.get(storage.key)
         if checksum is not None and zlib.crc32(flat.view(np.uint8).data) != checksum:
             raise XciteError(f"{self.path}: a checksum is wrong; it is damaged, fetch it again")
         return flat.astype(kind, copy=False)
+
+
+def _item_size(dtype: str) -> int:
+    return 1 if dtype == _BYTES else ITEM_SIZES[dtype]
 
 
 @dataclass(frozen=True)
@@ -136,8 +176,9 @@ class _TensorRecord:
         return view if whole else view.copy()
 
 
-def _parameter(record: Any, *_: Any) -> _TensorRecord:
-    if not isinstance(record, _TensorRecord):
+def _parameter(record: Any, *_: Any) -> "_TensorRecord | ArrayRecord | Inert":
+    """A parameter, with attributes or without, is its tensor; so is one of another device."""
+    if not isinstance(record, _TensorRecord | ArrayRecord | Inert):
         raise PickleError("a parameter without a tensor")
     return record
 
@@ -146,13 +187,34 @@ def _size(items: Any = ()) -> tuple[int, ...]:
     return checked_shape(items)
 
 
-def _globals(contents: _Contents) -> dict[tuple[str, str], Global]:
+def _globals(contents: _Contents) -> dict[tuple[str, str], Global | Inert]:
+    rebuilders: tuple[Global, ...] = (contents.rebuild, contents.rebuild_typed, _parameter)
+
+    def subclass(rebuilder: Any, kind: Any, arguments: Any, *_: Any) -> Any:
+        """torch._tensor._rebuild_from_type_v2: a tensor with attributes, or of a subclass."""
+        if not isinstance(arguments, tuple):
+            raise PickleError("a tensor is rebuilt without arguments")
+        plain = isinstance(kind, Inert) and kind.name in ("torch.Tensor", _PARAMETER)
+        if not plain or rebuilder not in rebuilders:
+            return Inert(shown(kind))
+        return rebuilder(*arguments)
+
     return {
         **NUMPY_GLOBALS,
+        ("torch._utils", "_rebuild_tensor"): contents.rebuild,
         ("torch._utils", "_rebuild_tensor_v2"): contents.rebuild,
+        ("torch._utils", "_rebuild_tensor_v3"): contents.rebuild_typed,
         ("torch._utils", "_rebuild_parameter"): _parameter,
+        ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+        ("torch._utils", "_rebuild_device_tensor_from_numpy"): _parameter,
+        ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): _parameter,
+        ("torch._tensor", "_rebuild_from_type_v2"): subclass,
         ("torch", "Size"): _size,
+        ("torch", "Tensor"): Inert("torch.Tensor"),
+        ("torch.nn.parameter", "Parameter"): Inert(_PARAMETER),
+        ("torch.storage", "UntypedStorage"): Inert(_UNTYPED),
         **{("torch", name): _StorageType(dtype) for name, dtype in _STORAGES.items()},
+        **{("torch", name): _StorageType(_BYTES) for name in _QUANTISED},
     }
 
 
@@ -161,7 +223,7 @@ def is_zip(start: bytes) -> bool:
     return start.startswith(b"PK\x03\x04")
 
 
-def read_torch_zip(path: Path) -> Any:
+def read_torch_zip(path: Path, aside: Counter[str]) -> Any:
     """The object `torch.save` wrote to a zip file, tensors as records to `resolve`.
 
     Members are never unpacked to disk, must be stored without compression (PyTorch stores them so;
@@ -186,6 +248,8 @@ def read_torch_zip(path: Path) -> Any:
             raise PickleError("the zip directory is damaged") from error
         named = {member.filename: member for member in members}
         pickles = [name for name in named if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if not pickles or any(name.endswith("/constants.pkl") for name in named):
+            raise OtherArchive(foreign_files.zip_contents(list(named)))
         if len(named) != len(members) or len(pickles) != 1:
             raise PickleError("the zip archive is not one that PyTorch writes")
         for member in members:
@@ -206,7 +270,9 @@ def read_torch_zip(path: Path) -> Any:
         if order is not None:
             contents.big_endian = _member_bytes(file, order, size, 16) == b"big"
         program = _member_bytes(file, named[pickles[0]], size, PICKLE_LIMIT)
-    return read_pickle(io.BytesIO(program), len(program), _globals(contents), contents.storage)
+    file_of_program = io.BytesIO(program)
+    known = _globals(contents)
+    return read_pickle(file_of_program, len(program), known, contents.storage, aside)
 
 
 def _check_directory(file: BinaryIO, size: int) -> None:
@@ -256,7 +322,7 @@ def _member_bytes(file: BinaryIO, member: zipfile.ZipInfo, size: int, limit: int
     return data
 
 
-def read_torch_legacy(path: Path) -> Any:
+def read_torch_legacy(path: Path, aside: Counter[str]) -> Any:
     """The object `torch.save` wrote before PyTorch 1.6: pickles, then the storages one by one.
 
     Raises:
@@ -282,7 +348,7 @@ def read_torch_legacy(path: Path) -> Any:
         system = read_pickle(file, size, {})
         if isinstance(system, dict):
             contents.big_endian = system.get("little_endian") is False
-        result = read_pickle(file, size, named, remembered)
+        result = read_pickle(file, size, named, remembered, aside)
         keys = read_pickle(file, size, {})
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
             raise PickleError("the list of storages is damaged")
@@ -292,7 +358,7 @@ def read_torch_legacy(path: Path) -> Any:
             if key not in storages or key in contents.offsets or len(head) != 8:
                 raise PickleError("the storages end too early or do not fit the tensors")
             count = struct.unpack(f"{order}q", head)[0]
-            length = count * ITEM_SIZES[storages[key].dtype]
+            length = count * _item_size(storages[key].dtype)
             start = file.tell()
             if not 0 <= length <= size - start:
                 raise PickleError("the data end too early")
@@ -304,7 +370,13 @@ def read_torch_legacy(path: Path) -> Any:
 
 def resolve(value: Any) -> Any:
     """A tensor record as a `StoredTensor`, anything else as it is."""
-    return value.tensor() if isinstance(value, _TensorRecord) else value
+    if isinstance(value, ArrayRecord):
+        return value.tensor or Inert(value.left or "an array without numbers")
+    if not isinstance(value, _TensorRecord):
+        return value
+    if value.storage.dtype == _BYTES:
+        return Inert("a quantised tensor")
+    return value.tensor()
 
 
 def write_torch(path: Path, tensors: Mapping[str, np.ndarray], *, wrap: str | None) -> None:

@@ -5,7 +5,6 @@ Names of parts are those of facebookresearch/xcit, because they become the names
 What makes it fast on a CPU is in `xcite.engines.torch.fast`, with the same parameters.
 """
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -21,19 +20,20 @@ from xcite.variants import XCiTArchitecture
 LAYER_NORM_EPS = 1e-6
 
 
-def conv3x3(into: int, out: int) -> nn.Sequential:
-    """3x3 convolution of stride 2, BatchNorm: (B, into, H, W) -> (B, out, ceil(H/2), ceil(W/2))."""
-    return nn.Sequential(nn.Conv2d(into, out, 3, 2, 1, bias=False), BatchNorm2D(out))
+def conv3x3(into: int, out: int, stride: int = 2) -> nn.Sequential:
+    """3x3 convolution, BatchNorm: (B, into, H, W) -> (B, out, ceil(H/stride), ceil(W/stride))."""
+    return nn.Sequential(nn.Conv2d(into, out, 3, stride, 1, bias=False), BatchNorm2D(out))
 
 
 class ConvPatchEmbed(nn.Module):
     """The stem: a chain of `conv3x3` with GELU between, none after the last."""
 
-    def __init__(self, in_chans: int, widths: Sequence[int]) -> None:
+    def __init__(self, architecture: XCiTArchitecture) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for into, out in pairwise([in_chans, *widths]):
-            layers += [conv3x3(into, out), nn.GELU()]
+        widths = pairwise([architecture.in_chans, *architecture.stem_widths()])
+        for (into, out), stride in zip(widths, architecture.strides(), strict=True):
+            layers += [conv3x3(into, out, stride), nn.GELU()]
         self.proj = nn.Sequential(*layers[:-1])
 
     def forward(self, images: Tensor) -> tuple[Tensor, int, int]:
@@ -229,7 +229,7 @@ class XCiT(Backbone):
         super().__init__(architecture, activation_checkpointing)
         dim, depth = architecture.embed_dim, architecture.depth
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.patch_embed = ConvPatchEmbed(architecture.in_chans, architecture.stem_widths())
+        self.patch_embed = ConvPatchEmbed(architecture)
         self.blocks = nn.ModuleList(XCABlock(architecture) for _ in range(depth))
         self.cls_attn_blocks = nn.ModuleList(
             ClassAttentionBlock(architecture) for _ in range(architecture.cls_attn_layers)
