@@ -86,6 +86,11 @@ def translated(error: str) -> str:
     return "；".join(said)
 
 
+def noted(note: str) -> str:
+    """The line for an English note, which is known by its pattern like an error."""
+    return tr("note: {note}", note=translated(note))
+
+
 def _replaced(error: str) -> str | None:
     for pattern, translation in _patterns(language()):
         if match := pattern.fullmatch(error):

@@ -9,6 +9,7 @@ import typer
 from xcite.commands.printing import say
 from xcite.errors import XciteError
 from xcite.families import Architecture, XCiTArchitecture
+from xcite.language import noted, tr
 from xcite.randomness import generator
 from xcite.variants import find
 from xcite.weights.convert import Conversion
@@ -63,15 +64,24 @@ def convert(
     )
     kind = done.source.metadata.variant or done.source.architecture.title
     say(
-        f"{done.path}: {kind}, {done.source.dialect} to {done.dialect}, part {done.source.part}, "
-        f"{done.tensors} tensors; read back and equal in every bit",
-        *(f"  note: {note}" for note in done.source.metadata.provenance.get("notes", [])),
+        tr(
+            "{file}: {kind}, {source} to {target}, part {part}, {tensors} tensors; read back and "
+            "equal in every bit",
+            file=done.path,
+            kind=kind,
+            source=done.source.dialect,
+            target=done.dialect,
+            part=done.source.part,
+            tensors=done.tensors,
+        ),
+        *(f"  {noted(note)}" for note in done.source.metadata.provenance.get("notes", [])),
     )
     strides = done.source.architecture.fields().get("stem_strides")
     if strides is not None and done.dialect != "xcite":
-        say(f"  note: {done.dialect} files do not say that the stem's strides are {strides}")
+        note = f"{done.dialect} files do not say that the stem's strides are {strides}"
+        say(f"  {noted(note)}")
     if check:
-        say(f"logits on {engine}: {_compare_logits(done, engine)}")
+        say(_compare_logits(done, engine))
 
 
 def _compare_logits(done: Conversion, engine_name: str) -> str:
@@ -90,4 +100,10 @@ def _compare_logits(done: Conversion, engine_name: str) -> str:
     difference = float(np.max(np.abs(answers[0] - answers[1]), initial=0.0))
     if not difference <= TOLERANCE:
         raise XciteError(f"{done.path}: its logits differ by {difference:.3g} from the source's")
-    return f"equal for {shape[0]} images of {shape[2]} x {shape[3]}"
+    return tr(
+        "logits on {engine}: equal for {images} images of {height} x {width}",
+        engine=engine_name,
+        images=shape[0],
+        height=shape[2],
+        width=shape[3],
+    )

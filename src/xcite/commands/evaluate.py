@@ -10,7 +10,7 @@ from xcite.commands.own_pictures import own_pictures
 from xcite.commands.printing import cell, say
 from xcite.control_characters import writable_json
 from xcite.errors import XciteError
-from xcite.language import tr
+from xcite.language import noted, tr, translated
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,7 +61,7 @@ def evaluate(
         options |= {"skip": skip, "max_pixels": treated.max_pixels}
     opened = open_model(model, engine)
     for note in opened.notes:
-        say(tr("note: {note}", note=note))
+        say(noted(note))
     console = Console()
     if suite is not None:
         _evaluate_suite(
@@ -103,7 +103,7 @@ def _shown(
     from xcite.evaluation.sets import evaluate_set
 
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("evaluating", total=len(pictures.source))
+        bar = progress.add_task(tr("evaluating"), total=len(pictures.source))
         return evaluate_set(
             opened, pictures, after_batch=lambda done: progress.advance(bar, done), **options
         )
@@ -111,12 +111,19 @@ def _shown(
 
 def _figures(result: "Result", on: str) -> str:
     accuracy = result.accuracy
-    left_out = tr(", {count} left out", count=result.left_out) if result.left_out else ""
+    said = tr("{pictures} pictures on {on}", pictures=accuracy.pictures, on=on)
+    if result.left_out:
+        said += tr(", {count} left out", count=result.left_out)
     if result.unlabelled:
-        left_out += tr(", {count} without a right class", count=result.unlabelled)
-    alone = ""
+        said += tr(", {count} without a right class", count=result.unlabelled)
+    said += tr(
+        ": top-1 {top1:.2f} %, top-5 {top5:.2f} %, loss {loss:.4f}",
+        top1=accuracy.top1,
+        top5=accuracy.top5,
+        loss=accuracy.loss,
+    )
     if accuracy.absent:
-        alone = tr(
+        said += tr(
             " among all {classes} classes; among the {present} classes present: "
             "top-1 {top1:.2f} %, top-5 {top5:.2f} %",
             classes=len(accuracy.class_names),
@@ -124,18 +131,7 @@ def _figures(result: "Result", on: str) -> str:
             top1=accuracy.top1_present,
             top5=accuracy.top5_present,
         )
-    return tr(
-        "{pictures} pictures on {on}{left_out}: top-1 {top1:.2f} %, top-5 {top5:.2f} %, "
-        "loss {loss:.4f}{alone}, {speed:.0f} pictures/s",
-        pictures=accuracy.pictures,
-        on=on,
-        left_out=left_out,
-        top1=accuracy.top1,
-        top5=accuracy.top5,
-        loss=accuracy.loss,
-        alone=alone,
-        speed=accuracy.pictures / result.seconds,
-    )
+    return said + tr(", {speed:.0f} pictures/s", speed=accuracy.pictures / result.seconds)
 
 
 def _evaluate_suite(
@@ -169,7 +165,7 @@ def _evaluate_suite(
             result = _shown(console, opened, pictures, options)
         except (XciteError, MemoryError) as error:
             row["error"] = str(error) or "memory ran out"
-            say(f"  {row['error']}")
+            say(f"  {translated(row['error'])}")
             continue
         row |= result.as_json()
         say(f"  {_figures(result, opened.on)}")
@@ -194,12 +190,14 @@ def _write(path: Path, figures: dict[str, Any]) -> None:
 def _print_suite(console: "Console", rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
-    table = Table("set", box=None, caption="top-1 present: only the set's own classes compete")
-    for heading in ("pictures", "classes", "top-1", "top-5", "top-1 present", "left out"):
+    caption = tr("top-1 present: only the set's own classes compete")
+    table = Table(tr("set"), box=None, caption=caption)
+    counted, shown = (tr("pictures"), tr("classes")), ("top-1", "top-5", tr("top-1 present"))
+    for heading in (*counted, *shown, tr("left out")):
         table.add_column(heading, justify="right")
     for row in rows:
         if "error" in row:
-            table.add_row(cell(row["set"]), "failed")
+            table.add_row(cell(row["set"]), tr("failed"))
             continue
         shares = [f"{row[key]:.2f} %" for key in ("acc1", "acc5", "acc1_present")]
         counts = [str(row["pictures"]), str(row["classes_present"])]

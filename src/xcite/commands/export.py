@@ -7,6 +7,7 @@ import typer
 
 from xcite.commands.printing import say
 from xcite.errors import XciteError
+from xcite.language import tr
 
 app = typer.Typer(add_completion=False)
 
@@ -54,9 +55,10 @@ def export(
     opened.metadata.provenance["weights"] = Path(weights).name
     info = make(opened, out, options, called=weights, say=say)
     megabytes = sum((out / name).stat().st_size for name in info.files) / 2**20
+    wrote = {"bundle": out, "format": info.format, "precision": info.precision, "size": megabytes}
     say(
-        f"wrote {out}: {info.format}, {info.precision}, {megabytes:.1f} MiB",
-        f"serve it with: xcite serve {shlex.quote(str(out))}",
+        tr("wrote {bundle}: {format}, {precision}, {size:.1f} MiB", **wrote),
+        tr("serve it with: {command}", command=f"xcite serve {shlex.quote(str(out))}"),
     )
 
 

@@ -11,7 +11,7 @@ from xcite.commands.own_pictures import own_pictures
 from xcite.commands.printing import json_text, say
 from xcite.control_characters import visible
 from xcite.errors import XciteError
-from xcite.language import tr, translated
+from xcite.language import noted, tr, translated
 
 if TYPE_CHECKING:
     from xcite.data.given_pictures import Given
@@ -50,7 +50,7 @@ def predict(
         own, _ = own_pictures(model, ask)
     opened = open_model(model, engine)
     for note in opened.notes:
-        say(tr("note: {note}", note=note), err=True)
+        say(noted(note), err=True)
     found = Found()
     channels = opened.preprocessing.channels
     given = of_source(own) if own else given_pictures(pictures, found, channels=channels)
@@ -68,9 +68,11 @@ def predict(
                     say(f"xcite: {translated(answer['error'])}", err=True)
             form.write(answer)
     if csv and csv != "-":
-        say(f"{done} pictures, {failed} of them unreadable: {csv}")
+        told = {"count": done, "unreadable": failed, "file": csv}
+        say(tr("{count} pictures, {unreadable} of them unreadable: {file}", **told))
     for kind, count in found.left_out.items():
-        say(f"note: left out: {count} {kind} ({found.examples[kind]})", err=True)
+        told = {"count": count, "kind": translated(kind), "example": found.examples[kind]}
+        say(tr("note: left out: {count} {kind} ({example})", **told), err=True)
     if failed:
         raise typer.Exit(2)
 

@@ -6,6 +6,7 @@ import typer
 
 from xcite.commands.printing import say
 from xcite.errors import XciteError
+from xcite.language import tr
 
 app = typer.Typer(add_completion=False)
 
@@ -59,7 +60,10 @@ def prepare(
             raise XciteError("interrupted; run the same command again to go on") from None
     names = ("train", "val") if layout == "folders" else ("train-*.tar", "val-*.tar")
     say(
-        f"{destination}: {counts['train']} train and {counts['val']} val pictures of "
-        f"{counts['classes']} classes, counted"
+        tr(
+            "{folder}: {train} train and {val} val pictures of {classes} classes, counted",
+            folder=destination,
+            **{key: counts[key] for key in ("train", "val", "classes")},
+        )
     )
     say(f"data.train={destination / names[0]} data.validation={destination / names[1]}")

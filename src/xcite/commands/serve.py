@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from xcite.errors import XciteError
+from xcite.language import tr
 
 app = typer.Typer(add_completion=False)
 
@@ -84,7 +85,7 @@ def _token(file: Path | None, given: str | None) -> str | None:
     elif given is not None:
         token, source = given.strip(), "--token"
         print(
-            "xcite: --token shows in the process list; --token-file or XCITE_TOKEN does not",
+            tr("xcite: --token shows in the process list; --token-file or XCITE_TOKEN does not"),
             file=sys.stderr,
         )
     elif "XCITE_TOKEN" in os.environ:

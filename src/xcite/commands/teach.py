@@ -6,6 +6,7 @@ from pathlib import Path
 import typer
 
 from xcite.commands.printing import cell, say
+from xcite.language import noted, tr
 
 app = typer.Typer(add_completion=False)
 
@@ -57,8 +58,7 @@ def teach(
     prepared = plan.make(chosen, initialise=False)
     chosen = prepared.recipe
     teacher = live_teacher(chosen, prepared.class_names)
-    notes = [f"note: {note}" for note in (*prepared.notes, *teacher.notes)]
-    for line in (*prepared.found, *notes):
+    for line in (*prepared.found, *map(noted, (*prepared.notes, *teacher.notes))):
         console.print(cell(line), highlight=False, soft_wrap=True)
     with Progress(
         TextColumn("{task.description}"),
@@ -68,7 +68,7 @@ def teach(
         console=console,
         disable=not console.is_terminal,
     ) as progress:
-        bar = progress.add_task("pictures", total=None)
+        bar = progress.add_task(tr("pictures"), total=None)
         try:
             done = compute(
                 chosen,
@@ -90,9 +90,18 @@ def teach(
     size = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
     if skipped:
         examples = ", ".join(list(skipped)[:3])
-        say(f"{len(skipped)} pictures cannot be read and were replaced by the next: {examples}")
+        say(
+            tr(
+                "{count} pictures cannot be read and were replaced by the next: {examples}",
+                count=len(skipped),
+                examples=examples,
+            )
+        )
+    command = f"xcite train {recipe} --set distill.cache={folder}"
+    if done < chosen.optim.epochs:
+        command += f" --set distill.views={done}"
+    made = {"folder": folder, "views": done, "pictures": len(prepared.train), "size": size}
     say(
-        f"{folder}: {done} views of {len(prepared.train)} pictures, {size:.2f} MiB",
-        f"train with: xcite train {recipe} --set distill.cache={folder}"
-        + (f" --set distill.views={done}" if done < chosen.optim.epochs else ""),
+        tr("{folder}: {views} views of {pictures} pictures, {size:.2f} MiB", **made),
+        tr("train with: {command}", command=command),
     )

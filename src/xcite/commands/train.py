@@ -88,13 +88,13 @@ def train(
         from xcite.training import plan
 
         run = start.folder.path if start.resume else None
-        for line in plan.make(start.recipe, run=run).lines():
-            say(line)
+        say(*plan.make(start.recipe, run=run).lines())
         path = start.folder.path
         shown = run_folder.next_run_folder(path) if start.numbered else path
         if not start.resume:
             run_folder.RunFolder(shown).refuse_used()
-        say(tr("run folder       {folder} (not written: dry run)", folder=shown))
+        said = tr("{folder} (not written: dry run)", folder=shown)
+        say(plan.line(tr("run folder"), said))
         return
 
     from xcite.figures.curves import draw_curves
@@ -200,7 +200,12 @@ def _begun(what: str | None, settings: list[str], out: Path | None, auto_resume:
     if not names_pictures(what):
         recipe = recipes.load(what, settings)
         if what in recipes.shipped() and Path(what).exists():
-            notes = [f"note: {what} is taken for the shipped recipe; ./{what} names the pictures"]
+            notes = [
+                tr(
+                    "note: {what} is taken for the shipped recipe; ./{what} names the pictures",
+                    what=what,
+                )
+            ]
     elif resume:  # fitted once; by now other weights may lie here
         recipe = recipes.load(str(folder.recipe), settings)
     else:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from xcite.data.formats import dimensions
-from xcite.data.sources import ListFile, Source, evenly
+from xcite.data.sources import Found, ListFile, Source, evenly
 from xcite.data.sources.layouts import PARTS
 from xcite.errors import XciteError
-from xcite.language import tr
+from xcite.language import tr, translated
 
 SAMPLE = 16  # pictures whose size is looked at
 
@@ -24,19 +24,19 @@ def describe(source: Source) -> list[str]:
     )
     if len(counts) > 1 and counts[smallest] != counts[largest]:
         line += tr(
-            ", from {least:,} ({smallest}) to {most:,} ({largest}) each",
-            least=counts[smallest],
-            smallest=source.class_names[smallest],
+            ", from {fewest:,} ({rarest}) to {most:,} ({commonest}) each",
+            fewest=counts[smallest],
+            rarest=source.class_names[smallest],
             most=counts[largest],
-            largest=source.class_names[largest],
+            commonest=source.class_names[largest],
         )
     elif len(counts) > 1:
-        line += tr(", {each:,} each", each=counts[largest])
+        line += tr(", {count:,} each", count=counts[largest])
     lines = [line + _sizes(source)]
-    if left_out := source.found.left_out_in_words():
-        lines.append(tr("left out: {what}", what=left_out))
-    warnings = [*source.found.warnings, *_suspicions(source.class_names)]
-    return lines + [tr("warning: {what}", what=warning) for warning in warnings]
+    if source.found.left_out:
+        lines.append(tr("left out: {kinds}", kinds=_left_out(source.found)))
+    warnings = [*map(translated, source.found.warnings), *_suspicions(source.class_names)]
+    return lines + [tr("warning: {warning}", warning=warning) for warning in warnings]
 
 
 def refuse_doubtful(
@@ -66,13 +66,27 @@ def refuse_doubtful(
         )
 
 
+def _left_out(found: Found) -> str:
+    """`Found.left_out_in_words`, in the language in use."""
+    return tr(", ").join(
+        tr(
+            "{count:,} {kind} ({example})",
+            count=count,
+            kind=translated(kind),
+            example=found.examples[kind],
+        )
+        for kind, count in found.left_out.items()
+    )
+
+
 def _suspicions(names: Sequence[str]) -> list[str]:
     """What is probably not meant, going by the names of the classes alone."""
     parts = {part: [n for n in names if n.casefold() in words] for part, words in PARTS.items()}
     if not all(parts.values()):
         return []
-    called = " and ".join(of_part[0] for of_part in parts.values())
-    return [f"classes are called {called}: are these parts of a data set?"]
+    first, second = (of_part[0] for of_part in parts.values())
+    called = tr("{first} and {second}", first=first, second=second)
+    return [tr("classes are called {names}: are these parts of a data set?", names=called)]
 
 
 def _sizes(source: Source) -> str:
@@ -89,6 +103,7 @@ def _sizes(source: Source) -> str:
             continue
     if not sides:
         return ""
-    least, most = min(sides), max(sides)
-    extent = f"{least}" if least == most else tr("{least} to {most}", least=least, most=most)
+    extent = f"{min(sides)}"
+    if min(sides) != max(sides):
+        extent = tr("{least} to {most}", least=min(sides), most=max(sides))
     return tr(", sides of {extent} pixels in those looked at", extent=extent)

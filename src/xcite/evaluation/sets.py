@@ -19,6 +19,7 @@ from xcite.evaluation.real_labels import (
     read_real_labels,
     with_real_labels,
 )
+from xcite.language import noted, tr
 from xcite.runtime.classes import Labelled, brief, label, match_classes, open_labelled
 from xcite.runtime.opening import OpenedModel
 from xcite.weights.imagenet import imagenet_wnids
@@ -117,9 +118,12 @@ def labelled_set(labelled: Labelled) -> PictureSet:
     """The set of labelled pictures, with what was found in words."""
     names, present = labelled.class_names, labelled.present
     absent = [names[place] for place in np.setdiff1d(np.arange(len(names)), present).tolist()]
-    notes = [*describe(labelled.listing), *(f"note: {note}" for note in labelled.notes)]
+    notes = [*describe(labelled.listing), *map(noted, labelled.notes)]
     if absent:
-        notes.append(f"note: no pictures of {len(absent)} classes: {brief(absent)}")
+        told = tr(
+            "note: no pictures of {count} classes: {names}", count=len(absent), names=brief(absent)
+        )
+        notes.append(told)
     return PictureSet(labelled.source, names, present, notes=notes)
 
 
@@ -130,9 +134,14 @@ def _with_real_labels(source: Source, opened: OpenedModel, real: str, model: str
     )
     chosen, accepted = with_real_labels(source, read_real_labels(real), columns, real)
     unlabelled = len(source) - len(chosen)
-    notes = [f"{len(source):,} pictures, {unlabelled:,} of them without a right class in {real}"]
+    told = tr(
+        "{pictures:,} pictures, {unlabelled:,} of them without a right class in {file}",
+        pictures=len(source),
+        unlabelled=unlabelled,
+        file=real,
+    )
     names = list(names or imagenet_wnids())
-    return PictureSet(chosen, names, None, accepted, notes, unlabelled)
+    return PictureSet(chosen, names, None, accepted, [told], unlabelled)
 
 
 def evaluate_set(

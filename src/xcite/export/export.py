@@ -20,6 +20,7 @@ from xcite.engines.interface import Engine
 from xcite.errors import XciteError
 from xcite.export import agreement, graph
 from xcite.export.options import ExportOptions
+from xcite.language import noted, tr
 from xcite.preprocessing import Preprocessing, sides
 from xcite.runtime.bundle import PROGRAMS, BundleInfo, describe, seal_folder, whole_folder
 from xcite.runtime.classifier import Classifier, EngineClassifier
@@ -73,7 +74,7 @@ def export(
     name = options.engine or ("paddle" if options.format == "paddle" else None)
     opened = on_engine(weights, name, called=called)
     for note in opened.notes:
-        say(f"note: {note}")
+        say(noted(note))
     assert isinstance(opened.classifier, EngineClassifier)
     reference = opened.classifier.engine
     preprocessing = opened.preprocessing
@@ -87,7 +88,14 @@ def export(
                 "the middle of a square; export it without --validation"
             )
     pixels, origin = agreement.pictures(options.pictures, preprocessing, size, agreement.PICTURES)
-    say(f"compares with the {reference.name} engine on {len(pixels)} pictures ({origin})")
+    say(
+        tr(
+            "compares with the {engine} engine on {pictures} pictures ({origin})",
+            engine=reference.name,
+            pictures=len(pixels),
+            origin=origin,
+        )
+    )
     info = BundleInfo(
         format=options.format,
         precision=options.precision,
@@ -109,17 +117,23 @@ def export(
         report = _compare(predictor, reference, pixels, options.precision)
         report["origin"] = origin
         say(
-            f"logits differ by {report['largest_difference']:.2g} of "
-            f"{report['largest_logit']:.3g} at most, top-1 agrees on "
-            f"{report['top1_agreement']:.0%}"
+            tr(
+                "logits differ by {difference:.2g} of {largest:.3g} at most, top-1 agrees on "
+                "{agreement:.0%}",
+                difference=report["largest_difference"],
+                largest=report["largest_logit"],
+                agreement=report["top1_agreement"],
+            )
         )
         accuracy = None
         if options.validation is not None:
             classifiers: dict[str, Classifier] = {"before": opened.classifier, "after": predictor}
             accuracy = _measure(classifiers, info, options.validation, options.max_drop)
             say(
-                f"top-1 {accuracy['before']:.2f} % before, {accuracy['after']:.2f} % after, on "
-                f"{accuracy['pictures']} pictures"
+                tr(
+                    "top-1 {before:.2f} % before, {after:.2f} % after, on {pictures} pictures",
+                    **{key: accuracy[key] for key in ("before", "after", "pictures")},
+                )
             )
         return seal_folder(
             folder, info.model_copy(update={"agreement": report, "accuracy": accuracy})
@@ -146,7 +160,7 @@ def _write_program(
         calibration = None
         if info.precision == "int8":
             calibration = _calibration(str(options.pictures), info.preprocessing, info.size)
-            say(f"calibrates on {len(calibration)} pictures")
+            say(tr("calibrates on {count} pictures", count=len(calibration)))
         _write_openvino(proto, program, calibration)
     return [output.name for output in proto.graph.output]
 

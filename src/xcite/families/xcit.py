@@ -17,6 +17,7 @@ from xcite.errors import XciteError
 from xcite.families import layers
 from xcite.families.family import Family, Published, check_sizes, shape_of
 from xcite.families.layers import ONCE, Layer, Part, Places, Shape
+from xcite.language import tr
 
 POSITION_CHANNELS = 64  # Fourier features: 32 for each axis
 
@@ -152,7 +153,12 @@ class XCiTArchitecture(Family):
 
     def in_words(self, height: int, width: int) -> str:
         tokens = math.prod(self.grid(height, width))
-        return f", {tokens} tokens of width {self.embed_dim}, {self.depth} blocks"
+        return tr(
+            ", {tokens} tokens of width {width}, {blocks} blocks",
+            tokens=tokens,
+            width=self.embed_dim,
+            blocks=self.depth,
+        )
 
     # ---- the walk --------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from xcite.errors import XciteError
 from xcite.figures import page
 from xcite.figures.attention import attention_maps, overlay_png, patch_size, picture_png
 from xcite.figures.confusion import MATRIX, confused_pairs
-from xcite.language import tr
+from xcite.language import tr, translated
 from xcite.training.history import History
 from xcite.training.run_data import open_validation
 from xcite.training.run_folder import RunFolder
@@ -228,7 +228,7 @@ def _head(
         accuracy = findings.accuracy
         facts.append(("top-1", f"{accuracy.top1:.2f} %"))
         if accuracy.absent:
-            alone = f"top-1 among the {len(accuracy.present)} classes present"
+            alone = tr("top-1 among the {count} classes present", count=len(accuracy.present))
             facts.append((alone, f"{accuracy.top1_present:.2f} %"))
         facts.append(("top-5", f"{findings.accuracy.top5:.2f} %"))
     if weights is not None:
@@ -253,7 +253,7 @@ def _altered(folder: RunFolder) -> str:
     changes = History(folder.history).altered()
     if not changes:
         return ""
-    told = "".join(f"<p>{page.escaped(text)}</p>" for text in changes)
+    told = "".join(f"<p>{page.escaped(translated(text))}</p>" for text in changes)
     return page.section(tr("Changed on the way"), told)
 
 
@@ -294,7 +294,7 @@ def _confusion(findings: _Findings | None, spec: str | None, weights: "WeightFil
     words = tr(
         "{pictures:,} pictures of {data}: top-1 {top1:.2f} %, top-5 {top5:.2f} %, loss {loss:.4f}.",
         pictures=accuracy.pictures,
-        data=Path(findings.data).name,
+        data=translated(Path(findings.data).name),
         top1=accuracy.top1,
         top5=accuracy.top5,
         loss=accuracy.loss,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xcite.errors import XciteError
+from xcite.language import tr
 from xcite.machine import allow_open_files, set_timer
 from xcite.runtime.predictor import Predictor
 from xcite.server.guard import Application, Guard
@@ -128,10 +129,13 @@ def serve(
         server.should_exit = True
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    print(f"serving {bundle} at http://{shown}:{listener.getsockname()[1]}", flush=True)
+    url = f"http://{shown}:{listener.getsockname()[1]}"
+    print(tr("serving {bundle} at {url}", bundle=bundle, url=url), flush=True)
     if token is None and host not in ("127.0.0.1", "::1", "localhost"):
         print(
-            "xcite: anyone who reaches this address can use it; set XCITE_TOKEN or --token-file",
+            tr(
+                "xcite: anyone who reaches this address can use it; set XCITE_TOKEN or --token-file"
+            ),
             file=sys.stderr,
         )
     try:

@@ -20,6 +20,7 @@ from xcite.data.decoding import Opened, decode
 from xcite.data.sources import Source, evenly, has_split
 from xcite.engines import installed
 from xcite.errors import XciteError
+from xcite.language import tr
 from xcite.machine import usable_cores
 from xcite.preprocessing import in_pixels, sides
 from xcite.recipe import Recipe
@@ -120,8 +121,10 @@ def recipe_for(pictures: str, settings: Sequence[str] = ()) -> tuple[Recipe, lis
     notes = [_why(recipe, asked, others), _fitted(recipe, seen)]
     if recipe.data.validation is None and recipe.data.holdout and seen.pictures > MANY:
         notes.append(
-            "first of all near-duplicates are looked for, to stay together in the split: about as "
-            "long as decoding every picture once"
+            tr(
+                "first of all near-duplicates are looked for, to stay together in the split: about "
+                "as long as decoding every picture once"
+            )
         )
     return recipe, notes
 
@@ -253,25 +256,45 @@ def _weights_at_hand(model: str | None) -> list[str]:
 def _why(recipe: Recipe, asked: set[str], others: list[str]) -> str:
     weights = recipe.init.weights
     if weights is None:
-        model = recipe.model.name if "model.name" in asked else "a small XCiT"
-        reason = "init.weights is null"
-        if "init.weights" not in asked:
-            these = f"of {model} " if "model.name" in asked else ""
-            reason = f"no weights are named (--weights NAME) and no published ones {these}lie here"
-        return f"recipe scratch, because {reason}: {model} is trained from scratch"
+        model = recipe.model.name if "model.name" in asked else tr("a small XCiT")
+        if "init.weights" in asked:
+            reason = tr("init.weights is null")
+        elif "model.name" in asked:
+            reason = tr(
+                "no weights are named (--weights NAME) and no published ones of {model} lie here",
+                model=model,
+            )
+        else:
+            reason = tr("no weights are named (--weights NAME) and no published ones lie here")
+        return tr(
+            "recipe scratch, because {reason}: {model} is trained from scratch",
+            reason=reason,
+            model=model,
+        )
     if "init.weights" in asked:
-        return f"recipe finetune, because weights are named: {weights}"
-    more = f"; also here: {', '.join(others[:5])} (--weights NAME)" if others else ""
-    return f"recipe finetune, because these published weights lie here: {weights}{more}"
+        return tr("recipe finetune, because weights are named: {weights}", weights=weights)
+    said = tr(
+        "recipe finetune, because these published weights lie here: {weights}", weights=weights
+    )
+    if others:
+        said += tr("; also here: {weights} (--weights NAME)", weights=", ".join(others[:5]))
+    return said
 
 
 def _fitted(recipe: Recipe, seen: Look) -> str:
     optim = recipe.optim
-    grey = "grey " if seen.mean is not None else ""
-    return (
-        f"fitted to {seen.pictures:,} {grey}training pictures of {seen.classes} classes, about "
-        f"{seen.side} px: {optim.epochs} epoch{'s' * (optim.epochs > 1)} in batches of "
-        f"{optim.batch}, rate {optim.lr:g}"
-        + ("" if recipe.init.weights else f", input {in_pixels(recipe.preprocessing.size)} px")
-        + " (--epochs, --batch, --lr, --size change them)"
+    epochs = tr("1 epoch") if optim.epochs == 1 else tr("{count} epochs", count=optim.epochs)
+    said = tr(
+        "fitted to {pictures:,} {grey}training pictures of {classes} classes, about {side} px: "
+        "{epochs} in batches of {batch}, rate {rate:g}",
+        pictures=seen.pictures,
+        grey="" if seen.mean is None else tr("grey "),
+        classes=seen.classes,
+        side=seen.side,
+        epochs=epochs,
+        batch=optim.batch,
+        rate=optim.lr,
     )
+    if not recipe.init.weights:
+        said += tr(", input {size} px", size=in_pixels(recipe.preprocessing.size))
+    return said + tr(" (--epochs, --batch, --lr, --size change them)")

@@ -38,7 +38,7 @@ def left_out(counts: Mapping[str, tuple[int, int]], listed: str) -> str:
     ]
     return tr(
         "cannot be read and are left out: {pictures}; see {file}",
-        pictures=", ".join(parts),
+        pictures=tr(", ").join(parts),
         file=listed,
     )
 

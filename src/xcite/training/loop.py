@@ -23,7 +23,7 @@ from xcite.engines.interface import Engine, StepResult
 from xcite.errors import XciteError
 from xcite.evaluation.accuracy import Accuracy
 from xcite.evaluation.evaluate import validation_line
-from xcite.language import tr
+from xcite.language import noted
 from xcite.randomness import drop_path_scales
 from xcite.recipe import Recipe
 from xcite.training import checkpoint, lines, plan, tensorboard, validation
@@ -213,7 +213,7 @@ class _Run:
         )
         notes = [*self.session.notes, *self.plan.notes]
         notes += self.teacher.notes if self.teacher else []
-        for line in [*self.plan.found, *(tr("note: {note}", note=note) for note in notes)]:
+        for line in [*self.plan.found, *map(noted, notes)]:
             self.journal.say(line)
         self.journal.tell("starting", **self._place())
         # What is newest must be what goes on: a kill between two renames, damage or a way back may

@@ -12,6 +12,7 @@ from xcite.data.pipeline import TrainLoader
 from xcite.data.sources import Source
 from xcite.errors import XciteError
 from xcite.families import Architecture
+from xcite.language import padded, tr, translated
 from xcite.preprocessing import in_pixels
 from xcite.recipe import Recipe
 from xcite.training import initial, schedules
@@ -59,34 +60,60 @@ class Plan:
         recipe, a = self.recipe, self.architecture
         seen = recipe.preprocessing
         steps = TrainLoader(self.train, recipe).steps_per_epoch
-        validation = "none" if self.validation is None else f"{len(self.validation):,} pictures"
         classes = self.class_names
         shown = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
-        total = steps * recipe.optim.epochs
-        lines = [
-            f"training data    {len(self.train):,} pictures ({recipe.data.train})",
-            f"validation data  {validation}"
-            + (f" ({recipe.data.validation or 'held out'})" if self.validation is not None else ""),
-            f"classes          {len(classes)}: {shown}",
-            f"model            {recipe.model.name}{a.in_words(seen.height, seen.width)}",
-            f"parameters       {parameter_count(a):,}",
-            f"input            {seen.channels} x {seen.height} x {seen.width}, "
-            f"crop ratio {seen.crop_ratio:g}",
-            f"steps            {steps:,} an epoch of {recipe.optim.batch} pictures"
-            + (f" in {recipe.optim.accumulate} parts" if recipe.optim.accumulate > 1 else "")
-            + f", {total:,} in {recipe.optim.epochs} epochs",
-            f"learning rate    {schedules.in_words(recipe, steps)}",
-            f"drop path        {a.drop_paths()[1]:g}",
-            f"memory           about {estimated_memory(recipe, a) / 2**30:.1f} GiB for weights, "
-            "optimiser and activations of a step, the framework itself not counted",
-            f"engine           {recipe.run.engine}, {recipe.run.precision}",
+        size = f"{seen.channels} x {seen.height} x {seen.width}"
+        memory = tr(
+            "about {size:.1f} GiB for weights, optimiser and activations of a step, the framework "
+            "itself not counted",
+            size=estimated_memory(recipe, a) / 2**30,
+        )
+        rows = [
+            (tr("training data"), _source_in_words(self.train, recipe.data.train)),
+            (tr("validation data"), self._validation_in_words()),
+            (tr("classes"), f"{len(classes)}: {shown}"),
+            (tr("model"), recipe.model.name + a.in_words(seen.height, seen.width)),
+            (tr("parameters"), f"{parameter_count(a):,}"),
+            (tr("input"), tr("{size}, crop ratio {ratio:g}", size=size, ratio=seen.crop_ratio)),
+            (tr("steps"), _steps_in_words(recipe, steps)),
+            (tr("learning rate"), schedules.in_words(recipe, steps)),
+            (tr("drop path"), f"{a.drop_paths()[1]:g}"),
+            (tr("memory"), memory),
+            (tr("engine"), f"{recipe.run.engine}, {recipe.run.precision}"),
         ]
         if recipe.distill.loss != "none":
-            lines.append(
-                f"teacher          {recipe.distill.teacher or recipe.distill.cache} "
-                f"({recipe.distill.loss}, weight {recipe.distill.alpha:g})"
+            said = tr(
+                "{teacher} ({loss}, weight {weight:g})",
+                teacher=recipe.distill.teacher or recipe.distill.cache,
+                loss=recipe.distill.loss,
+                weight=recipe.distill.alpha,
             )
-        return [*self.found, *lines, *(f"note             {note}" for note in self.notes)]
+            rows.append((tr("teacher"), said))
+        rows += [(tr("note"), translated(note)) for note in self.notes]
+        return [*self.found, *(line(label, text) for label, text in rows)]
+
+    def _validation_in_words(self) -> str:
+        if self.validation is None:
+            return tr("none")
+        return _source_in_words(self.validation, self.recipe.data.validation or tr("held out"))
+
+
+def line(label: str, text: str) -> str:
+    """A line of a plan: what it is about in a column of its own."""
+    return padded(label, 17) + text
+
+
+def _source_in_words(source: Source, spec: str) -> str:
+    return tr("{pictures:,} pictures ({data})", pictures=len(source), data=spec)
+
+
+def _steps_in_words(recipe: Recipe, steps: int) -> str:
+    optim = recipe.optim
+    said = tr("{steps:,} an epoch of {batch} pictures", steps=steps, batch=optim.batch)
+    if optim.accumulate > 1:
+        said += tr(" in {parts} parts", parts=optim.accumulate)
+    total = steps * optim.epochs
+    return said + tr(", {total:,} in {epochs} epochs", total=total, epochs=optim.epochs)
 
 
 def make(recipe: Recipe, *, initialise: bool = True, run: Path | None = None) -> Plan:

@@ -145,12 +145,16 @@ def _without_pictures(source: Source) -> list[str]:
 def _lonely_classes(train: Source) -> list[str]:
     counts = np.bincount(train.labels, minlength=len(train.class_names))
     lonely = [name for name, count in zip(train.class_names, counts, strict=True) if count == 1]
-    return [f"warning: a single training picture of {brief(lonely, 8)}"] if lonely else []
+    if not lonely:
+        return []
+    return [tr("warning: a single training picture of {classes}", classes=brief(lonely, 8))]
 
 
 def _absent_classes(validation: Source | None) -> list[str]:
     absent = _without_pictures(validation) if validation else []
-    return [f"warning: no validation pictures of {brief(absent, 8)}"] if absent else []
+    if not absent:
+        return []
+    return [tr("warning: no validation pictures of {classes}", classes=brief(absent, 8))]
 
 
 def _overlap(train: Source, validation: Source) -> list[str]:
@@ -159,6 +163,11 @@ def _overlap(train: Source, validation: Source) -> list[str]:
         return []
     one, other = shared[0]
     return [
-        f"warning: {len(shared):,} validation pictures are training pictures, such as "
-        f"{validation.name(other)} ({train.name(one)}): the accuracy will be too good"
+        tr(
+            "warning: {count:,} validation pictures are training pictures, such as {picture} "
+            "({same}): the accuracy will be too good",
+            count=len(shared),
+            picture=validation.name(other),
+            same=train.name(one),
+        )
     ]

@@ -7,6 +7,7 @@ timm 0.4.9 as driven by the official main.py, and PASSL v1.1 on paddle.
 
 import math
 
+from xcite.language import tr
 from xcite.recipe import Recipe
 
 
@@ -40,18 +41,23 @@ def in_words(recipe: Recipe, steps_per_epoch: int) -> str:
     """The learning-rate curve as a sentence, for people who plan a run."""
     optim = recipe.optim
     last = learning_rate(recipe, optim.epochs * steps_per_epoch - 1, steps_per_epoch)
-    every = "per epoch, one epoch late" if optim.schedule == "official" else "per step"
-    warming = (
-        f"from {optim.warmup_lr:.3g} linearly over {optim.warmup_epochs:g} epochs to "
-        if optim.warmup_epochs
-        else ""
-    )
+    late = optim.schedule == "official"
+    every = tr("per epoch, one epoch late") if late else tr("per step")
+    warming = ""
+    if optim.warmup_epochs:
+        warming = tr(
+            "from {first:.3g} linearly over {epochs:g} epochs to ",
+            first=optim.warmup_lr,
+            epochs=optim.warmup_epochs,
+        )
     peak = f"{recipe.learning_rate():.3g}"
     if optim.lr_per:
         peak += f" ({optim.lr:g} x {optim.batch}/{optim.lr_per})"
-    after = (
-        "then constant"
-        if optim.schedule == "constant"
-        else f"then a cosine down to {last:.3g} in the last step of epoch {optim.epochs}"
-    )
-    return f"{warming}{peak}, {after}; set {every}"
+    after = tr("then constant")
+    if optim.schedule != "constant":
+        after = tr(
+            "then a cosine down to {last:.3g} in the last step of epoch {epoch}",
+            last=last,
+            epoch=optim.epochs,
+        )
+    return tr("{rise}, {after}; set {every}", rise=warming + peak, after=after, every=every)

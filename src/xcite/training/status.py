@@ -34,8 +34,10 @@ class CheckpointHealth:
     def in_words(self) -> str:
         place = tr("epoch {epoch}, step {step}", epoch=self.epoch + 1, step=self.step)
         size = tr("{size:.1f} MiB, {age:.0f} min old", size=self.size / 2**20, age=self.age / 60)
-        return f"{self.path.name:32} {tr('DAMAGED') if self.problem else place}, {size}" + (
-            f": {translated(self.problem)}" if self.problem else ""
+        if self.problem:
+            size = f"{size}: {translated(self.problem)}"
+        return f"{self.path.name:32} " + tr(", ").join(
+            [tr("DAMAGED") if self.problem else place, size]
         )
 
 
@@ -70,7 +72,7 @@ class Status:
         state = _state(self.state)
         rows = [
             (tr("run"), f"{self.folder}" + (f" ({self.run[:8]})" if self.run else "")),
-            (tr("state"), state + (f", {self.owner.in_words()}" if self.owner else "")),
+            (tr("state"), state + (f", {translated(self.owner.in_words())}" if self.owner else "")),
         ]
         if "epoch" in told:
             rows.append((tr("position"), _position(told)))
@@ -92,7 +94,7 @@ class Status:
         rows += [(tr("checkpoint"), health.in_words()) for health in self.checkpoints]
         if not self.checkpoints:
             rows.append((tr("checkpoint"), tr("none yet")))
-        rows += [(tr("changed"), text) for text in self.altered]
+        rows += [(tr("changed"), translated(text)) for text in self.altered]
         if self.error:
             rows.append((tr("last error"), translated(self.error)))
         if self.command:
