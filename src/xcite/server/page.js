@@ -37,7 +37,7 @@ async function ask(path, options = {}) {
 }
 
 async function describe() {
-  const info = await ask("/info");
+  const info = await ask("info");
   limits = info.limits;
   const side = info.preprocessing.size;
   const parts = [info.model.model || "XCiT", `${info.classes.length} classes`, `${side} × ${side} pixels`, info.model.precision];
@@ -70,7 +70,7 @@ async function name(file) {
     const form = new FormData();
     form.append("file", file);
     const started = performance.now();
-    const answer = await ask("/predict?attention=1", { method: "POST", body: form, signal: own.signal });
+    const answer = await ask("predict?attention=1", { method: "POST", body: form, signal: own.signal });
     waiting = null;
     await show(file, answer.pictures[0], performance.now() - started);
   } catch (error) {
