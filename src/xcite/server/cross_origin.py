@@ -11,7 +11,10 @@ Headers = list[tuple[bytes, bytes]]
 
 _PREFLIGHT = [
     (b"access-control-allow-methods", b"GET, HEAD, POST"),
-    (b"access-control-allow-headers", b"authorization, content-type, x-request-id"),
+    (
+        b"access-control-allow-headers",
+        b"authorization, content-encoding, content-type, x-request-id",
+    ),
     (b"access-control-max-age", b"600"),
 ]
 _EXPOSED = (b"access-control-expose-headers", b"retry-after, x-request-id")

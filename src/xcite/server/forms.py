@@ -90,6 +90,7 @@ class _Form:
         self._parts: list[Part] = []
         self._field = b""
         self._value = b""
+        self._ended = False
         if not boundary:
             raise _malformed("its Content-Type names no boundary")
         try:
@@ -101,6 +102,7 @@ class _Form:
                     "on_header_field": self._header_field,
                     "on_header_value": self._header_value,
                     "on_header_end": self._header_end,
+                    "on_end": self._end,
                 },
             )
         except (FormParserError, UnicodeError) as error:
@@ -113,11 +115,12 @@ class _Form:
             raise _malformed("a part or its head is not as it must be") from error
 
     def end(self) -> list[Part]:
-        try:
-            self._parser.finalize()
-        except self._error as error:
-            raise _malformed("it ends too early") from error
+        if not self._ended:  # the last picture may be half of one
+            raise _malformed("it ends too early")
         return self._parts
+
+    def _end(self) -> None:
+        self._ended = True
 
     def _begin(self) -> None:
         if not self.parts_left:
@@ -162,7 +165,7 @@ def header_value(text: str) -> tuple[str, dict[str, str]]:
     found: dict[str, str] = {}
     for name, value in decode_params([("", ""), *pairs])[1:]:
         if isinstance(value, tuple):
-            found[name] = collapse_rfc2231_value(value)
+            found[name] = unquote(collapse_rfc2231_value(value))
         elif name not in found:
             found[name] = unquote(value)
     return text.partition(";")[0].strip().lower(), found

@@ -204,10 +204,10 @@ class Serving:
 
 def _own_memory(process: Path) -> int:
     """Bytes that a process has in memory, a page that n processes share as 1/n."""
-    for name, field in (("smaps_rollup", "Pss:"), ("status", "VmRSS:")):
+    for name, label in (("smaps_rollup", "Pss:"), ("status", "VmRSS:")):
         with contextlib.suppress(OSError, IndexError, ValueError):
             text = (process / name).read_text("ascii", errors="replace")
-            return 1024 * int(text.partition(field)[2].split()[0])
+            return 1024 * int(text.partition(label)[2].split()[0])
     return 0
 
 
