@@ -83,6 +83,7 @@ def installed():
     shutil.rmtree(place)
 
 
+UNSHARED = ["unshare", "--mount", "--net", "sh", "-ec"]
 READ_ONLY = "mount --make-rprivate / && mount -o remount,bind,ro /"
 SHARED = "mount -t tmpfs tmpfs /dev/shm"  # as Docker does, also with --read-only
 ASK = """
@@ -120,7 +121,7 @@ def test_the_image_serves_where_nothing_can_be_written(installed, mounts, worker
     environment = dict(re.findall(r"(PYTHON\w+)=(\S+)", " ".join(_all("ENV"))))
     environment["PATH"] = f"{installed}/xcite/bin:{os.environ['PATH']}"
     process = subprocess.Popen(
-        [*"unshare --mount --net sh -ec".split(), script, "sh", *entry, "--workers", str(workers)],
+        [*UNSHARED, script, "sh", *entry, "--workers", str(workers)],
         cwd=bundle,
         env=environment,
         stdout=subprocess.PIPE,
