@@ -77,7 +77,10 @@ def serve(
             serving.run(listener)
         return
     read_info(Path(settings.bundle))  # said before anything is started
-    from xcite.server.workers import Workers
+    try:
+        from xcite.server.workers import Workers
+    except ModuleNotFoundError as error:
+        raise XciteError("serving needs uvicorn: pip install 'xcite[serve]'") from error
 
     def announce(memory: list[int]) -> None:
         _announce(settings, host, listener)

@@ -89,7 +89,8 @@ class _Worker:
             return None
         if code >= 0:
             return f"ended with status {code}"
-        return f"was ended by {signal.Signals(-code).name}"
+        known = -code in signal.valid_signals()
+        return f"was ended by {signal.Signals(-code).name if known else f'signal {-code}'}"
 
     def kill(self) -> None:
         """End it with its decoders."""
@@ -189,8 +190,7 @@ class Workers:
         now = time.monotonic()
         if worker.again:
             if now >= worker.again:
-                worker.again = 0.0
-                self._start(worker)
+                self._start_again(worker)
             return
         words = worker.ended()
         if words is None:
@@ -209,6 +209,14 @@ class Workers:
         pause = 0.0 if worker.ends == 1 else min(2.0 ** (worker.ends - 2), LONGEST_PAUSE)
         worker.again = now + pause
         _tell(f"worker {worker.number + 1} {words}; another is started in {pause:g} s")
+
+    def _start_again(self, worker: _Worker) -> None:
+        try:
+            self._start(worker)
+            worker.again = 0.0
+        except OSError as error:  # too many processes, or no memory for one more
+            worker.again = time.monotonic() + LONGEST_PAUSE
+            _tell(f"worker {worker.number + 1} cannot be started: {error.strerror or error}")
 
     def _stop(self) -> None:
         """Have every request that was sent answered, within `STOP_SECONDS`."""
