@@ -84,7 +84,16 @@ def installed():
 
 
 UNSHARED = ["unshare", "--mount", "--net", "sh", "-ec"]
-READ_ONLY = "mount --make-rprivate / && mount -o remount,bind,ro /"
+# Another user must reach the interpreter, which may lie in a home folder.
+BASE = sys.base_prefix
+HOME = str(Path.home())
+REACHABLE = (
+    f"mount --bind {BASE} /mnt && mount -t tmpfs -o mode=755 tmpfs {HOME} && mkdir -p {BASE} && "
+    f"mount --bind /mnt {BASE} && umount /mnt"
+    if BASE.startswith(f"{HOME}/")
+    else "true"
+)
+READ_ONLY = f"mount --make-rprivate / && {REACHABLE} && mount -o remount,bind,ro /"
 SHARED = "mount -t tmpfs tmpfs /dev/shm"  # as Docker does, also with --read-only
 ASK = """
 import sys, urllib.request as r
