@@ -76,6 +76,9 @@ class DataRecipe(Section):
         "absolute paths beside a root; an absolute path without a root is always allowed",
     )
     classes: str | None = Field(None, description="file of class names, one a line")
+    columns: str | None = Field(
+        None, description="of a CSV: names of the columns of path and label, as 'image,label'"
+    )
     workers: int = Field(2, ge=0, le=64)
     prefetch: int = Field(2, ge=1, le=64, description="batches read ahead per worker")
     worker_timeout: Positive = Field(

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from xcite.data.decoding import decode
-from xcite.data.sources import open_source, read_class_names
+from xcite.data.findings import describe
+from xcite.data.sources import Subset, has_split, open_source, read_class_names
 from xcite.data.tar_members import tar_members
 from xcite.errors import XciteError
 
@@ -273,3 +274,45 @@ def test_lists_are_read_within_bounds(tmp_path):
     path.write_bytes(b"a" * 100_000)
     with pytest.raises(XciteError, match="a line of more than 65536 bytes"):
         open_source(path)
+
+
+def test_a_folder_with_two_parts(folder, tmp_path):
+    parent = tmp_path / "parent"
+    parent.mkdir()
+    for name in ("Training", "valid"):
+        (parent / name).symlink_to(folder)
+    assert has_split(parent, "train")
+    assert has_split(str(parent), "validation")
+    assert not has_split(folder, "validation")
+    check(open_source(parent), 9)
+    check(open_source(parent, split="validation"), 9)
+    (parent / "valid").unlink()
+    assert not has_split(parent, "validation")
+    with pytest.raises(XciteError, match="a part 'Training', but none called val"):
+        open_source(parent, split="validation")
+
+
+def test_some_pictures_of_a_source(folder, shards):
+    for whole in (open_source(folder), open_source(shards)):
+        part = Subset(whole, np.array([4, 0]))
+        check(part, 2)
+        assert part.name(0) == whole.name(4)
+        assert part.fingerprint() not in (whole.fingerprint(), Subset(whole, [0, 4]).fingerprint())
+    assert next(iter(Subset(open_source(folder), [8, 1]).files())).endswith("emu/deep/2 a.PNG")
+
+
+def test_existing_paths_win_over_patterns_and_home_is_expanded(folder, tmp_path, monkeypatch):
+    odd = tmp_path / "[set] v1"
+    folder.rename(odd)
+    check(open_source(odd), 9)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    check(open_source("~/[set] v1"), 9)
+
+
+def test_what_was_found_in_words(folder):
+    (folder / "cat" / "deep" / "0 a.PNG").unlink()
+    lines = describe(open_source(folder))
+    assert lines == [
+        "8 pictures of 3 classes, from 2 (cat) to 3 (dog) each, "
+        "sides of 5 to 6 pixels in those looked at"
+    ]

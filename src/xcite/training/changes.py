@@ -12,6 +12,7 @@ FREE = {
         "validation",
         "root",
         "outside_root",
+        "columns",
         "workers",
         "worker_timeout",
         "prefetch",

@@ -93,6 +93,7 @@ def make(recipe: Recipe, *, initialise: bool = True) -> Plan:
         root=recipe.data.root,
         channels=channels,
         outside_root=recipe.data.outside_root,
+        columns=recipe.data.columns,
     )
     train = listed(recipe.data.train, classes=names)
     notes = [*train.notes]
