@@ -34,6 +34,7 @@ from server_load import (
     best_class,
     drawn_bundle,
     encoded_pictures,
+    family,
     hostile_requests,
     percentile,
     post,
@@ -70,11 +71,8 @@ def bombs() -> dict[str, tuple[bytes, bool]]:
 
 def memory(server: Server) -> float:
     """Resident MiB of the server and of its processes."""
-    pids = [str(server.process.pid)]
-    for path in Path(f"/proc/{server.process.pid}/task").glob("*/children"):
-        pids += path.read_text("ascii").split()
     total = 0
-    for pid in pids:
+    for pid in family(server.process.pid):
         with contextlib.suppress(OSError):
             text = Path(f"/proc/{pid}/status").read_text("ascii")
             total += int(text.partition("VmRSS:")[2].split()[0])

@@ -13,6 +13,8 @@ The server runs as a process of its own, `xcite serve` on loopback; this process
 
 import argparse
 import asyncio
+import contextlib
+import gzip
 import io
 import itertools
 import json
@@ -77,6 +79,16 @@ def encoded_pictures(side: int) -> list[bytes]:
     return result
 
 
+def family(pid: int) -> list[int]:
+    """A process and all below it."""
+    found = [pid]
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in path.read_text("ascii").split():
+                found += family(int(child))
+    return found
+
+
 class Server:
     """`xcite serve` as a process."""
 
@@ -95,17 +107,20 @@ class Server:
         self.port = int(found[1])
 
     def memory(self) -> float:
-        """Resident MiB."""
+        """Resident MiB of the process that was started, without its decoders and workers."""
         text = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
         found = re.search(r"VmRSS:\s+(\d+)", text)
         assert found is not None
         return int(found[1]) / 1024
 
     def processor_seconds(self) -> float:
-        """User and system time so far."""
-        text = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="ascii")
-        user, system = text.rpartition(")")[2].split()[11:13]
-        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+        """User and system time so far, of all its processes."""
+        ticks = 0
+        for pid in family(self.process.pid):
+            with contextlib.suppress(OSError):
+                text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii")
+                ticks += sum(map(int, text.rpartition(")")[2].split()[11:13]))
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -166,6 +181,13 @@ def hostile_requests(good: bytes) -> dict[str, tuple[bytes, bool]]:
         "wrong method": (b"DELETE /predict HTTP/1.1\r\nHost: x\r\n\r\n", True),
         "invented method": (b"BREW /predict HTTP/1.1\r\nHost: x\r\n\r\n", True),
         "wrong type": (post(b'{"a": 1}', "application/json"), True),
+        "deep JSON": (post(b"[" * 2**20, "application/json"), True),
+        "wrong base64": (post(b'{"image": "' + b"?" * 2**20 + b'"}', "application/json"), True),
+        "gzip bomb": (
+            post(gzip.compress(bytes(2**26)), "image/png\r\nContent-Encoding: gzip"),
+            True,
+        ),
+        "10,000 parts": (post(10_000 * form[:-99], "multipart/form-data; boundary=b"), True),
         "unfinished form": (post(form, "multipart/form-data; boundary=b"), True),
         "too much announced": (head + b"Content-Length: 99999999999\r\n\r\n", True),
         "nonsense": (b"\x16\x03\x01\x02\x00nonsense\r\n\r\n", True),
@@ -275,7 +297,8 @@ def throughput(bundle: Path, arguments: argparse.Namespace) -> bool:
     predictor = Predictor(bundle)
     pictures = encoded_pictures(predictor.preprocessing.size)
     requests = [post(picture) for picture in pictures]
-    server = Server(bundle, "--batch", str(arguments.batch))
+    several = ["--workers", str(arguments.workers)] if arguments.workers > 1 else []
+    server = Server(bundle, "--batch", str(arguments.batch), *several)
     try:
         own_throughput(predictor, pictures, arguments.batch, 1)
         asyncio.run(until(server.port, requests, arguments.clients, 2))
@@ -358,6 +381,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224, help="input side, throughput")
     parser.add_argument("--small", type=int, default=32, help="input side, endurance")
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--workers", type=int, default=1, help="of the server, throughput")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=6, help="of one measurement")

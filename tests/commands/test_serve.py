@@ -132,7 +132,7 @@ def test_a_broken_picture_does_not_cost_the_others_their_answer(client):
     [
         ({"files": _files(b"x" * 300_000)}, 413, "larger than"),
         ({"files": _files(*[b"x"] * 5)}, 413, "more than 4 files"),
-        ({"json": {"picture": "cat"}}, 415, "multipart/form-data"),
+        ({"json": {"picture": "cat"}}, 422, "multipart/form-data"),
         ({"data": {"file": "cat"}}, 415, "multipart/form-data"),
         ({"content": b"", "headers": {"content-type": "image/png"}}, 422, "empty"),
         (

@@ -110,6 +110,22 @@ def _shoot(browser, name):
         browser.save_screenshot(str(Path(folder) / f"{name}.png"))
 
 
+@pytest.fixture(scope="module")
+def proxied_address(predictor):
+    for address in _serving(predictor, root_path="/models/xcite"):
+        yield f"{address}/models/xcite"
+
+
+def test_the_page_works_under_a_path(browser, proxied_address, tmp_path):
+    browser.get(proxied_address)  # leads on to where links work
+    _until(browser, lambda: "7 classes" in _text(browser, "model"))
+    _choose(browser, tmp_path / "blobs.png", photograph(0))
+    _until(browser, lambda: _find(browser, "result").is_displayed())
+    browser.find_element("css selector", "footer a").click()
+    _until(browser, lambda: browser.current_url == f"{proxied_address}/docs")
+    assert browser.get_log("browser") == []
+
+
 def test_upload_result_and_overlay(page, predictor, tmp_path):
     picture = photograph(0, width=640, height=420)
     _choose(page, tmp_path / "blobs.png", picture)

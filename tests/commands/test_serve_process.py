@@ -174,6 +174,24 @@ def test_a_head_that_comes_in_drops_is_given_up(limited):
     assert httpx.get(f"{address}/health").status_code == 200
 
 
+def test_a_body_that_comes_in_drops_is_given_up(bundle):
+    process, address = _start(bundle, "--timeout", "3")
+    try:
+        [one] = _silent(int(address.rpartition(":")[2]), 1, HEAD + b"Content-Length: 1000\r\n\r\n")
+        started = time.monotonic()
+        one.settimeout(0.3)
+        answer = b""
+        while not answer and time.monotonic() - started < 30:
+            one.sendall(b"x")
+            with contextlib.suppress(TimeoutError):
+                answer = one.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert 2 < time.monotonic() - started < 10
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_no_accepted_request_is_lost_under_load(bundle):
     process, address = _start(bundle)
     port = int(address.rpartition(":")[2])

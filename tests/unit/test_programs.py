@@ -1,5 +1,7 @@
 """One loader for exported programs: by hand on a graph that adds and multiplies."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -89,3 +91,22 @@ def test_other_files_and_runtimes_are_refused(tmp_path: Path) -> None:
         open_program(tmp_path / "a.pdparams")
     with pytest.raises(XciteError, match="no such file"):
         open_program(tmp_path / "b.onnx")
+
+
+def test_openvino_tells_nobody_and_needs_no_home(tmp_path: Path) -> None:
+    """Its telemetry asks for a home folder, which a user of containers may not have."""
+    pytest.importorskip("openvino")
+    code = """
+import pathlib, sys
+
+def home():
+    raise RuntimeError("Could not determine home directory.")
+
+pathlib.Path.home = home
+from xcite.runtime.programs import import_openvino
+assert import_openvino().Core().available_devices
+assert not [name for name in sys.modules if name.startswith("openvino_telemetry")]
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "telemetry" not in run.stderr

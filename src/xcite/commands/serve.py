@@ -26,7 +26,24 @@ def serve(
     allow_host: list[str] = typer.Option(
         [], metavar="NAME", help="Answer only under this name (Host); may be repeated."
     ),
-    max_bytes: int = typer.Option(16 * 2**20, min=1024, help="Of one request."),
+    allow_origin: list[str] = typer.Option(
+        [],
+        metavar="ORIGIN",
+        help="Pages of this origin (https://shop.example) may read answers (CORS); may be "
+        "repeated, * for all.",
+    ),
+    root_path: str = typer.Option(
+        "", metavar="PATH", help="Where a proxy has put the server, as /models/xcite."
+    ),
+    workers: int = typer.Option(
+        1, min=1, max=256, help="Processes that answer; each loads the bundle and has the limits."
+    ),
+    access_log: bool = typer.Option(
+        False, "--access-log", help="A line about every request on standard error."
+    ),
+    max_bytes: int = typer.Option(
+        16 * 2**20, min=1024, help="Of one request, also after decompression."
+    ),
     max_pixels: int = typer.Option(50_000_000, min=1, help="Of one picture."),
     max_files: int = typer.Option(32, min=1, help="Of one request."),
     decoders: int = typer.Option(
@@ -45,9 +62,17 @@ def serve(
     timeout: float = typer.Option(30.0, min=0.1, help="Seconds for one request."),
 ) -> None:
     """Serve a bundle over HTTP, with a page at /, until SIGTERM or Ctrl-C."""
+    from xcite.server.access import Access
     from xcite.server.limits import Limits
     from xcite.server.serve import serve as run
+    from xcite.server.serving import Settings
 
+    access = Access(
+        token=_token(token_file, token),
+        hosts=allow_host,
+        origins=allow_origin,
+        root_path=root_path,
+    )
     limits = Limits(
         max_bytes=max_bytes,
         max_pixels=max_pixels,
@@ -60,15 +85,8 @@ def serve(
         wait=wait_ms / 1000,
         timeout=timeout,
     )
-    run(
-        bundle,
-        host=host,
-        port=port,
-        token=_token(token_file, token),
-        hosts=allow_host,
-        limits=limits,
-        mode=mode,
-    )
+    settings = Settings(str(bundle), access, limits, mode, access_log=access_log)
+    run(settings, host=host, port=port, workers=workers)
 
 
 def _token(file: Path | None, given: str | None) -> str | None:

@@ -26,6 +26,7 @@ from xcite.runtime.bundle import PROGRAMS, BundleInfo, describe, seal_folder, wh
 from xcite.runtime.classifier import Classifier, EngineClassifier
 from xcite.runtime.opening import on_engine
 from xcite.runtime.predictor import Predictor
+from xcite.runtime.programs import import_openvino
 from xcite.weights import WeightFile
 
 VALIDATION_BATCH = 16
@@ -186,7 +187,7 @@ def _calibration(
 
 def _write_openvino(proto: Any, program: Path, calibration: list[np.ndarray] | None) -> None:
     try:
-        import openvino
+        openvino = import_openvino()
     except ImportError as error:
         raise XciteError("--format openvino needs OpenVINO: pip install 'xcite[deploy]'") from error
     converted = openvino.Core().read_model(proto.SerializeToString())

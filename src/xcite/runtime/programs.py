@@ -5,6 +5,7 @@ A program is one file: ``.onnx``, OpenVINO's ``.xml`` (its ``.bin`` beside it) o
 or stand alone, as a teacher's may.
 """
 
+import sys
 import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -136,8 +137,7 @@ class _OpenVINO(Program):
     name, title, suffixes = "openvino", "OpenVINO", (".onnx", ".xml")
 
     def __init__(self, given: _Arguments) -> None:
-        import openvino
-
+        openvino = import_openvino()
         super().__init__(given)
         self.streams = given.streams
         self._threads = given.threads
@@ -200,6 +200,24 @@ class _OpenVINO(Program):
                     self._core, model, self.precision, self._threads, self.streams
                 )
             return self._compiled[shape].create_infer_request()
+
+
+def import_openvino() -> Any:
+    """OpenVINO without the package that tells its maker about its use.
+
+    That package asks for a home folder, which a user of containers may not have, and for leave to
+    write there.
+    """
+    telemetry = "openvino_telemetry"
+    absent = telemetry not in sys.modules
+    if absent:
+        sys.modules[telemetry] = None  # type: ignore[assignment]  # makes its import fail
+    try:
+        import openvino
+    finally:
+        if absent:
+            sys.modules.pop(telemetry, None)
+    return openvino
 
 
 def compile_openvino(

@@ -33,6 +33,7 @@ class Batcher(Generic[Item, Answer]):
         wait: seconds an item may wait for company.
         places: items admitted and not yet released; `admit` refuses more.
         observe: called with the size of every batch.
+        observe_taken: called with the number of places in use when it changes.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class Batcher(Generic[Item, Answer]):
         wait: float = 0.002,
         places: int = 256,
         observe: Callable[[int], None] = lambda size: None,
+        observe_taken: Callable[[int], None] = lambda taken: None,
     ) -> None:
         self._answer = answer
         self._batch = batch
         self._wait = wait
         self._places = places
         self._observe = observe
+        self._observe_taken = observe_taken
         self._taken = 0
         self._seconds_per_item = 0.0  # moving average, for Retry-After
         self._items: deque[tuple[float, Item, Future[Answer]]] = deque()
@@ -79,11 +82,13 @@ class Batcher(Generic[Item, Answer]):
                 seconds = math.ceil(self._taken * self._seconds_per_item)
                 raise QueueFullError(min(max(seconds, 1), 60))
             self._taken += count
+            self._observe_taken(self._taken)
         try:
             yield
         finally:
             with self._changed:
                 self._taken -= count
+                self._observe_taken(self._taken)
 
     def submit(self, item: Item) -> "Future[Answer]":
         """Queue an item that has a place; cancelling the future drops it from its batch."""

@@ -165,6 +165,11 @@ class _Worker:
             return self._process.wait(5) in [-number for number in known_signals("SIGPROF")]
         return False
 
+    @property
+    def pid(self) -> int | None:
+        """Number of the process; None while there is none."""
+        return None if self._process is None else self._process.pid
+
     def kill(self) -> None:
         """End the process, from any thread; who waits for its answer gets an EOFError."""
         if (process := self._process) is not None:
@@ -311,6 +316,11 @@ class Decoders:
             raise XciteError(told["error"])
         array = np.frombuffer(pixels, np.uint8).reshape(told["seen"])
         return Decoded(array, told["height"], told["width"])
+
+    def pids(self) -> list[int]:
+        """Numbers of the processes that there are."""
+        workers = [*self._light.workers, *self._heavy.workers]
+        return [worker.pid for worker in workers if worker.pid is not None]
 
     def close(self) -> None:
         """End every process."""

@@ -1,10 +1,17 @@
-"""What stands before every request: the token, security headers, counting."""
+"""What stands before every request: its number, host, origin, token and address, and counting."""
 
 import hmac
 import json
+import logging
+import re
 import time
-from collections.abc import Awaitable, Callable, Collection, MutableMapping
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
 from typing import Any
+
+from xcite.server.access import Access
+from xcite.server.cross_origin import CrossOrigin, Headers
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -31,43 +38,62 @@ SECURITY_HEADERS = {
 OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/languages/zh.json", "/health"})
 
 LARGEST_HEADERS = 16 * 2**10  # bytes, all together; browsers send one or two thousand
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")  # of a proxy; others get one of ours
+
+_log = logging.getLogger("xcite.server")
+
+
+@dataclass(frozen=True)
+class Handled:
+    """One request that was answered.
+
+    Attributes:
+        path: below the root path, as the sender wrote it.
+        seconds: from the request's head to the end of its answer.
+        request_id: the proxy's ``X-Request-Id``, or one of ours; the answer carries it, too.
+        client: address of who is connected.
+    """
+
+    method: str
+    path: str
+    status: int
+    seconds: float
+    request_id: str
+    client: str
 
 
 class Guard:
     """ASGI application around another one.
 
+    All but `OPEN_PATHS` need the token, if there is one. /health is answered under any host, for
+    probes that know only an address; a page of elsewhere whose name was made to point here (DNS
+    rebinding) is kept out. HEAD is answered as GET without a body.
+
     Args:
-        token: when given, all but `OPEN_PATHS` need ``Authorization: Bearer TOKEN``.
-        hosts: when given, names under which the server answers; /health is answered under any, for
-            probes that know only an address. A page of elsewhere whose name was made to point here
-            (DNS rebinding) is kept out.
-        observe: told method, path, status and seconds of every request.
+        observe: told of every request, answered or not.
     """
 
     def __init__(
-        self,
-        application: Application,
-        *,
-        token: str | None,
-        hosts: Collection[str] = (),
-        observe: Callable[[str, str, int, float], None],
+        self, application: Application, access: Access, observe: Callable[[Handled], None]
     ) -> None:
         self._application = application
-        self._token = token.encode() if token else None
-        self._hosts = frozenset(name.lower().strip("[]") for name in hosts)
+        self._token = access.token.encode() if access.token else None
+        self._hosts = frozenset(name.lower().strip("[]") for name in access.hosts)
+        self._cross_origin = CrossOrigin(access.origins)
+        self._root = access.root_path
         self._observe = observe
         self._headers = [(name.encode(), text.encode()) for name, text in SECURITY_HEADERS.items()]
 
-    def _called_right(self, scope: Scope) -> bool:
-        if not self._hosts or scope["path"] == "/health":
+    def _called_right(self, scope: Scope, path: str) -> bool:
+        if not self._hosts or path == "/health":
             return True
         name = _header(scope, b"host").decode("latin-1").lower()
         if not name.endswith("]"):  # an IPv6 address without a port
             name = name.rpartition(":")[0] or name
         return name.strip("[]") in self._hosts
 
-    def _allowed(self, scope: Scope) -> bool:
-        if self._token is None or scope["path"] in OPEN_PATHS:
+    def _allowed(self, scope: Scope, path: str) -> bool:
+        if self._token is None or path in OPEN_PATHS:
             return True
         given = _header(scope, b"authorization")
         scheme, _, token = given.partition(b" ")
@@ -80,32 +106,62 @@ class Guard:
             return
         started = time.perf_counter()
         status = 500
+        path = scope["path"]
+        if path.startswith(f"{self._root}/"):  # a proxy left it on
+            path = path[len(self._root) :]
+        number = _request_id(scope)
+        preflight = self._cross_origin.is_preflight(scope)
+        more = [
+            *self._headers,
+            (b"x-request-id", number.encode()),
+            *self._cross_origin.headers(scope, preflight=preflight),
+        ]
 
         async def send_guarded(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), *self._headers]
+                message["headers"] = [*message.get("headers", []), *more]
+            elif scope["method"] == "HEAD":
+                message["body"] = b""
             await send(message)
 
         try:
             if sum(len(name) + len(value) for name, value in scope["headers"]) > LARGEST_HEADERS:
                 await _refuse(send_guarded, 431, "the headers of this request are too large")
-            elif not self._called_right(scope):
+            elif not self._called_right(scope, path):
                 await _refuse(send_guarded, 421, "this server does not answer under this name")
-            elif not self._allowed(scope):
+            elif preflight:
+                await _answer_preflight(send_guarded, more)
+            elif path and path == self._root:  # links of the page start behind a slash
+                location = path.rpartition("/")[2] + "/"
+                words = f"the page is at {location}"
+                await _refuse(send_guarded, 308, words, (b"location", location.encode()))
+            elif not self._allowed(scope, path):
                 words = "this server needs a token: Authorization: Bearer TOKEN"
                 await _refuse(send_guarded, 401, words, (b"www-authenticate", b"Bearer"))
             else:
-                await self._application(scope, receive, send_guarded)
+                method = "GET" if scope["method"] == "HEAD" else scope["method"]
+                known = {"path": self._root + path, "root_path": self._root}
+                asked = {**scope, **known, "method": method, "request_id": number}
+                await self._application(asked, receive, send_guarded)
+        except Exception:
+            _log.error("request %s failed", number)  # what failed, the server around logs next
+            raise
         finally:
+            client = (scope.get("client") or ("-",))[0]
             seconds = time.perf_counter() - started
-            self._observe(scope["method"], scope["path"], status, seconds)
+            self._observe(Handled(scope["method"], path, status, seconds, number, client))
 
 
 def _header(scope: Scope, wanted: bytes) -> bytes:
     found: bytes = next((value for name, value in scope["headers"] if name == wanted), b"")
     return found
+
+
+def _request_id(scope: Scope) -> str:
+    given = _header(scope, b"x-request-id")
+    return given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 async def _refuse(send: Send, status: int, words: str, *more: tuple[bytes, bytes]) -> None:
@@ -117,3 +173,11 @@ async def _refuse(send: Send, status: int, words: str, *more: tuple[bytes, bytes
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+async def _answer_preflight(send: Send, headers: Headers) -> None:
+    if not any(name == b"access-control-allow-origin" for name, _ in headers):
+        await _refuse(send, 403, "pages of this origin may not ask; see --allow-origin")
+        return
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body", "body": b""})

@@ -1,14 +1,14 @@
-"""What one server takes."""
+"""What one serving process takes."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one server takes; everything beyond is refused with a 4xx.
+    """What one serving process takes; everything beyond is refused with a 4xx.
 
     Attributes:
-        max_bytes: of one request's body.
+        max_bytes: of one request's body, as sent and decompressed.
         max_pixels: of one picture, decoded.
         max_request_pixels: of one request's pictures together.
         max_files: of one request.

@@ -40,7 +40,7 @@ function replaced(error) {
 async function speak() {
   const wish = navigator.languages.find((language) => /^(en|zh)\b/i.test(language)) ?? "en";
   if (!/^zh/i.test(wish)) return;
-  catalog = await (await fetch("/languages/zh.json")).json();
+  catalog = await (await fetch("languages/zh.json")).json();
   const words = (text) => text.replaceAll("{}", "").length;
   catalog.patterns = Object.entries(catalog.errors)
     .sort(([a], [b]) => words(b) - words(a))
@@ -90,7 +90,7 @@ async function ask(path, options = {}) {
 }
 
 async function describe() {
-  const info = await ask("/info");
+  const info = await ask("info");
   limits = info.limits;
   const [height, width = height] = [info.preprocessing.size].flat();
   const parts = [info.model.model || "XCiT", tr("{count} classes", { count: info.classes.length }), tr("{height} × {width} pixels", { height, width }), info.model.precision];
@@ -124,7 +124,7 @@ async function name(file) {
     const form = new FormData();
     form.append("file", file);
     const started = performance.now();
-    const answer = await ask("/predict?attention=1", { method: "POST", body: form, signal: own.signal });
+    const answer = await ask("predict?attention=1", { method: "POST", body: form, signal: own.signal });
     waiting = null;
     await show(file, answer.pictures[0], performance.now() - started);
   } catch (error) {

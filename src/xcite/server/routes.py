@@ -1,6 +1,6 @@
 """What each address answers, and how a refusal is worded. Needs the extra 'serve'.
 
-A request's way: `Guard` -> limits -> `Service` -> JSON.
+A request's way: `Guard` -> limits -> `read_uploads` -> `Service` -> JSON.
 """
 
 import asyncio
@@ -25,26 +25,35 @@ from xcite.server.decoders import DecodingStoppedError
 from xcite.server.limits import Limits
 from xcite.server.metrics import Metrics
 from xcite.server.pages import FILES, docs_page, page_file
+from xcite.server.request_bodies import UploadError
 from xcite.server.service import Service
-from xcite.server.uploads import UploadError, read_uploads
+from xcite.server.uploads import read_uploads
 
 Result = TypeVar("Result")
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": text}
     for status, text in {
-        400: "The form is malformed.",
+        400: "The form, the JSON or the compression of the body is malformed.",
         401: "The token is missing or wrong.",
         408: "The request did not arrive in time.",
-        413: "Too many bytes, files or pixels.",
-        415: "Neither a form with files nor a picture.",
+        413: "Too many bytes, parts, files or pixels.",
+        415: "Neither a picture nor a form nor JSON, or an unknown compression.",
         421: "The server does not answer under this name.",
         422: "No picture could be read; each entry says why.",
         429: "The queue is full, or that of heavy pictures; Retry-After says when to come back.",
         503: "No answer in time, or the server is stopping.",
     }.items()
 }
+_TEXT = {"type": "string", "description": "base64, or a data: URL"}
+_ENTRY = {
+    "type": "object",
+    "properties": {"image": _TEXT, "name": {"type": "string"}},
+    "required": ["image"],
+}
+_LIST = {"type": "array", "items": {"anyOf": [_TEXT, _ENTRY]}}
 BODY = {
+    "description": "Bodies with Content-Encoding gzip or deflate are understood.",
     "required": True,
     "content": {
         "multipart/form-data": {
@@ -57,18 +66,39 @@ BODY = {
             }
         },
         "image/*": {"schema": {"type": "string", "format": "binary"}},
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        "application/json": {
+            "schema": {
+                "anyOf": [
+                    _ENTRY,
+                    {"type": "object", "properties": {"images": _LIST}, "required": ["images"]},
+                    _LIST,
+                ]
+            }
+        },
     },
 }
 
 
 class Routes:
-    """The addresses of one server; `app` is the FastAPI application that has them all."""
+    """The addresses of one server; `app` is the FastAPI application that has them all.
 
-    def __init__(self, predictor: Predictor, limits: Limits) -> None:
+    Args:
+        others: says what is wrong with other processes of the same server; None where all is well.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        limits: Limits,
+        metrics: Metrics,
+        others: Callable[[], str | None] = lambda: None,
+    ) -> None:
         self.predictor = predictor
         self.limits = limits
-        self.metrics = Metrics()
-        self.service = Service(predictor, limits, self.metrics)
+        self.metrics = metrics
+        self._others = others
+        self.service = Service(predictor, limits, metrics)
         self._timers: set[asyncio.Timeout] = set()
         self._end = math.inf  # when the last request must be answered, in the loop's time
         self.app = FastAPI(
@@ -133,7 +163,7 @@ class Routes:
         top: int = Query(5, ge=1, le=100_000, description="classes per picture"),
         attention: bool = Query(False, description="add where the classifier looked"),
     ) -> Response:
-        """Files of a multipart form (any field name), or one picture as the body.
+        """Files of a multipart form (any field name), one picture as the body, or base64 in JSON.
 
         200 when at least one picture was answered; a picture that was not carries an error.
         """
@@ -171,7 +201,7 @@ class Routes:
         return _Answer(content, status_code=200 if good else 422)
 
     async def health(self) -> Response:
-        if trouble := await self.service.trouble():
+        if trouble := await self.service.trouble() or self._others():
             return _problem(503, trouble)
         return JSONResponse({"status": "ok"})
 
@@ -247,7 +277,7 @@ def _problem(status: int, message: str, **headers: str) -> JSONResponse:
 async def _http(request: Request, error: HTTPException) -> JSONResponse:
     words = {404: "there is nothing at this address; see /docs"}
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
+        allowed = (error.headers or {}).get("Allow", "another method").replace("GET", "GET or HEAD")
         words[405] = f"{request.url.path} does not take {request.method[:20]}; use {allowed}"
     message = words.get(error.status_code, str(error.detail))
     return _problem(error.status_code, message, **(error.headers or {}))
@@ -259,7 +289,7 @@ async def _invalid(request: Request, error: RequestValidationError) -> JSONRespo
 
 
 async def _upload(request: Request, error: UploadError) -> JSONResponse:
-    return _problem(error.status, error.message)
+    return _problem(error.status, error.message, **error.headers)
 
 
 async def _full(request: Request, error: QueueFullError) -> JSONResponse:
@@ -272,7 +302,8 @@ async def _stopped(request: Request, error: DecodingStoppedError) -> JSONRespons
 
 
 async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
-    return _problem(500, "the server failed on this request; its log says why")
+    number = request.scope["request_id"]
+    return _problem(500, f"the server failed on request {number}; its log says why")
 
 
 _HANDLERS: dict[type[Exception], Any] = {

@@ -1,22 +1,19 @@
-"""`xcite serve`: the process around the application, from the socket to the last answer."""
+"""`xcite serve`: from the socket to the last answer, in one process or several."""
 
-import importlib.util
-import signal
+import contextlib
 import socket
 import sys
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from xcite.errors import XciteError
 from xcite.language import tr
-from xcite.machine import allow_open_files, set_timer
+from xcite.runtime.bundle import read_info
 from xcite.runtime.predictor import Predictor
-from xcite.server.guard import Application, Guard
+from xcite.server.access import Access
+from xcite.server.guard import Application
 from xcite.server.limits import Limits
-
-if TYPE_CHECKING:
-    from xcite.server.routes import Routes
+from xcite.server.serving import Serving, Settings, guarded, open_routes
 
 
 def create_app(
@@ -25,29 +22,16 @@ def create_app(
     *,
     token: str | None = None,
     hosts: Collection[str] = (),
+    origins: Collection[str] = (),
+    root_path: str = "",
 ) -> Application:
-    """The ASGI application: `Routes` behind a `Guard`.
+    """The ASGI application: `Routes` behind a `Guard`; the arguments are those of `Access`.
 
     Raises:
-        XciteError: the extra 'serve' is not installed, or the token is empty.
+        XciteError: the extra 'serve' is not installed, or something that `Access` refuses.
     """
-    return _guarded(_routes(predictor, limits or Limits()), token, hosts)
-
-
-def _routes(predictor: Predictor, limits: Limits) -> "Routes":
-    try:
-        from xcite.server.routes import Routes
-    except ModuleNotFoundError as error:
-        raise XciteError(
-            f"serving needs {error.name}, which is not installed: pip install 'xcite[serve]'"
-        ) from error
-    return Routes(predictor, limits)
-
-
-def _guarded(routes: "Routes", token: str | None, hosts: Collection[str]) -> Application:
-    if token is not None and not token.strip():
-        raise XciteError("the token is empty; give one, or none at all")
-    return Guard(routes.app, token=token, hosts=hosts, observe=routes.metrics.request)
+    access = Access(token=token, hosts=hosts, origins=origins, root_path=root_path)
+    return guarded(open_routes(predictor, limits or Limits()), access)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -73,76 +57,49 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(
-    bundle: str | Path,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    token: str | None = None,
-    hosts: Collection[str] = (),
-    limits: Limits | None = None,
-    mode: str = "latency",
+    settings: Settings, *, host: str = "127.0.0.1", port: int = 8000, workers: int = 1
 ) -> None:
     """Serve a bundle until SIGTERM or SIGINT; accepted requests are answered before it returns.
 
-    That takes `STOP_SECONDS` at most, after which the process is ended; a request that cannot be
+    That takes `STOP_SECONDS` at most, after which the processes are ended; a request that cannot be
     answered in time gets 503.
 
-    Raises:
-        XciteError: unreadable bundle, taken port, missing extra.
-    """
-    try:
-        import uvicorn
+    Args:
+        workers: processes that answer; each loads the bundle.
 
-        from xcite.server.connections import ANSWER_SECONDS, LimitedServer, stop_in_time
-        from xcite.server.decoders import DecodingStoppedError
+    Raises:
+        XciteError: unreadable bundle, taken port, missing extra, or workers that do not start.
+    """
+    if workers == 1:
+        serving = Serving(settings)
+        with contextlib.closing(listen(host, port)) as listener:
+            serving.warm_up()
+            _announce(settings, host, listener)
+            serving.run(listener)
+        return
+    read_info(Path(settings.bundle))  # said before anything is started
+    try:
+        from xcite.server.workers import Workers
     except ModuleNotFoundError as error:
         raise XciteError("serving needs uvicorn: pip install 'xcite[serve]'") from error
 
-    limits = limits or Limits()
-    routes = _routes(Predictor(bundle, mode=mode), limits)
-    app = _guarded(routes, token, hosts)
-    allow_open_files(limits.connections + 200)
-    listener = listen(host, port)
-    try:
-        routes.service.warm_up()
-    except (XciteError, DecodingStoppedError) as error:
-        routes.service.close()
-        listener.close()
-        raise XciteError(f"{bundle} cannot be served: {error}") from error
+    def announce(memory: list[int]) -> None:
+        _announce(settings, host, listener)
+        sizes = f"{max(memory) / 2**20:.0f} MiB each, {sum(memory) / 2**20:.0f} MiB together"
+        print(f"{workers} workers, {sizes}", flush=True)
+
+    with contextlib.closing(listen(host, port)) as listener:
+        Workers(settings, listener, workers).run(announce)
+
+
+def _announce(settings: Settings, host: str, listener: socket.socket) -> None:
     shown = f"[{host}]" if ":" in host else host
-    config = uvicorn.Config(
-        app,
-        # both tell what a connection is doing; other protocols of uvicorn need not
-        http="httptools" if importlib.util.find_spec("httptools") else "h11",
-        ws="none",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=int(limits.silence),
-        timeout_graceful_shutdown=ANSWER_SECONDS + 1,
-    )
-    server = LimitedServer(config, limits, routes.stop)
-
-    # Before uvicorn listens to signals, and after its graceful stop, when it raises them once more.
-    def stop(*_: object) -> None:
-        stop_in_time()
-        server.should_exit = True
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    url = f"http://{shown}:{listener.getsockname()[1]}"
-    print(tr("serving {bundle} at {url}", bundle=bundle, url=url), flush=True)
-    if token is None and host not in ("127.0.0.1", "::1", "localhost"):
+    url = f"http://{shown}:{listener.getsockname()[1]}{settings.access.root_path}"
+    print(tr("serving {bundle} at {url}", bundle=settings.bundle, url=url), flush=True)
+    if settings.access.token is None and host not in ("127.0.0.1", "::1", "localhost"):
         print(
             tr(
                 "xcite: anyone who reaches this address can use it; set XCITE_TOKEN or --token-file"
             ),
             file=sys.stderr,
         )
-    try:
-        server.run(sockets=[listener])
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        listener.close()
-        if not routes.service.batcher.alive:  # else a batch still runs, and only the alarm ends it
-            set_timer("ITIMER_REAL", 0)

@@ -21,7 +21,8 @@ from xcite.server.batching import Batcher, QueueFullError
 from xcite.server.decoders import Decoded, Decoders, DecodingStoppedError
 from xcite.server.limits import Limits
 from xcite.server.metrics import Metrics
-from xcite.server.uploads import Upload, UploadError
+from xcite.server.request_bodies import UploadError
+from xcite.server.uploads import Upload
 
 WARM_UP = 5.0  # seconds
 FRESH = 5.0  # seconds for which an answer proves that answers are given
@@ -55,8 +56,8 @@ class Service:
             wait=limits.wait,
             places=limits.queue,
             observe=metrics.batches.observe,
+            observe_taken=metrics.waiting.set,
         )
-        metrics.waiting.set_function(lambda: self.batcher.taken)
 
     def warm_up(self) -> None:
         """Start the decoders; predict in batches of every size, as far as `WARM_UP` seconds go.
@@ -167,6 +168,9 @@ class Service:
         self, upload: Upload, spend: Callable[[int], None], *, top: int, attention: bool
     ) -> PictureAnswer:
         """Name what is on one picture; a picture that cannot be read is an answer too."""
+        if upload.error is not None:
+            self.metrics.pictures.labels("refused").inc()
+            return PictureAnswer(file=upload.name, error=upload.error)
         try:
             decoded = await self.decoders.decode(upload.data, spend)
         except XciteError as error:

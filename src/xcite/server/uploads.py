@@ -1,53 +1,31 @@
-"""Pictures out of a request's body, its size checked while it arrives."""
+"""Pictures out of a request's body, whichever way they are sent."""
 
-import asyncio
-import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
+
+from xcite.server.base64_pictures import EXPECTED, from_base64, written_in_json
+from xcite.server.forms import read_form
+from xcite.server.request_bodies import UploadError, read_body
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
 
-class UploadError(Exception):
-    """A body that is refused: HTTP status and what is wrong, in words."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-
-
 @dataclass(frozen=True)
 class Upload:
-    """One file as it was sent; ``name`` is the sender's word and only ever shown."""
+    """One file as it was sent.
+
+    Attributes:
+        name: the sender's word, only ever shown.
+        data: encoded picture.
+        error: why there is no ``data``, in words.
+    """
 
     name: str
     data: bytes
-
-
-async def _limited(
-    request: "Request", max_bytes: int, silence: float, count: Callable[[int], None]
-) -> AsyncIterator[bytes]:
-    received = 0
-    chunks = aiter(request.stream())
-    while True:
-        try:
-            chunk = await asyncio.wait_for(anext(chunks), silence)
-        except StopAsyncIteration:
-            return
-        except TimeoutError as error:
-            raise UploadError(408, f"the body paused for {silence:g} s") from error
-        received += len(chunk)
-        if received > max_bytes:
-            raise UploadError(413, _too_large(max_bytes))
-        count(len(chunk))
-        yield chunk
-
-
-def _too_large(max_bytes: int) -> str:
-    return f"the request is larger than {max_bytes / 2**20:.4g} MiB, the most this server takes"
+    error: str | None = None
 
 
 async def read_uploads(
@@ -58,52 +36,48 @@ async def read_uploads(
     silence: float,
     count: Callable[[int], None],
 ) -> list[Upload]:
-    """The files of a multipart form, or the body itself as one picture.
+    """The pictures of a form or of JSON, or the body itself as one picture, in their order.
 
-    Nothing is written to disk: at most ``max_bytes`` are held in memory.
+    Nothing is written to disk: at most ``max_bytes`` and what is made of them are held in memory.
 
     Args:
         silence: seconds the body may pause.
-        count: told the bytes as they arrive; may raise.
+        count: told the bytes as they are known; may raise.
 
     Raises:
-        UploadError: 408 a pause, 413 too large (before any of it is read where that is declared),
-            415 another type of body, 400 a malformed form, 422 no file.
+        UploadError: 408, 413 and 415 as `read_body`, 415 another type of body, 400 a malformed
+            one, 422 no picture in it.
     """
-    from starlette.formparsers import MultiPartException, MultiPartParser
-
-    class InMemory(MultiPartParser):
-        spool_max_size = sys.maxsize  # bounded by max_bytes instead
-
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes:
-        raise UploadError(413, _too_large(max_bytes))
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    body = _limited(request, max_bytes, silence, count)
-    if kind.startswith("image/") or kind == "application/octet-stream":
-        data = b"".join([chunk async for chunk in body])
+    content_type = request.headers.get("content-type", "")
+    kind = content_type.partition(";")[0].strip().lower()
+    body = read_body(request, max_bytes=max_bytes, silence=silence, count=count)
+    if kind in ("", "application/octet-stream") or kind.startswith("image/"):
+        data = b"".join([piece async for piece in body])
         if not data:
-            raise UploadError(422, "the body is empty; send a picture")
+            raise UploadError(422, f"the body is empty; {EXPECTED}")
         return [Upload("picture", data)]
-    if kind != "multipart/form-data":
-        raise UploadError(
-            415,
-            "send pictures as files of a multipart/form-data form, "
-            "or one picture as the body with an image/* content type",
-        )
-    try:
-        # one file more than allowed, so that the message is ours
-        form = await InMemory(
-            request.headers,
-            body,  # type: ignore[arg-type]
-            max_files=max_files + 1,
-            max_fields=max_files + 1,
-        ).parse()
-    except (MultiPartException, UnicodeError, ValueError) as error:
-        raise UploadError(400, "the multipart form is malformed") from error
-    files = [value for _, value in form.multi_items() if not isinstance(value, str)]
-    if len(files) > max_files:
+    found: list[tuple[str, Callable[[], bytes]]]
+    if kind == "application/json" or kind.endswith("+json"):
+        written = written_in_json(b"".join([piece async for piece in body]), max_files)
+        found = [(name, partial(from_base64, text)) for name, text in written]
+    elif kind.startswith("multipart/"):
+        parts = await read_form(content_type, body, max_files)
+        found = [(part.file_name or "", part.picture) for part in parts]
+    else:
+        raise UploadError(415, f"the body is neither a picture nor a form nor JSON; {EXPECTED}")
+    if len(found) > max_files:
         raise UploadError(413, f"more than {max_files} files in one request; send fewer")
-    if not files:
-        raise UploadError(422, "the form holds no file; add pictures as files")
-    return [Upload((file.filename or "picture")[:200], await file.read()) for file in files]
+    if not found:
+        raise UploadError(422, f"the form holds no file; {EXPECTED}")
+    return [
+        _upload(name or (f"picture {k}" if len(found) > 1 else "picture"), data)
+        for k, (name, data) in enumerate(found, 1)
+    ]
+
+
+def _upload(name: str, data: Callable[[], bytes]) -> Upload:
+    name = name[:200].encode("utf-8", "replace").decode()  # JSON may hold halves of characters
+    try:
+        return Upload(name, data())
+    except ValueError as error:
+        return Upload(name, b"", f"{name}: {error}")
