@@ -81,7 +81,8 @@ class TestSchedule:
         outcome = changed(noise, run.path, "optim.epochs=1")
         assert outcome.finished
         assert tensors(run.checkpoint) == before
-        assert "is complete: 1 epochs are done" in run.log.read_text()
+        assert "is complete: 2 epochs are done" in run.log.read_text()
+        assert "epoch 3 of 1" not in run.log.read_text()
 
 
 class TestBatch:

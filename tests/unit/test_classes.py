@@ -123,7 +123,9 @@ def test_numbers_are_taken_by_value_in_whatever_order_folders_come() -> None:
 def test_bare_numbers_are_places_only_where_that_is_asked_for() -> None:
     columns, note = match_classes(["cat", "dog"], ["0", "1"], numbered=True, model="m", data="d")
     assert columns is None
-    assert note == "0, 1 of d: taken to be the classes of m, in this order"
+    assert note == (
+        "0, 1 of d: taken to be the classes of m in their order: 0 is 'cat', 1 is 'dog'"
+    )
     with pytest.raises(XciteError, match="m does not know 0, 1; its classes: cat, dog; d: 0, 1"):
         match_classes(["cat", "dog"], ["0", "1"], model="m", data="d")
     with pytest.raises(XciteError, match="does not know 0, 1, 2"):
@@ -173,7 +175,15 @@ def test_folders_with_numbers_for_names_are_places(pets: Path) -> None:
         (pets / name).rename(pets / str(number))
     found = open_labelled(str(pets), ["dog", "emu"], 2, channels=3, model="m")
     assert (found.source.labels.tolist(), found.class_names) == ([0, 1], ["dog", "emu"])
-    assert found.notes == [f"0, 1 of {pets}: taken to be the classes of m, in this order"]
+    assert found.notes == [
+        f"0, 1 of {pets}: taken to be the classes of m in their order: 0 is 'dog', 1 is 'emu'"
+    ]
+    # some may be missing, but not 0, or they may count from 1
+    found = open_labelled(str(pets), ["dog", "emu", "yak"], 3, channels=3, model="m")
+    assert (found.source.labels.tolist(), len(found.class_names)) == ([0, 1], 3)
+    (pets / "0").rename(pets / "2")
+    with pytest.raises(XciteError, match="m does not know 1, 2"):
+        open_labelled(str(pets), ["dog", "emu", "yak"], 3, channels=3, model="m")
 
 
 def test_the_numbers_of_a_list_file_are_places(pets: Path) -> None:

@@ -38,6 +38,21 @@ def chunk(kind, body):
 JXL = bytes.fromhex("ff0a") + (1 | 2 << 1 | 0 << 6 | 4 << 9).to_bytes(2, "little")
 
 
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"", "x: not a picture but an empty file"),
+        (b"\n<!DOCTYPE html><html>404", "x: not a picture but a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "`git lfs pull`"),
+        (b"<?xml version='1.0'?><svg/>", "an SVG drawing"),
+        (b"something else", "not a picture, or of a format"),
+    ],
+)
+def test_what_is_no_picture_is_named(data, told):
+    with pytest.raises(XciteError, match=told):
+        decode(data, origin="x")
+
+
 @pytest.mark.parametrize("options", [{}, {"compression": "tga_rle"}])
 @pytest.mark.parametrize("mode", ["RGB", "L", "P"])
 def test_tga_is_recognised_by_its_head(mode, options):

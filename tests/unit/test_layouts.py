@@ -56,6 +56,46 @@ def test_numbers_sort_as_numbers_and_text_as_text(tmp_path):
     assert open_source(tmp_path / "text").class_names[:3] == ["c0", "c1", "c10"]
     tar(tmp_path / "t.tar", [(f"{number}/0.png", png()) for number in range(12)])
     assert open_source(tmp_path / "t.tar").class_names == source.class_names
+    for number in ("-1", "2.5", "10", "+3"):
+        put(tmp_path / "signed" / number / "0.png")
+    assert open_source(tmp_path / "signed").class_names == ["-1", "2.5", "+3", "10"]
+
+
+def test_folders_around_the_data_are_looked_through(pictures, tmp_path):
+    outer = tmp_path / "outer" / "archive"
+    outer.mkdir(parents=True)
+    pictures.rename(outer / "v1")
+    source = open_source(tmp_path / "outer")
+    assert source.class_names == ["cat", "dog"]
+    assert source.notes == [f"{tmp_path / 'outer'}: the pictures are those in {outer / 'v1'}"]
+    shutil.copytree(outer / "v1", outer / "data" / "train")
+    (outer / "v1").rename(outer / "data" / "val")
+    assert has_split(tmp_path / "outer", "validation")
+    assert len(open_source(tmp_path / "outer", split="validation")) == 4
+    # a class stays a class, wherever in it the pictures lie, and so does a lone training part
+    put(tmp_path / "one" / "cat" / "sub" / "0.png")
+    assert open_source(tmp_path / "one").class_names == ["cat"]
+    shutil.rmtree(outer / "data" / "val")
+    with pytest.raises(XciteError, match="has a part 'train', but none called val"):
+        open_source(tmp_path / "outer", split="validation")
+
+
+def test_folders_beside_the_parts_are_named(pictures, tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    shutil.copytree(pictures, root / "val")
+    pictures.rename(root / "train")
+    put(root / "test" / "1.png")
+    assert open_source(root).found.left_out == {"other folders": 1}
+    assert open_source(root, split="validation").found.left_out == {}
+
+
+def test_what_is_no_set_of_labelled_pictures_says_what_to_do(tmp_path):
+    put(tmp_path / "loose" / "0.png")
+    with pytest.raises(XciteError, match="nothing says what its 1 pictures show; .*xcite predict"):
+        open_source(tmp_path / "loose")
+    with pytest.raises(XciteError, match="a single picture; .*xcite predict"):
+        open_source(tmp_path / "loose" / "0.png")
 
 
 def test_strays_are_left_out_and_counted(pictures):
@@ -114,6 +154,9 @@ def test_links_are_followed_but_not_in_circles(pictures, tmp_path):
         "linked folders that are listed already": 3,
         "links that lead nowhere": 1,
     }
+    (pictures / "dog" / "itself").symlink_to("itself")  # of which nothing can be asked
+    (pictures / "itself").symlink_to("itself")
+    assert len(open_source(pictures)) == 7
     (pictures / "twin").symlink_to(pictures / "dog")
     assert open_source(pictures).found.warnings == [
         "the class folders 'dog' and 'twin' are the same folder"
@@ -124,7 +167,7 @@ def test_tars_beside_class_folders_are_named(pictures):
     tar(pictures / "stray.tar", [("emu/0.png", png())])
     source = open_source(pictures)
     assert source.class_names == ["cat", "dog"]
-    assert source.found.left_out["archives"] == 1
+    assert source.found.left_out == {".tar files": 1}
     assert "1 archives (stray.tar, ...) were not read" in source.found.warnings[0]
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from xcite.data.decoding import decode
 from xcite.data.findings import describe, refuse_doubtful
-from xcite.data.sources import open_source, read_class_names
+from xcite.data.sources import has_split, open_source, read_class_names
 from xcite.errors import XciteError
 
 CLASSES = ["cat", "dog", "emu"]
@@ -87,6 +87,9 @@ ROWS = "".join(f"{path},3,{path[:3]}\n" for path in paths())
             CLASSES,
         ),
         ((HEADER + ROWS).replace(".png", "").replace("image", "id"), "list.csv", CLASSES),
+        ((HEADER + ROWS).replace("\n", "\r"), "list.csv", CLASSES),
+        (lines(["0.0", "1.0", "10.0"], separator=","), "list.csv", ["0", "1", "10"]),
+        ("".join(f"{3 * (n // 2)} {path}\n" for n, path in enumerate(paths())), "l.txt", "036"),
     ],
 )
 def test_lists_as_people_write_them(root, data, name, classes):
@@ -117,7 +120,12 @@ def test_columns_by_name(root):
         (b"cat/0.png 0\n\xff\xff\x00", "zero bytes"),
         (b"cat/0.png 0\n\xff\xfe\xff 1\n", "line 2: neither UTF-8 nor GBK"),
         (b"\xff\xfec\x00\x00\xd8", "damaged utf-16"),
-        (b"PK\3\4" + bytes(100), "zero bytes"),
+        (b"PK\3\4" + bytes(100), "not a text file but a workbook or a zip archive; save the"),
+        (b"\x1f\x8b\x08" + bytes(100), "not a text file but a compressed one"),
+        ('[{"image": "cat/0.png", "label": 0}]', "looks like JSON"),
+        ("http://x.org/0.png 0\n", "these are addresses"),
+        ("cat/0.png 0\ncat/1.png -1\n", "the label -1 is below 0"),
+        ("cat/0.png -1\ncat/1.png 0\n", "the label -1 is below 0"),
     ],
 )
 def test_what_cannot_be_read_is_named(root, data, message):
@@ -154,8 +162,28 @@ def test_missing_files_are_found_before_any_is_read(root):
     assert source.missing == 2
     assert source.found.left_out == {"listed files that are missing": 2}
     assert "2 of 8 listed files are missing, the first in line 7" in describe(source)[-1]
-    with pytest.raises(XciteError, match=r"no file .*8\.png \(1 of 7 are missing\); set data.root"):
-        listed(root, "cat/8.png 0\n" + lines([0, 1, 2]))
+    source = listed(root, "cat/8.png 0\n" + lines([0, 1, 2]))  # the first is as good as any other
+    assert source.missing == 1
+    with pytest.raises(XciteError, match=r"the first in line 1: .*8\.png.*data\.on_error=skip"):
+        refuse_doubtful(source, None, on_error="stop", classes_given=False)
+    with pytest.raises(XciteError, match=r"no file .*8\.png \(2 of 2 are missing\); set data.root"):
+        listed(root, "cat/8.png 0\ncat/9.png 1\n")
+
+
+def test_a_column_says_which_rows_are_for_training(root):
+    rows = "".join(
+        f"{path},{path[:3]},{('Train', 'test')[number % 2]}\n"
+        for number, path in enumerate(paths())
+    )
+    source = listed(root, "image,label,split\n" + rows, "list.csv")
+    assert [source.name(index)[-9:] for index in range(3)] == [f"{name}/0.png" for name in CLASSES]
+    assert "of its rows, those of train are read" in source.notes
+    held = open_source(root / "list.csv", split="validation", classes=source.class_names)
+    assert [held.name(index)[-9:] for index in range(3)] == [f"{name}/1.png" for name in CLASSES]
+    assert has_split(root / "list.csv", "validation")
+    # a column of another meaning, or of one split alone, divides nothing
+    assert len(listed(root, "image,label,set\n" + rows.replace("test", "b"), "a.csv")) == 6
+    assert not has_split(root / "a.csv", "validation")
 
 
 def test_many_listed_files_are_looked_for_by_listing_their_folder(root, monkeypatch):

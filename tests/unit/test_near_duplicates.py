@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from xcite.data import near_duplicates
-from xcite.data.overlap import shared_pictures
+from xcite.data.overlap import copies, shared_pictures
 from xcite.data.sources import open_source
 
 
@@ -86,3 +86,18 @@ def test_shared_pictures_are_told_by_their_bytes(
         ("4.png", "renamed.png")
     ]
     assert shared_pictures(open_source("digits"), open_source("digits", split="validation")) == []
+
+
+def test_copies_are_told_by_all_their_bytes(folder: Path) -> None:
+    assert copies(open_source("digits")) == []
+    source = open_source(folder)
+    assert copies(source) == []
+    data = (folder / "a" / "4.png").read_bytes()
+    for place in ("a/copy.png", "b/copy.png"):
+        (folder / place).write_bytes(data)
+    for number in range(2):  # the same size and beginning, another end
+        (folder / "b" / f"raw{number}.bmp").write_bytes(bytes(20_000) + bytes([number]))
+    source = open_source(folder)
+    names = [str(Path(source.name(index)).relative_to(folder)) for index in range(len(source))]
+    pairs = [(names[one], names[other]) for one, other in copies(source)]
+    assert pairs == [("a/4.png", "a/copy.png"), ("a/4.png", "b/copy.png")]

@@ -34,6 +34,9 @@ def evaluate(
     outside_root: bool = typer.Option(
         False, "--outside-root", help="Allow listed paths and tar members that lead out of there."
     ),
+    columns: str = typer.Option(
+        None, help="Of a CSV or parquet: columns of path and label, as image,label."
+    ),
     ignore_extra: bool = typer.Option(
         False, "--ignore-extra", help="Leave out pictures of classes that the model does not know."
     ),
@@ -50,6 +53,8 @@ def evaluate(
     from xcite.evaluation.sets import open_set, own_set
     from xcite.runtime.opening import open_model
 
+    if columns and data is None:
+        raise XciteError("--columns is about the table that --data names; give both")
     if suite is not None and (data or real or confusion):
         raise XciteError("--suite finds its pictures itself; leave --data, --real, --confusion out")
     own = None
@@ -76,6 +81,7 @@ def evaluate(
             opened,
             root=root,
             outside_root=outside_root,
+            columns=columns,
             real=real,
             ignore_extra=ignore_extra,
             model=model,

@@ -35,6 +35,9 @@ def predict(
     top: int = typer.Option(5, min=1, help="How many classes to name."),
     engine: str = typer.Option(None, help="paddle or torch; default: paddle where installed."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    columns: str = typer.Option(
+        None, help="Of a given CSV or parquet: columns of path and label, as image,label."
+    ),
     csv: str = typer.Option(None, "--csv", help="Write a table to this file; - prints it."),
 ) -> None:
     """Name what is on pictures; unreadable ones get a line each, and exit code 2 at the end."""
@@ -53,7 +56,11 @@ def predict(
         say(noted(note), err=True)
     found = Found()
     channels = opened.preprocessing.channels
-    given = of_source(own) if own else given_pictures(pictures, found, channels=channels)
+    given = (
+        of_source(own)
+        if own
+        else given_pictures(pictures, found, channels=channels, columns=columns)
+    )
     top = min(top, opened.architecture.num_classes)
     done = failed = 0
     with (

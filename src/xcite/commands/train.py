@@ -42,6 +42,9 @@ def train(
         None, help="Input pixels, 224 or 224x320 (height x width): --set preprocessing.size=..."
     ),
     workers: int = typer.Option(None, help="Loader processes: --set data.workers=..."),
+    columns: str = typer.Option(
+        None, help="Of a CSV or parquet: columns of path and label: --set data.columns=image,label"
+    ),
     out: Path = typer.Option(None, help="The run folder; default: runs/<recipe>-<number>."),
     resume: Path = typer.Option(
         None, metavar="RUN", help="Go on with an interrupted run (folder or numbered checkpoint)."
@@ -74,6 +77,7 @@ def train(
             "optim.lr": lr,
             "preprocessing.size": parse_size(size),
             "data.workers": workers,
+            "data.columns": columns,
         },
     )
     if resume is not None and (what or out or auto_resume):

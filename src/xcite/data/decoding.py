@@ -314,8 +314,6 @@ def _guarded(action: Callable[[], Result], origin: str, max_pixels: int) -> Resu
         ) from error
     except FileNotFoundError as error:
         raise XciteError(f"{origin}: no such file") from error
-    except Image.UnidentifiedImageError as error:
-        raise XciteError(f"{origin}: not a picture, or of a format that is not read") from error
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):  # no fault of this picture
             raise

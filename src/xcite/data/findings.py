@@ -1,5 +1,6 @@
 """What was found in a source of pictures, in words."""
 
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -81,12 +82,38 @@ def _left_out(found: Found) -> str:
 
 def _suspicions(names: Sequence[str]) -> list[str]:
     """What is probably not meant, going by the names of the classes alone."""
+    said = []
     parts = {part: [n for n in names if n.casefold() in words] for part, words in PARTS.items()}
-    if not all(parts.values()):
-        return []
-    first, second = (of_part[0] for of_part in parts.values())
-    called = tr("{first} and {second}", first=first, second=second)
-    return [tr("classes are called {names}: are these parts of a data set?", names=called)]
+    if all(parts.values()):
+        first, second = (of_part[0] for of_part in parts.values())
+        called = tr("{first} and {second}", first=first, second=second)
+        said.append(tr("classes are called {names}: are these parts of a data set?", names=called))
+    if twins := _look_alike(names):
+        first, second = twins[0]
+        said.append(
+            tr(
+                "the classes {first!r} and {second!r} are told apart only by {what}: are they one?",
+                first=first,
+                second=second,
+                what=tr("case, spaces, Unicode form or leading zeros"),
+            )
+        )
+    return said
+
+
+def _look_alike(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of names that people, or another file system, would take for one."""
+    seen: dict[str, str] = {}
+    return [
+        (seen[plain], name)
+        for name in names
+        if seen.setdefault(plain := _plain(name), name) != name
+    ]
+
+
+def _plain(name: str) -> str:
+    plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+    return plain.lstrip("0") if plain.isdecimal() else plain
 
 
 def _sizes(source: Source) -> str:

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-from PIL import Image, TgaImagePlugin
+from PIL import Image, TgaImagePlugin, UnidentifiedImageError
 
 from xcite.data.icons import is_icon, largest_picture
 from xcite.data.jxl_header import is_jxl, jxl_size
@@ -52,8 +52,8 @@ def open_encoded(data: bytes, origin: str, max_pixels: int = MAX_PIXELS) -> Imag
     The caller has looked at it with `refuse_excess`.
 
     Raises:
-        XciteError: more pixels than ``max_pixels``, or a library is missing that it needs.
-        PIL.UnidentifiedImageError: of no format that is read.
+        XciteError: of no format that is read, more pixels than ``max_pixels``, or a library is
+            missing that it needs.
     """
     formats: tuple[str, ...] = FORMATS
     if is_icon(data):
@@ -69,11 +69,28 @@ def open_encoded(data: bytes, origin: str, max_pixels: int = MAX_PIXELS) -> Imag
     elif _is_tga(data):
         image = TgaImagePlugin.TgaImageFile(io.BytesIO(data))
     else:
-        image = Image.open(io.BytesIO(_without_remarks(data)), formats=formats)
+        try:
+            image = Image.open(io.BytesIO(_without_remarks(data)), formats=formats)
+        except UnidentifiedImageError as error:
+            raise XciteError(f"{origin}: {_what_else(data)}") from error
     refuse_size(image.size, origin, max_pixels, _HEAVY if image.format == "JPEG2000" else 1)
     if image.format == "TGA" and image.mode == "RGBA" and not data[17] & 0x0F:
         return image.convert("RGB")  # 32 bits without transparency
     return image
+
+
+def _what_else(data: bytes) -> str:
+    """What a file is that is no picture, where its beginning says so."""
+    start = data[:512].lstrip().lower()
+    if not data:
+        return "not a picture but an empty file"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "not a picture but a web page: has the download been refused?"
+    if start.startswith(b"version https://git-lfs"):
+        return "not a picture but a pointer of Git LFS; fetch the pictures with `git lfs pull`"
+    if b"<svg" in start:
+        return "not a picture of pixels but an SVG drawing; save it as PNG"
+    return "not a picture, or of a format that is not read"
 
 
 def dimensions(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int, str | None]:

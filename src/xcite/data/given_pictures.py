@@ -1,5 +1,6 @@
 """Pictures as a command line names them: files, folders, patterns, archives, standard input."""
 
+import functools
 import glob
 import os
 import sys
@@ -19,6 +20,7 @@ from xcite.errors import XciteError
 from xcite.regular_files import LARGEST_READ
 
 STDIN = "-"
+Opener = Callable[..., Source]
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ class Given:
     error: str | None = None
 
 
-def given_pictures(arguments: Iterable[str], found: Found, *, channels: int = 3) -> Iterator[Given]:
+def given_pictures(
+    arguments: Iterable[str], found: Found, *, channels: int = 3, columns: str | None = None
+) -> Iterator[Given]:
     """The pictures of each argument in turn; nothing is listed before its turn comes.
 
     An argument is a file, a folder (all pictures below it, by name), a pattern such as
@@ -46,10 +50,12 @@ def given_pictures(arguments: Iterable[str], found: Found, *, channels: int = 3)
     Args:
         found: counts what is left out of folders.
         channels: of the digits.
+        columns: of tables, see `xcite.data.sources.open_source`.
     """
+    opened = functools.partial(open_source, channels=channels, columns=columns)
     for argument in arguments:
         try:
-            yield from _of_argument(argument, found, channels)
+            yield from _of_argument(argument, found, opened)
         except XciteError as error:
             yield Given(argument, None, str(error))
 
@@ -64,22 +70,22 @@ def of_source(source: Source) -> Iterator[Given]:
             yield Given(name, None, str(error))
 
 
-def _of_argument(argument: str, found: Found, channels: int) -> Iterator[Given]:
+def _of_argument(argument: str, found: Found, opened: Opener) -> Iterator[Given]:
     if argument == STDIN:
         yield Given(STDIN, _standard_input())
         return
     path = os.path.expanduser(argument)
     if os.path.lexists(path):
-        yield from _of_path(path, found, channels)
+        yield from _of_path(path, found, opened)
     elif argument == "digits":
-        yield from of_source(open_source(argument, split="validation", channels=channels))
+        yield from of_source(opened(argument, split="validation"))
     elif glob.has_magic(path):
-        yield from _of_pattern(path, found, channels)
+        yield from _of_pattern(path, found, opened)
     else:
         yield Given(argument, path)  # decoding says that there is no such file
 
 
-def _of_pattern(pattern: str, found: Found, channels: int) -> Iterator[Given]:
+def _of_pattern(pattern: str, found: Found, opened: Opener) -> Iterator[Given]:
     """What matches; files of any kind only where the pattern says which: ``*.ico``, not ``*``."""
     suffix = Path(pattern).suffix
     wanted = is_picture if suffix == "" or glob.has_magic(suffix) else _any_file
@@ -87,7 +93,7 @@ def _of_pattern(pattern: str, found: Found, channels: int) -> Iterator[Given]:
     for match in _matching(pattern, wanted):
         empty = False
         if os.path.isdir(match) or wanted(match):
-            yield from _of_path(match, found, channels)
+            yield from _of_path(match, found, opened)
         else:
             found.leave_out(stray_file(os.path.basename(match)) or "other files", match)
     if empty:
@@ -121,7 +127,7 @@ def _any_file(name: str) -> bool:
     return True
 
 
-def _of_path(path: str, found: Found, channels: int) -> Iterator[Given]:
+def _of_path(path: str, found: Found, opened: Opener) -> Iterator[Given]:
     if os.path.isdir(path):
         empty = True
         for picture in pictures_below(path, found):
@@ -130,7 +136,10 @@ def _of_path(path: str, found: Found, channels: int) -> Iterator[Given]:
         if empty:
             raise XciteError(f"{path}: no pictures in this folder or below it")
     elif kind_of(Path(path)) is not None:
-        yield from of_source(open_source(path, split="validation", channels=channels))
+        source = opened(path)
+        yield from of_source(source)
+        if getattr(source, "parts", ()):  # what is no training picture is asked about, too
+            yield from of_source(opened(path, split="validation"))
     else:
         yield Given(path, path)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from xcite.data.formats import SUFFIXES, is_picture
 from xcite.data.sources import Found, Names
-from xcite.data.sources.source import fingerprint, identity, read_file
+from xcite.data.sources.source import fingerprint, identity, is_folder, read_file
 from xcite.data.sources.strays import stray_file, stray_folder
 from xcite.errors import XciteError
 
@@ -62,7 +62,7 @@ def _entries(folder: str) -> Iterator[tuple[str, bool]]:
         names, folders = [], set()
         for entry in entries:
             names.append(entry.name)
-            if entry.is_dir():
+            if is_folder(entry):
                 folders.add(entry.name)
     names.sort()
     return ((name, name in folders) for name in names)

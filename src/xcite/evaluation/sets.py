@@ -76,6 +76,7 @@ def open_set(
     *,
     root: str | None = None,
     outside_root: bool = False,
+    columns: str | None = None,
     real: str | None = None,
     ignore_extra: bool = False,
     model: str = "the model",
@@ -83,7 +84,7 @@ def open_set(
     """The pictures of ``spec`` under the model's classes.
 
     Args:
-        spec, root, outside_root: what `xcite.data.sources.open_source` takes.
+        spec, root, outside_root, columns: what `xcite.data.sources.open_source` takes.
         real: ReaL's ``real.json``, whose labels are used instead of the folders' names.
         ignore_extra: leave out pictures of classes that the model does not know.
         model: what messages call the model.
@@ -102,6 +103,7 @@ def open_set(
             channels=opened.preprocessing.channels,
             root=root,
             outside_root=outside_root,
+            columns=columns,
             model=model,
             ignore_extra=ignore_extra,
         )

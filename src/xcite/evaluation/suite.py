@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from xcite.data.sources.source import is_folder
 from xcite.errors import XciteError
 
 DEPTH = 5  # folders below the given one: Kaggle's val is ILSVRC/Data/CLS-LOC/val
@@ -76,7 +77,7 @@ def _look_into(
     top: Path, place: Path, depth: int, found: list[KnownSet], labels: list[Path]
 ) -> None:
     folders, files = _contents(place)
-    if _are_classes(folders):
+    if _are_classes(folders) or _are_some_of_v2(place, top, folders):
         found.append(KnownSet(_title(place, top, folders), place))
         return
     if not folders and any(_VALIDATION_PICTURE.match(name) for name in files):
@@ -101,7 +102,7 @@ def _contents(place: Path) -> tuple[list[str], list[str]]:
         with os.scandir(place) as entries:
             for entry in entries:
                 if not entry.name.startswith("."):
-                    (folders if entry.is_dir() else files).append(entry.name)
+                    (folders if is_folder(entry) else files).append(entry.name)
     except OSError:  # a folder that cannot be read holds nothing known
         return [], []
     return sorted(folders), sorted(files)
@@ -111,6 +112,13 @@ def _are_classes(folders: list[str]) -> bool:
     if folders and all(_WNID.fullmatch(name) for name in folders):
         return True
     return set(folders) == _NUMBERS
+
+
+def _are_some_of_v2(place: Path, top: Path, folders: list[str]) -> bool:
+    """Whether these are folders of ImageNet-V2 of which some are missing."""
+    if not folders or not _NUMBERS.issuperset(folders):
+        return False
+    return _title(place, top, folders).startswith("ImageNet-V2")
 
 
 def _title(place: Path, top: Path, folders: list[str]) -> str:

@@ -96,7 +96,8 @@ def _drawn(runs: Sequence[tuple[str, Rows]], letters: Lettering) -> "Figure":
         average = line(accuracy, epochs, "ema_acc1", prefix + tr("EMA"), color=third, linestyle=":")
         if model or average:
             best.append((max(model + average), name))
-        line(rate, steps or epochs, "lr", name if several else None, color=colour)
+        rated = sorted([*steps, *epochs], key=lambda row: row["step"])
+        line(rate, rated, "lr", name if several else None, color=colour)
     loss.set_title(tr("loss"))
     accuracy.set_title(tr("top-1 on the validation pictures, %"))
     rate.set_title(tr("learning rate"))

@@ -32,7 +32,7 @@ def match_classes(
         wanted: class names of the data.
         count: number of the model's logits, if it is known.
         numbered: take the bare numbers 0, 1, ... of the data for the model's classes, whatever
-            their names. Right where a person reads the note beside the figures; a teacher that is
+            their names; some may be missing, as in a part of ImageNet-V2, but not 0. Right where a person reads the note beside the figures; a teacher that is
             no match would teach wrong classes unseen.
         model, data: what messages call the two.
 
@@ -51,9 +51,12 @@ def match_classes(
         return None, f"{data} has ImageNet's classes in order, as {model}"
     place = _places(known, wanted)
     unknown = [name for name in wanted if name not in place]
-    if unknown and numbered and _bare_numbers(known, wanted):
+    if unknown and numbered and _numbers_from_zero(known, wanted):
         place, unknown = {str(number): number for number in range(len(known))}, []
-        note = f"{brief(wanted, 2)} of {data}: taken to be the classes of {model}, in this order"
+        note = (
+            f"{brief(wanted, 2)} of {data}: taken to be the classes of {model} in their order: "
+            f"{wanted[0]} is {known[int(wanted[0])]!r}, {wanted[-1]} is {known[int(wanted[-1])]!r}"
+        )
     elif unknown:
         raise XciteError(
             f"{model} does not know {brief(unknown)}; its classes: {brief(known)}; "
@@ -125,6 +128,12 @@ def _columns(place: dict[str, int], wanted: Sequence[str], count: int) -> np.nda
     return None if np.array_equal(columns, np.arange(count)) else columns
 
 
+def _numbers_from_zero(known: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Whether all are places in ``known``, 0 among them: without it they may count from 1."""
+    places = {str(number) for number in range(len(known))}
+    return "0" in wanted and places.issuperset(wanted) and places.isdisjoint(known)
+
+
 def _bare_numbers(known: Sequence[str], wanted: Sequence[str]) -> bool:
     numbers = {str(number) for number in range(len(known))}
     return len(wanted) == len(known) and set(wanted) == numbers != set(known)
@@ -160,13 +169,14 @@ def open_labelled(
     channels: int,
     root: str | os.PathLike[str] | None = None,
     outside_root: bool = False,
+    columns: str | None = None,
     model: str = "the model",
     ignore_extra: bool = False,
 ) -> Labelled:
     """Validation pictures whose labels are the model's classes.
 
     Args:
-        spec, root, outside_root: what `xcite.data.sources.open_source` takes.
+        spec, root, outside_root, columns: what `xcite.data.sources.open_source` takes.
         known: the model's class names; None when it names none.
         count: number of its logits.
         ignore_extra: leave out pictures of classes that the model does not know.
@@ -181,13 +191,21 @@ def open_labelled(
         channels=channels,
         split="validation",
         outside_root=outside_root,
+        columns=columns,
     )
     source = listed()
     if isinstance(source, ListFile) and all(name.isdecimal() for name in source.class_names):
         # its numbers are places in the model's list
         names = list(known) if known else [str(number) for number in range(count)]
         placed = listed(classes=names)
-        return Labelled(placed, names, source, list(placed.notes))
+        notes = list(placed.notes)
+        if isinstance(placed, ListFile) and placed.guessed:
+            first, last = (int(label) for label in (placed.labels.min(), placed.labels.max()))
+            notes.append(
+                f"the labels of {spec} are taken for places among the classes of {model}: the "
+                f"lowest is {names[first]!r}, the highest {names[last]!r}"
+            )
+        return Labelled(placed, names, source, notes)
     return label(source, known, count, model=model, data=spec, ignore_extra=ignore_extra)
 
 

@@ -90,8 +90,6 @@ def recipe_for(pictures: str, settings: Sequence[str] = ()) -> tuple[Recipe, lis
     """
     asked = {setting.partition("=")[0].strip() for setting in settings}
     found: dict[str, Any] = {"data.train": pictures, "data.on_error": "skip"}
-    found["data.validation"] = pictures if has_split(pictures, "validation") else None
-    found["data.holdout"] = None if found["data.validation"] else HOLDOUT
     if installed():
         found["run.engine"] = installed()[0]
     loose = {"optim.warmup_epochs": 0}  # a longer one would contradict fewer epochs
@@ -99,6 +97,11 @@ def recipe_for(pictures: str, settings: Sequence[str] = ()) -> tuple[Recipe, lis
         widths = ("embed_dim", "depth", "num_heads", "drop_path")
         found |= dict.fromkeys(f"model.{field}" for field in widths)
     draft = recipes.load("scratch", settings, found | loose)
+    data = draft.data
+    where = {"root": data.root, "outside_root": data.outside_root, "columns": data.columns}
+    parted = has_split(pictures, "validation", **where)
+    found["data.validation"] = pictures if parted else None
+    found["data.holdout"] = None if parted else HOLDOUT
     if "model.name" in asked and hasattr(find(draft.model.name), "drop_path"):
         found["model.drop_path"] = DROP_PATH
     others = []

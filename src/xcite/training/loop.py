@@ -36,7 +36,7 @@ from xcite.training.schedules import learning_rate
 from xcite.training.session import Session
 from xcite.training.teachers.build import build_teacher
 from xcite.training.teachers.teacher import Teacher
-from xcite.training.together import together
+from xcite.training.together import everywhere, together
 
 # An evaluation is saved before, if more work than this would be lost with it.
 SECONDS_WORTH_SAVING = 20
@@ -208,9 +208,10 @@ class _Run:
         if self.recipe.run.tensorboard:
             self.journal.open_board()
         epoch, epochs = self.position.epoch + 1, self.recipe.optim.epochs
-        self.journal.say(
-            lines.begins(folder.path, self.engine.name, epoch, epochs, self.steps, resumed)
-        )
+        if epoch <= epochs:
+            self.journal.say(
+                lines.begins(folder.path, self.engine.name, epoch, epochs, self.steps, resumed)
+            )
         notes = [*self.session.notes, *self.plan.notes]
         notes += self.teacher.notes if self.teacher else []
         for line in [*self.plan.found, *map(noted, notes)]:
@@ -224,7 +225,7 @@ class _Run:
     def _go(self) -> Outcome:
         epochs, where = self.recipe.optim.epochs, self.session.folder.path
         if self.position.epoch >= epochs:
-            self.journal.say(lines.is_complete(where, epochs))
+            self.journal.say(lines.is_complete(where, self.position.epoch))
         while self.position.epoch < epochs:
             with self.journal.progress() as progress:
                 try:
@@ -369,7 +370,12 @@ class _Run:
                 f"{prefix}val_loss": accuracy.loss,
             }
             self.journal.say(validation_line(epoch, accuracy, ema=name == "ema"))
-        row |= self.journal.tell_skipped(self.left_out, self.plan.pictures)
+        sources = {"train": self.plan.train, "validation": self.plan.validation}
+        left_out = {
+            part: everywhere(self.engine, sources[part], skipped)
+            for part, skipped in self.left_out.items()
+        }
+        row |= self.journal.tell_skipped(left_out, self.plan.pictures)
         self.journal.say(lines.epoch(row))
         self.journal.record(row)
 

@@ -1,6 +1,7 @@
 """The data of a recipe and of a run: training pictures, validation pictures, and what looks odd."""
 
 import functools
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from xcite import recipe as recipes
 from xcite.data.findings import describe, refuse_doubtful
-from xcite.data.overlap import shared_pictures
+from xcite.data.overlap import copies, shared_pictures
 from xcite.data.sources import Source, open_source, read_class_names
 from xcite.errors import XciteError
 from xcite.language import tr
@@ -50,6 +51,8 @@ def open_data(recipe: Recipe, split_file: Path | None = None) -> RunData:
     train = open_training(recipe)
     _check_classes(recipe, train)
     found = [tr("training: {line}", line=line) for line in describe(train)]
+    if split_file is None:  # a run that goes on was warned when it began
+        found += _copies(train)
     doubt = functools.partial(
         refuse_doubtful,
         train,
@@ -75,14 +78,20 @@ def open_data(recipe: Recipe, split_file: Path | None = None) -> RunData:
     doubt(validation)
     found += [tr("validation: {line}", line=line) for line in describe(validation)]
     found += [*_lonely_classes(train), *_absent_classes(validation)]
-    if split_file is None:  # a run that goes on was warned when it began
+    if split_file is None:
         found += _overlap(train, validation)
     return RunData(train, validation, None, found, [*train.notes, *validation.notes])
 
 
 def open_training(recipe: Recipe) -> Source:
     """The pictures of ``data.train``, held-out ones included."""
-    names = read_class_names(recipe.data.classes) if recipe.data.classes else None
+    classes = recipe.data.classes
+    if classes and not os.path.exists(os.path.expanduser(classes)):
+        raise XciteError(
+            f"{classes}: no such file of class names; set data.classes to where it is, or to "
+            "nothing for the names that the pictures come with"
+        )
+    names = read_class_names(classes) if classes else None
     return _listed(recipe, recipe.data.train, classes=names)
 
 
@@ -155,6 +164,32 @@ def _absent_classes(validation: Source | None) -> list[str]:
     if not absent:
         return []
     return [tr("warning: no validation pictures of {classes}", classes=brief(absent, 8))]
+
+
+def _copies(train: Source) -> list[str]:
+    pairs = copies(train)
+    torn = [(one, other) for one, other in pairs if train.labels[one] != train.labels[other]]
+    if not pairs:
+        return []
+    one, other = (torn or pairs)[0]
+    told = {"picture": train.name(other), "same": train.name(one)}
+    if not torn:
+        return [
+            tr(
+                "training: {count:,} pictures are copies of others, such as {picture} ({same})",
+                count=len(pairs),
+                **told,
+            )
+        ]
+    return [
+        tr(
+            "warning: {count:,} training pictures are copies of others, {torn:,} of them in "
+            "another class, such as {picture} ({same}): one of the two is wrong",
+            count=len(pairs),
+            torn=len(torn),
+            **told,
+        )
+    ]
 
 
 def _overlap(train: Source, validation: Source) -> list[str]:

@@ -5,8 +5,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from xcite.data.sources import Source
 from xcite.engines.interface import Engine
 from xcite.errors import XciteError
+from xcite.language import tr
 
 T = TypeVar("T")
 
@@ -16,6 +18,21 @@ def anywhere(engine: Engine, here: bool) -> bool:
     if engine.world_size == 1:
         return here
     return bool(engine.average(np.array([float(here)]))[0] > 0)
+
+
+def everywhere(engine: Engine, source: Source | None, skipped: dict[str, str]) -> dict[str, str]:
+    """The pictures that were skipped in any of the engine's processes; all of them must ask.
+
+    Args:
+        skipped: name to reason of those skipped here; what another process met has its own there.
+    """
+    if engine.world_size == 1 or source is None or not anywhere(engine, bool(skipped)):
+        return skipped
+    names = [source.name(index) for index in range(len(source))]
+    here = np.array([name in skipped for name in names], np.float32)
+    there = np.flatnonzero(engine.average(here) > 0)
+    other = tr("met by another process of the run")
+    return {names[index]: skipped.get(names[index], other) for index in there.tolist()}
 
 
 def together(engine: Engine, action: Callable[[], T]) -> T:

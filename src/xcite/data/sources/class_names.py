@@ -5,6 +5,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +22,17 @@ _FILES = (
     *("classes.txt", "class_names.txt", "labels.txt", "LOC_synset_mapping.txt"),
 )
 _IMAGENET = 1000  # classes
+_NUMBER = re.compile(r"[+-]?\d{1,18}(\.\d{1,18})?", re.ASCII)
 _WNID = re.compile(r"n\d{8}")
 
 
 def class_order(names: Iterable[str]) -> list[str]:
-    """Each name once, sorted as text; by value where all are whole numbers."""
+    """Each name once, sorted as text; by value where all are numbers."""
     unique = set(names)
     if are_numbers(unique):
         return sorted(unique, key=lambda name: (int(name), name))
+    if all(_NUMBER.fullmatch(name) for name in unique):
+        return sorted(unique, key=lambda name: (Decimal(name), name))
     return sorted(unique)
 
 

@@ -7,8 +7,16 @@ from pathlib import Path
 from xcite.data.sources.answers import Answers, answers_beside
 from xcite.data.sources.class_names import class_order
 from xcite.data.sources.index import indexed
-from xcite.data.sources.listing import Listed, Listing
-from xcite.data.sources.source import Found, State, identity, read_file, state, state_of
+from xcite.data.sources.listing import LOOSE, Listed, Listing
+from xcite.data.sources.source import (
+    Found,
+    State,
+    identity,
+    is_folder,
+    read_file,
+    state,
+    state_of,
+)
 from xcite.data.sources.strays import stray_file, stray_folder
 from xcite.errors import XciteError
 
@@ -42,10 +50,10 @@ def class_folders(root: str, found: Found | None = None) -> list[str]:
     try:
         with os.scandir(root) as entries:
             for entry in entries:
-                if not entry.is_dir():
+                if not is_folder(entry):
                     _note_file(found, entry, entry.name)
                     if stray_file(entry.name) is None and not _is_lost(entry):
-                        found.leave_out("pictures in no class folder", entry.name)
+                        found.leave_out(LOOSE, entry.name)
                 elif (kind := stray_folder(entry.name)) is not None:
                     found.leave_out(kind, entry.name)
                 else:
@@ -65,7 +73,7 @@ def _listed(root: str) -> Listing:
     empty: list[str] = []
     classes: dict[tuple[int, int], str] = {}
     folders = class_folders(root, found)
-    loose = found.left_out.get("pictures in no class folder")
+    loose = found.left_out.get(LOOSE)
     if loose and not folders and (answers := answers_beside(Path(root))) is not None:
         return _flat(root, answers, watched)
     for class_name in folders:
@@ -127,7 +135,7 @@ def _pictures_below(
         for entry in entries:
             name = entry.name
             # As os.walk does, a link counts as what it leads to.
-            if not entry.is_dir():
+            if not is_folder(entry):
                 _note_file(found, entry, f"{inside}/{name}")
                 if stray_file(name) is None and not _is_lost(entry):
                     yield os.path.join(inside, name)

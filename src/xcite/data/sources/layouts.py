@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from xcite.data.sources.answers import answers_beside
+from xcite.data.sources.source import is_folder
 from xcite.data.sources.strays import stray_file, stray_folder
 from xcite.errors import XciteError
 
@@ -35,11 +36,15 @@ class Place:
     Attributes:
         kind: "folder", or what `kind_of` says of the files.
         beside: archives that lie beside class folders and are not read.
+        unread: folders beside the parts of a data set, which are none.
+        notes: what people should know.
     """
 
     kind: str
     paths: list[Path]
     beside: list[Path] = field(default_factory=list)
+    unread: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -68,6 +73,7 @@ def find_place(folder: Path, split: str) -> Place:
     Raises:
         XciteError: it has parts, but not this one; or it cannot be read.
     """
+    given, folder = folder, unwrapped(folder)
     parts = split_parts(folder)
     if parts and split not in parts:
         known = next(iter(parts.values()))[0].name
@@ -75,9 +81,34 @@ def find_place(folder: Path, split: str) -> Place:
             f"{folder} has a part {known!r}, but none called {', '.join(PARTS[split])}"
         )
     paths = parts.get(split, [folder])
-    if not paths[0].is_dir():
-        return Place(kind_of(paths[0]) or "list", paths)
-    return _contents(paths[0])
+    is_folder = paths[0].is_dir()
+    place = _contents(paths[0]) if is_folder else Place(kind_of(paths[0]) or "list", paths)
+    if folder != given:
+        place.notes.append(f"{given}: the pictures are those in {folder}")
+    if parts and is_folder and split == "train":
+        used = [path for found in parts.values() for path in found]
+        place.unread = [path for path in _entries(paths[0].parent)[0] if path not in used]
+    return place
+
+
+def unwrapped(folder: Path) -> Path:
+    """The folder that holds the data, where one around it holds nothing else.
+
+    Archives are often unpacked into a folder of their own. A folder that holds pictures itself is a
+    class, and so is one with a single folder of pictures in it.
+    """
+    if split_parts(folder):
+        return folder
+    folders, files = _entries(folder)
+    if len(folders) != 1 or files or _holds_pictures(folder, 1) or _holds_pictures(folders[0], 1):
+        return folder
+    inside = unwrapped(folders[0])
+    holds = inside != folders[0] or split_parts(inside) or _is_class_list(inside)
+    return inside if holds else folder
+
+
+def _is_class_list(folder: Path) -> bool:
+    return sum(map(_holds_pictures, _entries(folder)[0])) > 1
 
 
 def split_parts(folder: Path) -> dict[str, list[Path]]:
@@ -170,7 +201,7 @@ def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.is_dir():
+                if is_folder(entry):
                     if stray_folder(entry.name) is None:
                         folders.append(folder / entry.name)
                 elif not entry.name.startswith(".") and kind_of(Path(entry.name)) is not None:
@@ -221,7 +252,7 @@ def _holds_pictures(folder: Path, depth: int = 3) -> bool:
     try:
         with os.scandir(folder) as entries:
             for _, entry in zip(range(_LOOKED_AT), entries, strict=False):
-                if entry.is_dir():
+                if is_folder(entry):
                     inside.append(Path(entry.path))
                 elif stray_file(entry.name) is None:
                     return True

@@ -10,6 +10,8 @@ from xcite.data.sources.class_names import class_order
 from xcite.data.sources.source import Found, Names, State, fingerprint, state
 from xcite.errors import XciteError
 
+LOOSE = "pictures in no class folder"
+
 
 @dataclass
 class Listing:
@@ -93,6 +95,13 @@ class Listed:
             self.found.warnings.append(f"no pictures in the class folders {shown}: left out")
         if not len(self._names):
             left = self.found.left_out_in_words()
+            loose = self.found.left_out.get(LOOSE)
+            if loose and len(self.found.left_out) == 1:
+                raise XciteError(
+                    f"{spec}: nothing says what its {loose:,} pictures show; give a folder of "
+                    "pictures for every class, or a list of 'path label' lines (`xcite predict` "
+                    "needs no labels)"
+                )
             raise XciteError(
                 f"{spec}: no pictures found ({', '.join(SUFFIXES[:4])}, ...)"
                 + (f"; left out: {left}" if left else "")

@@ -1,6 +1,7 @@
 """Lists of pictures: text files of paths and labels."""
 
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,9 @@ _FEW = 8  # files of a folder that are asked for one by one
 _ASKED = 20  # of those that a folder's listing does not have
 _FOLDERS = ("images", "image", "imgs", "img", "jpg", "pictures", "photos", "train", "val", "data")
 _KAGGLE = "ILSVRC/Data/CLS-LOC/val"
+_TRIED = 8  # listed paths, to find out where paths start
+_POINT_ZERO = re.compile(r"\d+\.0+", re.ASCII)
+_BELOW_ZERO = re.compile(r"-\d+", re.ASCII)
 _COMPARED = 2_000  # listed pictures whose folder is compared with their label
 
 
@@ -44,15 +48,16 @@ class ListFile(Listed):
         classes: list[str] | None,
         outside_root: bool = False,
         columns: Sequence[str] = (),
+        split: str = "train",
     ) -> None:
         start = os.path.abspath(root or path.parent)
         place = os.path.abspath(path)
-        options = [start, root is None, outside_root, list(columns)]
+        options = [start, root is None, outside_root, list(columns), split]
         listing = indexed(
             "list",
             place,
             options,
-            lambda: _listed(path, start, root is None, outside_root, columns),
+            lambda: _listed(path, start, root is None, outside_root, columns, split),
         )
         self._root = listing.options["root"]
         self.missing = int(listing.options["missing"])
@@ -104,9 +109,10 @@ class ListFile(Listed):
 
 
 def _listed(
-    path: Path, root: str, own_root: bool, outside_root: bool, columns: Sequence[str]
+    path: Path, root: str, own_root: bool, outside_root: bool, columns: Sequence[str], split: str
 ) -> Listing:
     table = read_table(path, columns, lambda name: os.path.exists(os.path.join(root, name)))
+    parts = table.keep(split)
     _with_slashes(table, root)
     labels, classes = _labels(path, table)
     outside = 0
@@ -122,10 +128,13 @@ def _listed(
         table.notes.append(f"{outside} of {len(table.paths)} pictures of {path} lie outside {root}")
     root = _root(table, root, own_root)
     lost, folders = _find(table, root)
-    if lost == len(table.paths) or (lost and not os.path.exists(_at(root, table.paths[0]))):
+    if lost == len(table.paths):
+        first = table.paths[0][:200]
+        remedy = "set data.root to where paths start"
+        if "://" in first:
+            remedy = "these are addresses, and nothing is fetched: write paths of files"
         raise XciteError(
-            f"{path}: no file {_at(root, table.paths[0])} ({lost} of {len(table.paths)} are "
-            "missing); set data.root to where paths start"
+            f"{path}: no file {_at(root, first)} ({lost} of {lost} are missing); {remedy}"
         )
     listing = Listing(
         Names(table.paths), labels, classes, np.empty((len(labels), 0), np.int64), notes=table.notes
@@ -139,6 +148,7 @@ def _listed(
             f"{_at(root, example)}"
         )
     _note_repeated(listing, table)
+    listing.parts = parts
     listing.options = {"root": root, "missing": str(lost)}
     listing.watched = {place: state(place) for place in folders if os.path.isdir(place)}
     listing.watched[os.path.abspath(path)] = state(str(path))
@@ -147,10 +157,18 @@ def _listed(
 
 def _labels(path: Path, table: Table) -> tuple[np.ndarray, list[str]]:
     """int64 (n,) into the class names; whole numbers without leading zeros are names, too."""
+    if all(_POINT_ZERO.fullmatch(label) for label in table.labels):  # as spreadsheets save them
+        table.notes.append(f"{path}: labels such as {table.labels[0]} are read as whole numbers")
+        table.labels = [label.partition(".")[0] for label in table.labels]
     numbered = table.labels[0].isascii() and table.labels[0].isdecimal()
     for label, line in zip(table.labels, table.lines, strict=True):
         if (label.isascii() and label.isdecimal()) != numbered:
             first = f"{table.labels[0]!r} in line {table.lines[0]}"
+            if below := [one for one in (label, table.labels[0]) if _BELOW_ZERO.fullmatch(one)]:
+                raise XciteError(
+                    f"{path} line {line}: the label {below[0]} is below 0; leave such lines out, "
+                    "or write names as labels"
+                )
             raise XciteError(
                 f"{path} line {line}: the label {label[:80]!r} beside {first}: all must be whole "
                 "numbers, or all names"
@@ -173,12 +191,12 @@ def _with_slashes(table: Table, root: str) -> None:
 
 
 def _root(table: Table, root: str, own_root: bool) -> str:
-    """Where paths start: ``root``, or one of the usual folders in it where the first is found."""
-    first = table.paths[0]
+    """Where paths start: ``root``, or one of the usual folders in it where some are found."""
+    tried = [table.paths[index] for index in evenly(len(table.paths), _TRIED)]
     endings = ["", *SUFFIXES] if table.stems else [""]
     folders = [*_FOLDERS, _KAGGLE] if own_root else [_KAGGLE]
     for place in [root, *(os.path.join(root, folder) for folder in folders)]:
-        if any(os.path.exists(_at(place, first + ending)) for ending in endings):
+        if any(os.path.exists(_at(place, name + ending)) for name in tried for ending in endings):
             if place != root:
                 table.notes.append(f"listed paths start in {place}")
             return place

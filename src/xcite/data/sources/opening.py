@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from xcite.data.formats import is_picture
 from xcite.data.sources.digits import Digits
 from xcite.data.sources.folder import ImageFolder
 from xcite.data.sources.layouts import (
@@ -13,6 +14,7 @@ from xcite.data.sources.layouts import (
     find_place,
     kind_of,
     split_parts,
+    unwrapped,
 )
 from xcite.data.sources.listing import Listed
 from xcite.data.sources.lists import ListFile
@@ -69,8 +71,12 @@ def open_source(
         raise XciteError(f"data have the splits {' and '.join(PARTS)}, not {split!r}")
     place = _place(spec, split)
     source = _opened(place, spec, split, names, root, outside_root, _columns(columns))
+    source.notes = [*source.notes, *place.notes]
+    if place.unread:
+        source.found.leave_out("other folders", place.unread[0].name, len(place.unread))
     if place.beside:
-        source.found.leave_out("archives", place.beside[0].name, len(place.beside))
+        if place.kind != "folder":  # whose listing counts them
+            source.found.leave_out("archives", place.beside[0].name, len(place.beside))
         source.found.warnings.append(
             f"{spec}: {len(place.beside)} archives ({place.beside[0].name}, ...) were not read; "
             f"the pictures are from the {'class folders' if place.kind == 'folder' else 'others'}"
@@ -78,20 +84,28 @@ def open_source(
     return source
 
 
-def has_split(spec: str | os.PathLike[str], split: str) -> bool:
+def has_split(
+    spec: str | os.PathLike[str],
+    split: str,
+    *,
+    root: str | os.PathLike[str] | None = None,
+    outside_root: bool = False,
+    columns: str | None = None,
+) -> bool:
     """Whether ``spec`` has a part "train" or "validation" of its own.
 
-    Folders are looked into, not listed; an archive is listed.
+    Folders are looked into, not listed; an archive or a list is listed. For the rest see
+    `open_source`.
     """
     spec = os.fspath(spec)
     if spec == "digits":
         return split in PARTS
     paths = expand(spec)
     if paths[0].is_dir():
-        return split in split_parts(paths[0])
-    if kind_of(paths[0]) not in ("tar", "zip"):
+        return split in split_parts(unwrapped(paths[0]))
+    if kind_of(paths[0]) == "parquet":
         return False
-    source = open_source(spec)
+    source = open_source(spec, root=root, outside_root=outside_root, columns=columns)
     return isinstance(source, Listed) and split in source.parts
 
 
@@ -132,8 +146,13 @@ def _opened(
         return ZipArchives(spec, paths, classes, outside_root, split)
     if place.kind == "parquet":
         return ParquetShards(spec, paths, classes, columns)
+    if is_picture(place.paths[0].name):
+        raise XciteError(
+            f"{spec}: a single picture; give a folder of class folders, an archive or a list "
+            "(`xcite predict` says what is on a picture)"
+        )
     start = Path(root).expanduser() if root else None
-    return ListFile(place.paths[0], start, classes, outside_root, columns)
+    return ListFile(place.paths[0], start, classes, outside_root, columns, split)
 
 
 def _columns(columns: str | None) -> list[str]:

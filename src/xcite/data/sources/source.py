@@ -165,6 +165,14 @@ def _folder(path: str) -> str:
     return path[: max(path.rfind("/"), path.rfind(os.sep)) + 1]
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or leads to one; no link into a circle or a locked place is."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def read_file(path: str, offset: int = 0, size: int | None = None) -> bytes:
     """Bytes of a file; that no more files can be opened is no fault of this one, so OSError."""
     try:

@@ -1,12 +1,14 @@
 """Rows of path and label out of a list, however it is written."""
 
 import csv
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from xcite.data.formats import SUFFIXES, is_picture
+from xcite.data.sources.layouts import PARTS
 from xcite.data.sources.text import read_text
 from xcite.errors import XciteError
 
@@ -20,6 +22,7 @@ LABEL_COLUMNS = (
     *("species", "breed", "tag", "diagnosis", "class_id", "label_id", "category_id"),
     *("predictionstring", "y"),
 )
+PART_COLUMNS = ("split", "set", "subset", "partition", "phase")
 _SUFFIXED = re.compile(
     rf"(.*?(?:{'|'.join(map(re.escape, SUFFIXES))}))[\s,;]+(\S.*)", re.IGNORECASE | re.DOTALL
 )
@@ -32,6 +35,7 @@ class Table:
 
     Attributes:
         stems: whether a path may lack its ending, as the ids of Kaggle's tables do.
+        parts: what a column says of the split that each row belongs to; empty without one.
     """
 
     paths: list[str] = field(default_factory=list)
@@ -39,11 +43,29 @@ class Table:
     lines: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     stems: bool = False
+    parts: list[str] = field(default_factory=list)
 
     def add(self, path: str, label: str, line: int) -> None:
         self.paths.append(path)
         self.labels.append(label)
         self.lines.append(line)
+
+    def keep(self, split: str) -> list[str]:
+        """Drop the rows of other splits; names the splits there are, none where all rows are one.
+
+        Args:
+            split: "train" or "validation".
+        """
+        there = set(self.parts)
+        words = {part: next((w for w in PARTS[part] if w in there), None) for part in PARTS}
+        if None in words.values():
+            return []
+        kept = [said == words[split] for said in self.parts]
+        self.paths, self.labels, self.lines = (
+            list(itertools.compress(rows, kept)) for rows in (self.paths, self.labels, self.lines)
+        )
+        self.notes.append(f"of its rows, those of {words[split]} are read")
+        return list(PARTS)
 
 
 def read_table(path: Path, columns: Sequence[str], exists: Callable[[str], bool]) -> Table:
@@ -73,6 +95,8 @@ def read_table(path: Path, columns: Sequence[str], exists: Callable[[str], bool]
     if not lines:
         raise XciteError(f"{path}: no pictures listed")
     first = lines[0][1]
+    if first.lstrip()[0] in "[{" and not names_a_file(first):
+        raise XciteError(f"{path}: this looks like JSON; write 'path label' lines or a CSV")
     delimiter = max(_DELIMITERS, key=first.count)
     header = [name.strip().strip('"').casefold() for name in first.split(delimiter)]
     if columns or _is_header(header) or path.suffix.lower() in (".csv", ".tsv"):
@@ -95,6 +119,9 @@ def _lines(path: Path, lines: Sequence[tuple[int, str]]) -> Table:
         if not name or not label:
             raise XciteError(f"{path} line {number}: expected 'path label', got {line[:80]!r}")
         table.add(name, label, number)
+    if all(name.isdecimal() for name in table.paths) and all(map(is_picture, table.labels)):
+        table.paths, table.labels = table.labels, table.paths
+        table.notes.append(f"{path}: the labels stand before the paths")
     return table
 
 
@@ -125,7 +152,9 @@ def _delimited(
         table.notes.append(f"{path}: the columns {shown} are read")
         boxes = header[label] == "predictionstring"  # Kaggle's ImageNet: "n01440764 1 2 3 4"
         table.stems = True
+        part = next((header.index(name) for name in PART_COLUMNS if name in header), None)
     else:
+        part = None
         place, label = _places_without_header(path, first)
         boxes = False
         rows = _and_then((numbers, first), rows)
@@ -137,6 +166,8 @@ def _delimited(
         if not said:
             raise XciteError(f"{path} line {number}: no label for {fields[place][:80]!r}")
         table.add(fields[place].strip(), said, number)
+        if part is not None:
+            table.parts.append(fields[part].strip().casefold() if len(fields) > part else "")
     if not table.paths:
         raise XciteError(f"{path}: no pictures listed")
     return table

@@ -14,6 +14,13 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+_OTHERS = {
+    b"\x1f\x8b": "a compressed one (gzip); unpack it",
+    b"PK\x03\x04": "a workbook or a zip archive; save the table as CSV",
+    b"\xd0\xcf\x11\xe0": "a workbook; save the table as CSV",
+    b"%PDF": "a PDF",
+    b"PAR1": "a parquet table; its name must end in .parquet",
+}
 
 
 def read_text(
@@ -31,7 +38,7 @@ def read_text(
     try:
         with open_regular(path) as file:
             data = file.read(_LONGEST_LINE)
-            if len(data) == _LONGEST_LINE and b"\n" not in data:
+            if len(data) == _LONGEST_LINE and not set(b"\r\n") & set(data):
                 raise XciteError(f"{path}: a line of more than {_LONGEST_LINE} bytes")
             data += file.read(_LARGEST - len(data))
             if file.read(1):
@@ -39,15 +46,20 @@ def read_text(
     except OSError as error:
         raise XciteError(f"{path}: not a readable text file ({error.strerror})") from error
     text, notes = _decoded(data, path, is_right)
-    text = text.replace("\r\n", "\n")
+    text = text.replace("\r\n", "\n") if "\n" in text else text.replace("\r", "\n")
     if max(map(len, text.split("\n"))) > _LONGEST_LINE:
         raise XciteError(f"{path}: a line of more than {_LONGEST_LINE} bytes")
     return text, notes
 
 
+def _no_text(data: bytes) -> str:
+    kind = next((kind for start, kind in _OTHERS.items() if data.startswith(start)), None)
+    return f"not a text file but {kind}" if kind else "not a text file; it holds zero bytes"
+
+
 def _decoded(data: bytes, path: Path, is_right: Callable[[str], bool]) -> tuple[str, list[str]]:
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), None)
-    if encoding is None:
+    if encoding is None and not data.startswith(tuple(_OTHERS)):
         start = data[:4096]
         zeros = [start[side::2].count(0) > len(start) // 8 for side in (0, 1)]
         if any(zeros) and not all(zeros):
@@ -55,14 +67,14 @@ def _decoded(data: bytes, path: Path, is_right: Callable[[str], bool]) -> tuple[
     try:
         text = data.decode(encoding or "utf-8").removeprefix("\ufeff")
         if "\0" in text:
-            raise XciteError(f"{path}: not a text file; it holds zero bytes")
+            raise XciteError(f"{path}: {_no_text(data)}")
         return text, []
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         if encoding is not None and encoding != "utf-8":
             raise XciteError(f"{path}: not a readable text file, damaged {encoding}") from error
     if b"\0" in data:
-        raise XciteError(f"{path}: not a text file; it holds zero bytes")
+        raise XciteError(f"{path}: {_no_text(data)}")
     escaped = data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
     if is_right(escaped.split("\n")[line - 1]):
         return escaped, []
