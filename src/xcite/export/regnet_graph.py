@@ -44,7 +44,7 @@ def regnet_graph(
     x = graph.op("Flatten", [x], "flat", axis=1)
     if not architecture.num_classes:
         graph.op("Identity", [x], "embedding.out")
-        return {"embedding": ["batch", architecture.stages()[-1][0]]}
+        return {"embedding": ["batch", architecture.num_features]}
     x = graph.linear(x, weights["head.fc.weight"].T, weights["head.fc.bias"], "head")
     graph.op("Identity", [x], "logits.out")
     return {"logits": ["batch", architecture.num_classes]}

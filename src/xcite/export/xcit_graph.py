@@ -64,7 +64,11 @@ class XCiTGraph:
         maps = self.class_attention(x)
         layers = self.a.cls_attn_layers
         tokens = "tokens" if self.tokens is None else 1 + self.tokens
-        answer = ("logits", self.a.num_classes) if self.a.num_classes else ("embedding", self.width)
+        answer = (
+            ("logits", self.a.num_classes)
+            if self.a.num_classes
+            else ("embedding", self.a.num_features)
+        )
         result: dict[str, list[Any]] = {answer[0]: ["batch", answer[1]]}
         if maps:
             self.g.op("Concat", maps, "class_attention.out", axis=1)

@@ -30,12 +30,14 @@ from xcite.weights.metadata import Metadata
 DESCRIPTION = "bundle.json"
 DESCRIPTION_LIMIT = 16 * 2**20  # bytes; 22,000 long class names stay far below
 FORMAT_VERSION = 1
-PROGRAMS = {"onnx": "model.onnx", "openvino": "model.xml", "paddle": "model.json"}
+# Paddle's is called as PaddleClas' predictor asks for it.
+PROGRAMS = {"onnx": "model.onnx", "openvino": "model.xml", "paddle": "inference.json"}
+_EARLIER = {"paddle": "model.json"}  # what older versions called it
 _BESIDE = {".xml": ".bin", ".json": ".pdiparams"}  # a program's suffix: of its weights
 
 Format = Literal["onnx", "openvino", "paddle"]
 Side = Annotated[int, Field(ge=1, le=8192)]
-Precision = Literal["f32", "bf16", "int8"]
+Precision = Literal["f32", "f16", "bf16", "int8"]
 
 
 class BundleInfo(BaseModel):
@@ -44,8 +46,9 @@ class BundleInfo(BaseModel):
     Attributes:
         size: height and width in pixels the graph was made for; None when both are dynamic.
         class_names: one name per logit; empty when the weights named none.
-        outputs: "logits" (B, K), and where the format allows "class_attention"
-            (B, layers, heads, 1 + N): CLS over CLS and the N patches of the row-major grid.
+        outputs: "logits" (B, K), or "embedding" (B, d) of a model without classifier; where the
+            format allows "class_attention" (B, layers, heads, 1 + N): CLS over CLS and the N
+            patches of the row-major grid; in Paddle's format "probabilities" (B, K) too.
         agreement: how far the graph is from the reference, see `xcite.export.agreement`.
         accuracy: top-1 in percent before and after export, where validation data were given.
         files: graph files and their SHA-256.
@@ -86,6 +89,11 @@ class BundleInfo(BaseModel):
             raise XciteError(f"the bundle's architecture cannot be read: it is no {kind!a}")
         return built
 
+    @property
+    def answer(self) -> str:
+        """The output that says what is on a picture: "logits", or "embedding" without a classifier."""
+        return "embedding" if "embedding" in self.outputs else "logits"
+
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches of an input of that many pixels."""
         return self.built().grid(height, width)
@@ -123,8 +131,7 @@ def bundle_folder(path: str | os.PathLike[str]) -> Path | None:
         return place
     if not place.is_file():
         return None
-    program = Path(PROGRAMS["onnx"]).stem
-    if is_bundle(place.parent) and (place.stem == program or place.name == DESCRIPTION):
+    if is_bundle(place.parent) and place.name in _own(place.parent):
         return place.parent
     if place.suffix in (".onnx", ".xml"):
         raise XciteError(
@@ -132,6 +139,19 @@ def bundle_folder(path: str | os.PathLike[str]) -> Path | None:
             "that `xcite export` wrote"
         )
     return None
+
+
+def require_classes(info: BundleInfo, bundle: Path) -> None:
+    """Refuse a bundle of embeddings where classes are asked for.
+
+    Raises:
+        XciteError: the bundle, and what it is for.
+    """
+    if info.answer == "embedding":
+        raise XciteError(
+            f"bundle {bundle} gives embeddings of {info.built().num_features} numbers, no classes; "
+            "in Python, Predictor.embed gives them"
+        )
 
 
 def checksum(path: Path) -> str:
@@ -191,11 +211,19 @@ def _replace_folder(target: Path, by: Path) -> None:
 
 def _strangers(folder: Path) -> list[Path]:
     """What lies in a bundle's folder and is not its own; all of it if that cannot be told."""
-    try:
-        own = {DESCRIPTION, *json.loads((folder / DESCRIPTION).read_text("utf-8"))["files"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        own = {DESCRIPTION}
+    own = _own(folder)
     return [path for path in folder.iterdir() if path.name not in own]
+
+
+def _own(folder: Path) -> set[str]:
+    """Names of a bundle's own files, as far as it can be told."""
+    try:
+        path = folder / DESCRIPTION
+        if path.stat().st_size > DESCRIPTION_LIMIT:
+            return {DESCRIPTION}
+        return {DESCRIPTION, *json.loads(path.read_text("utf-8"))["files"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {DESCRIPTION}
 
 
 def seal_folder(folder: Path, info: BundleInfo) -> BundleInfo:
@@ -274,7 +302,10 @@ def sealed_program(folder: Path, info: BundleInfo) -> Path:
     Raises:
         XciteError: it, or its weights, are not under the seal.
     """
-    program = folder / PROGRAMS[info.format]
+    name = PROGRAMS[info.format]
+    if name not in info.files and (earlier := _EARLIER.get(info.format)) in info.files:
+        name = str(earlier)
+    program = folder / name
     missing = sorted(program_files(program) - set(info.files))
     if missing:
         raise XciteError(f"{folder / DESCRIPTION} does not list {', '.join(missing)}; export again")
