@@ -64,12 +64,9 @@ class XCiTGraph:
         maps = self.class_attention(x)
         layers = self.a.cls_attn_layers
         tokens = "tokens" if self.tokens is None else 1 + self.tokens
-        answer = (
-            ("logits", self.a.num_classes)
-            if self.a.num_classes
-            else ("embedding", self.a.num_features)
-        )
-        result: dict[str, list[Any]] = {answer[0]: ["batch", answer[1]]}
+        result: dict[str, list[Any]] = {"logits": ["batch", self.a.num_classes]}
+        if not self.a.num_classes:
+            result = {"embedding": ["batch", self.a.num_features]}
         if maps:
             self.g.op("Concat", maps, "class_attention.out", axis=1)
             result["class_attention"] = ["batch", layers, self.heads, tokens]

@@ -91,7 +91,7 @@ class BundleInfo(BaseModel):
 
     @property
     def answer(self) -> str:
-        """The output that says what is on a picture: "logits", or "embedding" without a classifier."""
+        """The output that counts: "logits", or "embedding" of a model without classifier."""
         return "embedding" if "embedding" in self.outputs else "logits"
 
     def grid(self, height: int, width: int) -> tuple[int, int]:

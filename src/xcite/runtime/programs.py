@@ -21,11 +21,8 @@ from xcite.machine import processor_flags
 from xcite.runtime.precision import as_run
 
 BATCHES = (16, 4, 1)  # compiled batch sizes: large enough not to waste, few enough to hold
-OUTPUTS = (
-    "logits",
-    "embedding",
-    "class_attention",
-)  # our names among the several of an OpenVINO output
+# our names among the several of an OpenVINO output
+OUTPUTS = ("logits", "embedding", "class_attention")
 
 
 class Program(ABC):
