@@ -24,7 +24,7 @@ from xcite.export.onnx_file import write_onnx
 from xcite.export.options import ExportOptions
 from xcite.language import noted, tr
 from xcite.preprocessing import Preprocessing, sides
-from xcite.runtime.bundle import PROGRAMS, BundleInfo, describe, seal_folder, whole_folder
+from xcite.runtime.bundle import PROGRAMS, BundleInfo, describe, seal_folder, whole_bundle
 from xcite.runtime.classifier import Classifier, EngineClassifier
 from xcite.runtime.opening import on_engine
 from xcite.runtime.predictor import Predictor
@@ -118,7 +118,7 @@ def export(
         provenance={**metadata.provenance, "recipe_hash": metadata.recipe_hash},
         versions=_versions(),
     )
-    with whole_folder(out) as folder:
+    with whole_bundle(out) as folder:
         outputs = _write_program(folder, weights, reference, info, options, say)
         info = info.model_copy(update={"outputs": outputs})
         seal_folder(folder, info)

@@ -8,13 +8,10 @@ accidents and mix-ups, not an attacker who recomputes it: for that, compare `Bun
 value kept elsewhere.
 """
 
-import contextlib
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,6 +23,7 @@ from xcite.families import Architecture
 from xcite.preprocessing import Preprocessing
 from xcite.runtime.external_data import external_files
 from xcite.weights.metadata import Metadata
+from xcite.whole_files import whole_folder
 
 DESCRIPTION = "bundle.json"
 DESCRIPTION_LIMIT = 16 * 2**20  # bytes; 22,000 long class names stay far below
@@ -160,59 +158,13 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-@contextlib.contextmanager
-def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield an empty folder that becomes ``path`` on success and vanishes on failure.
+def whole_bundle(path: str | os.PathLike[str]) -> AbstractContextManager[Path]:
+    """Yield an empty folder that becomes the bundle ``path``, see `whole_folder`."""
 
-    An earlier bundle at ``path`` is replaced, files beside it that are not its own are kept;
-    any other folder there is refused.
+    def own(folder: Path) -> set[str] | None:
+        return _own(folder) if is_bundle(folder) else None
 
-    Raises:
-        XciteError: ``path`` is not ours to replace, or cannot be written.
-    """
-    target = Path(path)
-    ours = is_bundle(target) or (target.is_dir() and not any(target.iterdir()))
-    if target.exists() and not ours:
-        raise XciteError(f"{target} exists and is not a bundle; choose another place")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-    except OSError as error:
-        raise XciteError(f"cannot write {target}: {error.strerror or error}") from error
-    try:
-        yield aside
-        mask = os.umask(0)
-        os.umask(mask)
-        aside.chmod(0o777 & ~mask)
-        if target.exists():
-            _replace_folder(target, aside)
-        else:
-            aside.rename(target)
-    except OSError as error:
-        raise XciteError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _replace_folder(target: Path, by: Path) -> None:
-    """Put a bundle in another one's place, which stays as it was if that fails."""
-    old = by.with_suffix(".old")
-    target.rename(old)
-    try:
-        by.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    for path in _strangers(old):
-        if not (target / path.name).exists():
-            path.rename(target / path.name)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _strangers(folder: Path) -> list[Path]:
-    """What lies in a bundle's folder and is not its own; all of it if that cannot be told."""
-    own = _own(folder)
-    return [path for path in folder.iterdir() if path.name not in own]
+    return whole_folder(path, own, "a bundle")
 
 
 def _own(folder: Path) -> set[str]:

@@ -110,10 +110,8 @@ def preprocessing_of(file: WeightFile, called: str) -> tuple[Preprocessing, list
     if file.metadata.preprocessing is not None:
         return file.metadata.preprocessing, []
     channels = file.architecture.in_chans
-    assumed, values = Preprocessing(), "the usual mean and deviation"
-    if channels != 3:
-        half = (0.5,) * channels
-        assumed, values = Preprocessing(mean=half, std=half), "a mean and deviation of 0.5"
+    assumed = Preprocessing.assumed(channels)
+    values = "the usual mean and deviation" if channels == 3 else "a mean and deviation of 0.5"
     note = (
         f"{called} does not say how its pictures were prepared; "
         f"{in_pixels(assumed.size)} px and {values} are assumed"
