@@ -151,7 +151,7 @@ def test_tensors_in_a_sealed_file_are_accepted(tmp_path):
 
 def test_a_program_that_is_not_sealed_is_refused(bundle):
     for changes, name in (
-        ({"format": "paddle"}, r"model\.json, model\.pdiparams"),
+        ({"format": "paddle"}, r"inference\.json, inference\.pdiparams"),
         ({"format": "openvino"}, r"model\.bin, model\.xml"),
         ({"files": {}}, r"model\.onnx"),
     ):

@@ -11,10 +11,9 @@ from typing import Any
 
 import yaml
 
-from xcite.runtime.bundle import BundleInfo
+from xcite.runtime.bundle import PADDLECLAS, BundleInfo
 from xcite.whole_files import write_text
 
-CONFIG = "inference.yml"
 TOP = 5
 
 
@@ -22,9 +21,11 @@ def inference_config(info: BundleInfo) -> dict[str, Any] | str:
     """The configuration, or a note on what of the bundle PaddleClas has no words for."""
     seen = info.preprocessing
     if info.answer == "embedding":
-        return f"no {CONFIG} for PaddleClas is written: the bundle gives no classes"
+        return f"no {PADDLECLAS} for PaddleClas is written: the bundle gives no classes"
     if seen.channels != 3 or not isinstance(seen.size, int):
-        return f"no {CONFIG} for PaddleClas is written: it prepares squares of RGB pictures only"
+        return (
+            f"no {PADDLECLAS} for PaddleClas is written: it prepares squares of RGB pictures only"
+        )
     height, width = info.size or (seen.size, seen.size)
     top: dict[str, Any] = {"topk": min(TOP, int(info.architecture["num_classes"]))}
     if info.class_names:
@@ -69,4 +70,4 @@ def inference_config(info: BundleInfo) -> dict[str, Any] | str:
 
 def write(config: dict[str, Any], folder: Path) -> None:
     """Write it into a bundle's folder."""
-    write_text(folder / CONFIG, yaml.safe_dump(config, sort_keys=False))
+    write_text(folder / PADDLECLAS, yaml.safe_dump(config, sort_keys=False))

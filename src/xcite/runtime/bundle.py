@@ -31,6 +31,7 @@ FORMAT_VERSION = 1
 # Paddle's is called as PaddleClas' predictor asks for it.
 PROGRAMS = {"onnx": "model.onnx", "openvino": "model.xml", "paddle": "inference.json"}
 _EARLIER = {"paddle": "model.json"}  # what older versions called it
+PADDLECLAS = "inference.yml"  # beside it, for PaddleClas: not under the seal, people edit it
 _BESIDE = {".xml": ".bin", ".json": ".pdiparams"}  # a program's suffix: of its weights
 
 Format = Literal["onnx", "openvino", "paddle"]
@@ -129,7 +130,7 @@ def bundle_folder(path: str | os.PathLike[str]) -> Path | None:
         return place
     if not place.is_file():
         return None
-    if is_bundle(place.parent) and place.name in _own(place.parent):
+    if is_bundle(place.parent) and place.name in _own(place.parent) | _PROGRAM_FILES:
         return place.parent
     if place.suffix in (".onnx", ".xml"):
         raise XciteError(
@@ -173,14 +174,15 @@ def _own(folder: Path) -> set[str]:
         path = folder / DESCRIPTION
         if path.stat().st_size > DESCRIPTION_LIMIT:
             return {DESCRIPTION}
-        return {DESCRIPTION, *json.loads(path.read_text("utf-8"))["files"]}
+        return {DESCRIPTION, PADDLECLAS, *json.loads(path.read_text("utf-8"))["files"]}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {DESCRIPTION}
 
 
 def seal_folder(folder: Path, info: BundleInfo) -> BundleInfo:
     """Write ``bundle.json`` for the files that are in ``folder``; returns what was written."""
-    files = {path.name: checksum(path) for path in folder.iterdir() if path.name != DESCRIPTION}
+    own = (path for path in folder.iterdir() if path.name not in (DESCRIPTION, PADDLECLAS))
+    files = {path.name: checksum(path) for path in own}
     sealed = info.sealed(files)
     text = json.dumps(sealed.model_dump(mode="json"), indent=2, ensure_ascii=False)
     with (folder / DESCRIPTION).open("w", encoding="utf-8") as stream:
@@ -246,6 +248,11 @@ def program_files(program: Path) -> set[str]:
     """Names of the files that a runtime opens, unasked, for a program."""
     beside = _BESIDE.get(program.suffix)
     return {program.name} | ({program.with_suffix(beside).name} if beside else set())
+
+
+_PROGRAM_FILES = {
+    file for name in (*PROGRAMS.values(), *_EARLIER.values()) for file in program_files(Path(name))
+}
 
 
 def sealed_program(folder: Path, info: BundleInfo) -> Path:

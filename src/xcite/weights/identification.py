@@ -171,7 +171,9 @@ def _take_from_outside(
         preprocessing=_prepared(model, told, changes, inside),
     )
     unknown = model.architecture.unreadable if variant is None else ()
-    model.assumed = tuple(name for name in unknown if name not in config.fields)
+    # timm, whose arguments these are, has no other strides than the usual ones.
+    told = {*config.fields, "stem_strides"} if config.fields else set()
+    model.assumed = tuple(name for name in unknown if name not in told)
 
 
 def _prepared(
