@@ -194,6 +194,12 @@ def test_a_thousand_classes_are_not_imagenets_by_their_number(tmp_path, capsys):
     assert read_info(out).class_names == []
     (name, _), *_ = Predictor(out).predict(picture(tmp_path / "one.png"))[0]
     assert name.isdigit()
+    shown = picture(tmp_path / "one.png")
+    for model in (file, out):
+        code, said, errors = run(capsys, "predict", model, shown, "--json")
+        assert code in (0, None)
+        assert "does not name its 1000 classes: the answers are numbers" in errors
+        assert all(row["name"].isdigit() for row in json.loads(said)[0]["classes"])
     code, said, _ = run(capsys, *given, "--classes", "imagenet")
     assert code in (0, None)
     assert "does not name" not in said
