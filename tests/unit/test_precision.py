@@ -99,3 +99,27 @@ for precision in ("f32", "bf16"):
     exact, held = map(json.loads, done.stdout.splitlines())
     assert (held[0], held[1][0]) == ("f32", NO_BF16.format("the bundle"))
     np.testing.assert_array_equal(exact[2], held[2])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_server_says_at_the_start_what_it_runs_in(tmp_path, workers):
+    for package in ("uvicorn", "fastapi", "onnxruntime"):
+        pytest.importorskip(package)
+    from serving import make_bundle
+
+    from xcite.runtime.bundle import DESCRIPTION, read_info, seal_folder
+
+    folder = make_bundle(tmp_path / "b")
+    info = read_info(folder).model_copy(update={"precision": "f16"})
+    (folder / DESCRIPTION).unlink()
+    seal_folder(folder, info)
+    command = ("serve", folder / "model.onnx", "--port", "0", "--workers", str(workers))
+    code = "import sys; from xcite.cli import main; main(sys.argv[1:])"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, command)], stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        said = [server.stdout.readline() for _ in range(2)]
+        server.terminate()
+    assert said[0].startswith("serving ")
+    assert said[1] == "note: its float16 numbers are computed in float32 on a CPU\n"

@@ -168,6 +168,11 @@ def test_the_command_writes_names_and_replaces_its_own_alone(tmp_path, capsys):
     code, _, errors = run(tmp_path, "--to", "timm-hub")
     assert code == 2
     assert errors.count("\n") == 1
+    code, _, errors = run(tmp_path / "a.pth", "--to", "official", "--classes", names)
+    assert code == 2
+    assert "official files name no classes" in errors
+    assert not run(tmp_path / "b.safetensors", "--to", "xcite", "--classes", names)[0]
+    assert open_weights(tmp_path / "b.safetensors").metadata.class_names == ["ant", "bee", "cat"]
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("years of work")

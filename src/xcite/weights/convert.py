@@ -59,7 +59,8 @@ def convert(
         to: a key of `SUFFIXES`; it decides names and layout, the target's suffix the container. Or
             `TIMM_HUB`: the target is a folder.
         part: "weights", "ema", "student" or "teacher", see `open_weights`; so is ``strict``.
-        class_names: gives those of so many classes, in place of what the source says.
+        class_names: gives those of so many classes, in place of what the source says; for Xcite's
+            files and `TIMM_HUB`.
 
     Raises:
         XciteError: unreadable source, unknown dialect, a suffix the dialect does not use, or (a
@@ -70,6 +71,8 @@ def convert(
         raise XciteError(f"unknown dialect {to!r}; choose one of {', '.join(TARGETS)}")
     if to != TIMM_HUB and target.suffix not in SUFFIXES[to]:
         raise XciteError(f"{target}: {to} weights are kept as {' or '.join(SUFFIXES[to])}")
+    if class_names is not None and to not in ("xcite", TIMM_HUB):
+        raise XciteError(f"{to} files name no classes; leave --classes out, or write {TIMM_HUB}")
     path = locate(source, weights_dir=weights_dir)
     opened = open_weights(
         path, dialect=dialect, part=part, architecture=architecture, strict=strict

@@ -172,8 +172,8 @@ def _take_from_outside(
     )
     unknown = model.architecture.unreadable if variant is None else ()
     # timm, whose arguments these are, has no other strides than the usual ones.
-    told = {*config.fields, "stem_strides"} if config.fields else set()
-    model.assumed = tuple(name for name in unknown if name not in told)
+    known = {*config.fields, "stem_strides"} if config.fields else set()
+    model.assumed = tuple(name for name in unknown if name not in known)
 
 
 def _prepared(
