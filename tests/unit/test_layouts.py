@@ -92,9 +92,9 @@ def test_folders_beside_the_parts_are_named(pictures, tmp_path):
 
 def test_what_is_no_set_of_labelled_pictures_says_what_to_do(tmp_path):
     put(tmp_path / "loose" / "0.png")
-    with pytest.raises(XciteError, match="nothing says what its 1 pictures show; .*xcite predict"):
+    with pytest.raises(XciteError, match=r"nothing says what its 1 pictures show; .*xcite predict"):
         open_source(tmp_path / "loose")
-    with pytest.raises(XciteError, match="a single picture; .*xcite predict"):
+    with pytest.raises(XciteError, match=r"a single picture; .*xcite predict"):
         open_source(tmp_path / "loose" / "0.png")
 
 

@@ -33,8 +33,9 @@ def match_classes(
         wanted: class names of the data.
         count: number of the model's logits, if it is known.
         numbered: take the bare numbers 0, 1, ... of the data for the model's classes, whatever
-            their names; some may be missing, as in a part of ImageNet-V2, but not 0. Right where a person reads the note beside the figures; a teacher that is
-            no match would teach wrong classes unseen.
+            their names; some may be missing, as in a part of ImageNet-V2, but not 0. Right where a
+            person reads the note beside the figures; a teacher that is no match would teach wrong
+            classes unseen.
         model, data: what messages call the two.
 
     Returns:

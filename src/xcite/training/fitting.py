@@ -98,8 +98,13 @@ def recipe_for(pictures: str, settings: Sequence[str] = ()) -> tuple[Recipe, lis
         found |= dict.fromkeys(f"model.{field}" for field in widths)
     draft = recipes.load("scratch", settings, found | loose)
     data = draft.data
-    where = {"root": data.root, "outside_root": data.outside_root, "columns": data.columns}
-    parted = has_split(pictures, "validation", **where)
+    parted = has_split(
+        pictures,
+        "validation",
+        root=data.root,
+        outside_root=data.outside_root,
+        columns=data.columns,
+    )
     found["data.validation"] = pictures if parted else None
     found["data.holdout"] = None if parted else HOLDOUT
     if "model.name" in asked and hasattr(find(draft.model.name), "drop_path"):

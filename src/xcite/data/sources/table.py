@@ -61,9 +61,9 @@ class Table:
         if None in words.values():
             return []
         kept = [said == words[split] for said in self.parts]
-        self.paths, self.labels, self.lines = (
-            list(itertools.compress(rows, kept)) for rows in (self.paths, self.labels, self.lines)
-        )
+        self.paths = list(itertools.compress(self.paths, kept))
+        self.labels = list(itertools.compress(self.labels, kept))
+        self.lines = list(itertools.compress(self.lines, kept))
         self.notes.append(f"of its rows, those of {words[split]} are read")
         return list(PARTS)
 
