@@ -344,8 +344,7 @@ def load(
         fitted: dotted key to value, put over the recipe's own and under the settings.
 
     Raises:
-        XciteError: no such recipe, not YAML, unknown key, wrong type, a contradiction, or nothing
-            that says which pictures to train on.
+        XciteError: no such recipe, not YAML, unknown key, wrong type or a contradiction.
     """
     path = Path(name)
     if path.is_dir() and (path / "recipe.yaml").is_file():
@@ -364,13 +363,7 @@ def load(
             f"no recipe {name!r}, nor pictures of that name; give a file, a shipped name or a "
             f"folder of pictures; {hint}"
         )
-    recipe = parse(text, name, settings, fitted)
-    if "train" not in recipe.data.model_fields_set:
-        raise XciteError(
-            f"{name} does not say which pictures to train on: set data.train to a folder, an "
-            "archive or a list, or to digits for scikit-learn's"
-        )
-    return recipe
+    return parse(text, name, settings, fitted)
 
 
 def parse(

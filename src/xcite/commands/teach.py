@@ -41,12 +41,14 @@ def teach(
     from xcite import recipe as recipes
     from xcite.errors import XciteError
     from xcite.training import plan
+    from xcite.training.run_data import require_pictures
     from xcite.training.teachers.computing import compute
     from xcite.training.teachers.live import live_teacher
 
     if engine is not None:
         settings = [*settings, f"distill.teacher_engine={engine}", f"run.engine={engine}"]
     chosen = recipes.load(recipe, settings)
+    require_pictures(chosen, recipe)
     if chosen.distill.loss == "none":
         raise XciteError(f"the recipe {recipe} has no teacher: distill.loss is 'none'")
     cache = chosen.distill.cache

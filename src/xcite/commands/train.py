@@ -189,6 +189,7 @@ def _resumed(run: Path, settings: list[str]) -> _Start:
 def _begun(what: str | None, settings: list[str], out: Path | None, auto_resume: bool) -> _Start:
     from xcite import recipe as recipes
     from xcite.training.fitting import names_pictures, recipe_for
+    from xcite.training.run_data import require_pictures
     from xcite.training.run_folder import RunFolder, stem
 
     if not what:
@@ -203,6 +204,7 @@ def _begun(what: str | None, settings: list[str], out: Path | None, auto_resume:
     notes: list[str] = []
     if not names_pictures(what):
         recipe = recipes.load(what, settings)
+        require_pictures(recipe, what)
         if what in recipes.shipped() and Path(what).exists():
             notes = [
                 tr(

@@ -39,6 +39,19 @@ class RunData:
     notes: list[str]
 
 
+def require_pictures(recipe: Recipe, name: str) -> None:
+    """Refuse a recipe that leaves open what to train on; its default, the digits, is for tests.
+
+    Raises:
+        XciteError: nothing says which pictures to train on.
+    """
+    if "train" not in recipe.data.model_fields_set:
+        raise XciteError(
+            f"{name} does not say which pictures to train on: set data.train to a folder, an "
+            "archive or a list, or to digits for scikit-learn's"
+        )
+
+
 def open_data(recipe: Recipe, split_file: Path | None = None) -> RunData:
     """Open a recipe's pictures.
 
