@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-import numpy as np
-
+from xcite.data.decoding import Picture
 from xcite.data.formats import is_picture
 from xcite.data.loose_pictures import pictures_below
 from xcite.data.sources import Found, Source, open_source
@@ -27,11 +26,12 @@ class Given:
 
     Attributes:
         name: what the picture is called.
-        picture: a path, encoded bytes or pixels; None where ``error`` says what is wrong.
+        picture: a path, encoded bytes, pixels or a Pillow picture; None where ``error`` says what
+            is wrong.
     """
 
     name: str
-    picture: str | bytes | np.ndarray | None
+    picture: Picture | None
     error: str | None = None
 
 
@@ -68,15 +68,27 @@ def _of_argument(argument: str, found: Found, channels: int) -> Iterator[Given]:
     if argument == STDIN:
         yield Given(STDIN, _standard_input())
         return
-    path = os.path.expanduser(argument)
-    if os.path.lexists(path):
-        yield from _of_path(path, found, channels)
-    elif argument == "digits":
+    if argument == "digits" and not os.path.lexists(argument):
         yield from of_source(open_source(argument, split="validation", channels=channels))
-    elif glob.has_magic(path):
-        yield from _of_pattern(path, found, channels)
     else:
-        yield Given(argument, path)  # decoding says that there is no such file
+        yield from pictures_at(argument, found, channels=channels)
+
+
+def pictures_at(place: str, found: Found, *, channels: int = 3) -> Iterator[Given]:
+    """The pictures of a file, folder, archive or list; where there is none, of a pattern.
+
+    Arguments are those of `given_pictures`.
+
+    Raises:
+        XciteError: a folder without pictures, a pattern that nothing matches.
+    """
+    path = os.path.expanduser(place)
+    if glob.has_magic(path) and not os.path.lexists(path):
+        yield from _of_pattern(path, found, channels)
+    elif os.path.lexists(path):
+        yield from _of_path(path, found, channels)
+    else:
+        yield Given(place, path)  # decoding says that there is no such file
 
 
 def _of_pattern(pattern: str, found: Found, channels: int) -> Iterator[Given]:
