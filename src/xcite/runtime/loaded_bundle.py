@@ -12,7 +12,7 @@ from xcite.errors import XciteError
 from xcite.machine import usable_cores
 from xcite.preprocessing import Preprocessing, sides
 from xcite.runtime.bundle import BundleInfo, bundle_folder, read_info, sealed_program
-from xcite.runtime.forked import leave_behind_in_children
+from xcite.runtime.forked import leave_behind_in_children, threads_that_work
 from xcite.runtime.programs import Program, open_program
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ class LoadedBundle:
         self.class_names = list(self.info.class_names)
 
     def _load(self, runtime: str | None) -> _Loaded:
+        self.threads = threads_that_work(self.threads, self.info.format)
         program = open_program(
             sealed_program(self._place, self.info),
             runtime=runtime,
@@ -107,19 +108,23 @@ class LoadedBundle:
     @property
     def _program(self) -> Program:
         """The program of this process."""
-        loaded = self._loaded
-        if loaded is None:
-            raise XciteError(f"the Predictor of {self.bundle} is closed; make another one")
+        loaded = self._refuse_closed()
         if loaded.process != os.getpid():
             _same_bundle(read_info(self._place), self.info.seal, self.bundle)
             self._loaded = loaded = self._load(self.runtime)
         return loaded.program
+
+    def _refuse_closed(self) -> _Loaded:
+        if self._loaded is None:
+            raise XciteError(f"the Predictor of {self.bundle} is closed; make another one")
+        return self._loaded
 
     def close(self) -> None:
         """Give the program's memory back; calls that run are finished, later ones are refused."""
         self._loaded = None
 
     def __enter__(self) -> Self:
+        self._refuse_closed()
         return self
 
     def __exit__(
@@ -131,8 +136,7 @@ class LoadedBundle:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._loaded is None:
-            raise XciteError(f"the Predictor of {self.bundle} is closed; make another one")
+        self._refuse_closed()
         return _opened_again, (type(self), str(self._place), self._options, self.info.seal)
 
     def __repr__(self) -> str:

@@ -33,7 +33,7 @@ class Predictor(LoadedBundle):
         class_names: one per logit.
         runtime: "openvino", "onnxruntime" or "paddle".
         precision: "f32", "bf16" or "int8", as it runs.
-        threads: compute threads in all.
+        threads: compute threads in all; 1 for Paddle's format in a forked process.
         streams: batches that run at the same time, each on threads / streams.
         mode: "latency" or "throughput".
     """
