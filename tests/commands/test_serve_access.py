@@ -77,7 +77,7 @@ def test_metrics_name_addresses_without_the_root(proxied):
 
 def test_links_work_under_any_path_without_an_option(client):
     """Whatever the prefix is that a proxy takes off, links lead back to it."""
-    pages = [client.get("/").text, client.get("/docs").text, page_file("page.js")]
+    pages = [client.get("/").text, client.get("/docs").text, page_file("server/page.js")]
     links = [
         link
         for text in pages

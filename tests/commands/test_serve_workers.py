@@ -2,6 +2,7 @@
 
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -22,6 +23,8 @@ from serving import make_bundle, photograph  # noqa: E402
 from xcite.errors import XciteError  # noqa: E402
 from xcite.runtime.bundle import read_info, seal_folder  # noqa: E402
 from xcite.server import workers  # noqa: E402
+from xcite.server.decoding_worker import send  # noqa: E402
+from xcite.server.serving import Settings  # noqa: E402
 from xcite.server.signs import LATE, Signs  # noqa: E402
 
 
@@ -222,6 +225,22 @@ def test_a_worker_that_hangs_shows_in_health_and_is_replaced(start, tmp_path):
     _until(lambda: not any(_runs(pid) for pid in pids), 20)
     assert folders
     assert not any(Path(folder).exists() for folder in folders)
+
+
+def test_a_worker_ends_when_nobody_read_what_it_said_last(bundle, tmp_path):
+    ours, theirs = socket.socketpair()
+    with ours, theirs, socket.create_server(("127.0.0.1", 0)) as listener:
+        descriptors = (theirs.fileno(), listener.fileno())
+        arguments = [*map(str, descriptors), str(tmp_path / "shared"), "0", "1"]
+        (tmp_path / "shared").mkdir()
+        Signs(tmp_path / "shared" / "signs", 1)
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "xcite.server.worker", *arguments], pass_fds=descriptors
+        )
+        theirs.close()
+        send(ours, Settings(str(bundle), threads=1).text().encode())
+        assert select.select([ours], [], [], 60)[0]
+    assert worker.wait(20) == 0
 
 
 def _runs(pid):

@@ -74,7 +74,10 @@ def _exactly(channel: socket.socket, length: int) -> bytearray:
     message = bytearray(length)
     rest = memoryview(message)
     while rest:
-        done = channel.recv_into(rest)
+        try:
+            done = channel.recv_into(rest)
+        except ConnectionResetError as error:  # what we sent last was not read
+            raise EOFError from error
         if not done:
             raise EOFError
         rest = rest[done:]

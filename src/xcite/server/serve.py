@@ -85,8 +85,16 @@ def serve(
 
     def announce(memory: list[int]) -> None:
         _announce(settings, host, listener)
-        sizes = f"{max(memory) / 2**20:.0f} MiB each, {sum(memory) / 2**20:.0f} MiB together"
-        print(f"{workers} workers, {sizes}", flush=True)
+        each, together = max(memory) / 2**20, sum(memory) / 2**20
+        print(
+            tr(
+                "{count} workers, {each:.0f} MiB each, {together:.0f} MiB together",
+                count=workers,
+                each=each,
+                together=together,
+            ),
+            flush=True,
+        )
 
     with contextlib.closing(listen(host, port)) as listener:
         Workers(settings, listener, workers).run(announce)

@@ -6,6 +6,7 @@ Its settings, with the token, come over the channel, not in the process list. Wh
 closed, the process that watches has ended, and so does this one, after its last answers.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -44,17 +45,21 @@ def main() -> None:
         settings = Settings.of_text(receive(channel))
         serving = Serving(settings, Membership(folder, number, signs))
         serving.warm_up()
+    except EOFError:
+        return  # nobody watches any more
     except XciteError as error:
         send(channel, json.dumps({"error": str(error)}).encode())
         sys.exit(2)
     signs.give(number)
-    send(channel, json.dumps({"memory": serving.memory()}).encode())
+    with contextlib.suppress(OSError):  # nobody watches any more: see `_end_when_alone`
+        send(channel, json.dumps({"memory": serving.memory()}).encode())
     threading.Thread(target=_end_when_alone, args=(channel, folder), daemon=True).start()
     serving.run(listener)
 
 
 def _end_when_alone(channel: socket.socket, folder: str) -> None:
-    channel.recv(1)
+    with contextlib.suppress(OSError):  # it is reset if what was sent on it was not read
+        channel.recv(1)
     shutil.rmtree(folder, ignore_errors=True)  # nobody else does it now
     os.kill(os.getpid(), signal.SIGTERM)
 

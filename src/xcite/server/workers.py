@@ -22,6 +22,7 @@ from pathlib import Path
 
 from xcite.control_characters import visible
 from xcite.errors import XciteError
+from xcite.machine import usable_cores
 from xcite.server.connections import STOP_SECONDS, refuse_new_connections
 from xcite.server.decoding_worker import receive, send
 from xcite.server.serving import Settings
@@ -111,7 +112,7 @@ class Workers:
     """
 
     def __init__(self, settings: Settings, listener: socket.socket, count: int) -> None:
-        cores = len(os.sched_getaffinity(0))
+        cores = usable_cores()
         decoders = settings.limits.decoders or max(1, min(max(2, cores), 8) // count)
         self._settings = replace(
             settings,
