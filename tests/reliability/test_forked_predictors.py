@@ -104,7 +104,7 @@ def test_forked_and_pickled(bundles: Path, bundle: str, runtime: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["flushed", "all", "answered"]
+    assert {"flushed", "all answered"} <= set(done.stdout.splitlines())  # Paddle says more
 
 
 def test_a_bundle_that_changed_is_refused_in_a_child(bundles: Path, tmp_path: Path) -> None:
