@@ -18,7 +18,9 @@ html_title = f"Xcite {release}"
 myst_heading_anchors = 4  # as the hosts of repositories make them
 myst_enable_extensions = ["colon_fence"]
 
+smartquotes = False  # would turn --set into a dash
 default_role = "py:obj"  # a name in backticks is a link where the name is documented
+autoclass_content = "both"  # the arguments of __init__ are described there
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"

@@ -85,7 +85,8 @@ class LoadedBundle:
         self._precision = precision or self.info.precision  # as asked for, not as it runs
         self._loaded: _Loaded | None = self._load(runtime)
         program = self._loaded.program
-        self._classes = _checked(self.bundle, self.info, program.outputs)
+        self.notes = list(program.notes)
+        self._width = _checked(self.bundle, self.info, program.outputs)
         self.runtime = program.name
         self.precision = program.precision
         self.streams = program.streams
@@ -101,6 +102,7 @@ class LoadedBundle:
             precision=self._precision,
             usual=self.info.size or sides(self.preprocessing.size),
             called=f"{self.info.format} bundle {self.bundle}",
+            outputs=self.info.outputs,
         )
         leave_behind_in_children(program)
         return _Loaded(program, os.getpid())
@@ -169,10 +171,11 @@ class LoadedBundle:
             raise XciteError("the batch is empty")
         _refuse_not_finite(images)
         outputs = self._program.run(images)
-        expected = (len(images), self._classes)
-        if outputs["logits"].shape != expected:
+        answer = self.info.answer
+        expected = (len(images), self._width)
+        if outputs[answer].shape != expected:
             raise XciteError(
-                f"bundle {self.bundle} gives logits {outputs['logits'].shape} where its "
+                f"bundle {self.bundle} gives {answer} {outputs[answer].shape} where its "
                 f"description says {expected}; export again"
             )
         return outputs
@@ -205,9 +208,10 @@ def _refuse_not_finite(images: np.ndarray) -> None:
 
 
 def _checked(bundle: Path, info: BundleInfo, outputs: Sequence[str]) -> int:
-    """The number of classes, after comparing a bundle's description with its program."""
+    """The width of the answers, after comparing a bundle's description with its program."""
     architecture = info.built()
-    wrong = sorted({"logits", *info.outputs} - set(outputs))
+    answer = "logits" if architecture.num_classes else "embedding"
+    wrong = sorted({answer, *info.outputs} - set(outputs))
     if wrong:
         raise XciteError(
             f"bundle {bundle} has no output {', '.join(wrong)}, only {', '.join(outputs)}; "
@@ -219,4 +223,4 @@ def _checked(bundle: Path, info: BundleInfo, outputs: Sequence[str]) -> int:
             f"bundle {bundle} takes {architecture.in_chans} channels and prepares {channels}; "
             "export again"
         )
-    return architecture.num_classes
+    return architecture.num_classes or architecture.num_features

@@ -10,6 +10,7 @@ import numpy as np
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
 from xcite.runtime.answers import Answer, UnreadablePicture
+from xcite.runtime.bundle import require_classes
 from xcite.runtime.loaded_bundle import LoadedBundle
 from xcite.runtime.ranking import class_name, probabilities, ranked
 
@@ -32,7 +33,8 @@ class Predictor(LoadedBundle):
         preprocessing: how pictures become inputs.
         class_names: one per logit.
         runtime: "openvino", "onnxruntime" or "paddle".
-        precision: "f32", "bf16" or "int8", as it runs.
+        precision: "f32", "bf16" or "int8", as it runs on this processor.
+        notes: what a person should know of how it runs, one line each.
         threads: compute threads in all; 1 for Paddle's format in a forked process.
         streams: batches that run at the same time, each on threads / streams.
         mode: "latency" or "throughput".
@@ -115,20 +117,38 @@ class Predictor(LoadedBundle):
         """
         return self._answers(pictures, top, on_error, batch)
 
+    def embed(self, pictures: "Pictures", *, batch: int = CHUNK) -> np.ndarray:
+        """Embeddings float32 (n, d) of n pictures, from a bundle of weights without classifier.
+
+        Args:
+            pictures: as of `predict`.
+            batch: pictures that are held and run together.
+
+        Raises:
+            UnreadablePicture: a picture that cannot be read.
+            XciteError: a bundle that gives classes.
+        """
+        _at_least_one("batch", batch)
+        if self.info.answer != "embedding":
+            raise XciteError(
+                f"bundle {self.bundle} gives classes; for embeddings export weights without a "
+                "classifier"
+            )
+        rows = [rows for _, rows in self._batches(pictures, "raise", batch)]
+        return np.concatenate([np.empty((0, self._width), np.float32), *rows])
+
     def _answers(
         self, pictures: "Pictures", top: int, on_error: OnError, batch: int
     ) -> Iterator[Any]:
-        for name, value in (("top", top), ("batch", batch)):
-            if value < 1:
-                raise XciteError(f"{name} is {value}; it must be at least 1")
+        _at_least_one("top", top)
+        _at_least_one("batch", batch)
         if on_error not in ("raise", "return"):
             raise XciteError(f"on_error is {on_error!r}; choose raise or return")
+        require_classes(self.info, self.bundle)
 
         def answers() -> Iterator[Answer | UnreadablePicture]:
-            for together in self._batches(pictures, on_error, batch):
-                pixels = [one.pixels for one in together if one.pixels is not None]
-                shares = probabilities(self.logits(self.images(np.stack(pixels)))) if pixels else ()
-                rows = iter(shares)  # of (B, K)
+            for together, logits in self._batches(pictures, on_error, batch):
+                rows = iter(probabilities(logits))  # of (B, K)
                 for one in together:
                     if one.pixels is None:
                         yield UnreadablePicture(one.error, picture=one.name)
@@ -140,8 +160,10 @@ class Predictor(LoadedBundle):
 
     def _batches(
         self, pictures: "Pictures", on_error: OnError, batch: int
-    ) -> "Iterator[list[Prepared]]":
-        """The pictures, prepared, ``batch`` at a time; what is left out of folders is a warning.
+    ) -> "Iterator[tuple[list[Prepared], np.ndarray]]":
+        """Up to ``batch`` pictures, and logits or embeddings (B, width) of those that are readable.
+
+        What is left out of folders is a warning at the end.
 
         Raises:
             UnreadablePicture: where ``on_error`` says so.
@@ -157,7 +179,11 @@ class Predictor(LoadedBundle):
             for one in together:
                 if one.pixels is None and on_error == "raise":
                     raise UnreadablePicture(one.error, picture=one.name)
-            yield together
+            pixels = [one.pixels for one in together if one.pixels is not None]
+            if pixels:
+                yield together, self.run(self.images(np.stack(pixels)))[self.info.answer]
+            else:
+                yield together, np.empty((0, self._width), np.float32)
         for kind, count in found.left_out.items():
             warnings.warn(f"left out: {count} {kind} ({found.examples[kind]})", stacklevel=4)
 
@@ -210,7 +236,12 @@ class Predictor(LoadedBundle):
         return normalise(pixels, self.preprocessing)
 
     def logits(self, images: "np.ndarray | ArrayLike") -> np.ndarray:
-        """Logits float32 (B, K) of normalised float32 images (B, C, H, W); see `run`."""
+        """Logits float32 (B, K) of normalised float32 images (B, C, H, W).
+
+        Raises:
+            XciteError: a bundle of embeddings, or as `run`.
+        """
+        require_classes(self.info, self.bundle)
         return self.run(images)["logits"]
 
     def attention(self, images: "np.ndarray | ArrayLike") -> np.ndarray:
@@ -225,6 +256,11 @@ class Predictor(LoadedBundle):
                 "export an XCiT with --format openvino or onnx"
             )
         return self.run(images)["class_attention"]
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise XciteError(f"{name} is {value}; it must be at least 1")
 
 
 def input_pixels(
