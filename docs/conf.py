@@ -2,10 +2,15 @@
 
 import sys
 from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
+from sphinx.util.typing import stringify_annotation
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 import xcite
+from xcite.recipe import Section
 
 project = "Xcite"
 author = "The Xcite authors"
@@ -27,3 +32,20 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": False}
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+
+
+def describe_fields(
+    app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]
+) -> None:
+    """A section of a recipe says what its fields mean in the fields themselves."""
+    if what == "class" and issubclass(thing, Section):
+        for key, field in thing.model_fields.items():
+            kind = stringify_annotation(field.annotation, "smart").replace("~", "")
+            usual = "" if isinstance(field.default, Section) else f", usually ``{field.default!r}``"
+            meaning = f": {field.description}" if field.description else ""
+            lines += [f"* **{key}** (``{kind}``{usual}){meaning}"]
+        lines += [""]
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-docstring", describe_fields)

@@ -25,7 +25,7 @@ SHOWN = [
     "xcite.training.loop.train",
     "xcite.training.fitting.recipe_for",
     "xcite.recipe.load",
-    "xcite.recipe.OptimRecipe.epochs",
+    "xcite.recipe.OptimRecipe",
     "xcite.export.export.export",
     "xcite.data.sources.opening.open_source",
     "xcite.preprocessing.Preprocessing",
@@ -46,9 +46,9 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
 
     with (tmp_path / "site/objects.inv").open("rb") as stream:
         inventory = InventoryFile.load(stream, "", lambda base, path: path)
-    known = {
-        name for kind, names in inventory.items() if kind.startswith("py:") for name in names
-    }
+    known = {name for kind, names in inventory.items() if kind.startswith("py:") for name in names}
     assert set(SHOWN) <= known, set(SHOWN) - known
     for page in ("index", "python", "weights", "api/predictor"):
         assert (tmp_path / f"site/{page}.html").is_file()
+    page = (tmp_path / "site/api/training.html").read_text("utf-8")
+    assert "lr is scaled by batch" in page, "recipes without the meaning of their fields"
