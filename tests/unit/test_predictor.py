@@ -1,6 +1,7 @@
 """What a Predictor takes as pictures, what it says of bad ones, and how it ends."""
 
 import copy
+import gzip
 import io
 import itertools
 import pickle
@@ -198,6 +199,8 @@ def test_a_generator_is_read_lazily(predictor):
 
 NAN = PIXELS[0].astype(np.float32) / 255
 NAN[3, 4, 1] = np.nan
+CLOSED = io.BytesIO(b"")
+CLOSED.close()
 BAD = {
     "nothing": (None, "NoneType is no picture"),
     "a number": (3, "int is no picture"),
@@ -210,6 +213,11 @@ BAD = {
     "a pattern without match": ("/nowhere/*.jpg", "none that matches"),
     "text": (io.StringIO("text"), "binary mode"),
     "a file at its end": (io.BytesIO(), "nothing is left to read"),
+    "a damaged archive": (
+        gzip.GzipFile(fileobj=io.BytesIO(gzip.compress(bytes(99))[:20])),
+        "cannot be read",
+    ),
+    "a closed file": (CLOSED, "cannot be read"),
     "NaN": (NAN, "NaN"),
     "0 to 255 in floating point": (PIXELS[0].astype(np.float32), "divide pixels by 255"),
     "normalised": (np.float32(PIXELS[0]) / 128 - 1, "Predictor.logits"),
@@ -330,3 +338,7 @@ def test_no_warning_where_nothing_is_left_out(predictor, folder):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         predictor.predict(folder)
+
+
+def test_what_is_loaded_is_said(predictor, bundle):
+    assert repr(predictor) == f"Predictor({str(bundle)!r}, runtime='onnxruntime')"

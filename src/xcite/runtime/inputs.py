@@ -171,7 +171,7 @@ def _contents(file: Any, name: str) -> bytes:
     while length <= LARGEST_READ:
         try:
             part = file.read(LARGEST_READ + 1 - length)
-        except (OSError, ValueError) as error:  # ValueError: it is closed
+        except Exception as error:  # of whatever is behind it: an archive, a connection
             raise XciteError(f"{called}it cannot be read ({error})") from error
         if isinstance(part, str):
             raise XciteError(f"{called}it is open as text; open it in binary mode, 'rb'")
