@@ -1,27 +1,84 @@
 """XCiT for PaddlePaddle and PyTorch. Importing this package imports no framework."""
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from xcite.errors import XciteError
+from xcite.lazy_modules import lazy_modules, visible_names
 from xcite.variants import list_models
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # for type checkers; when the program runs, __getattr__ imports them
     import numpy as np
 
+    from xcite import alignment as alignment
+    from xcite import data as data
+    from xcite import engines as engines
+    from xcite import evaluation as evaluation
+    from xcite import export as export
+    from xcite import families as families
+    from xcite import figures as figures
+    from xcite import preprocessing as preprocessing
+    from xcite import randomness as randomness
+    from xcite import recipe as recipe
+    from xcite import runtime as runtime
+    from xcite import server as server
+    from xcite import training as training
+    from xcite import variants as variants
+    from xcite import weights as weights
+    from xcite.engines.paddle.backbone import Backbone as PaddleBackbone
+    from xcite.engines.torch.backbone import Backbone as TorchBackbone
     from xcite.runtime.predictor import Predictor
 
 __all__ = ["Predictor", "XciteError", "create_model", "list_models", "load_weights", "read_weights"]
-# imported when first used
-SUBMODULES = (
-    *("alignment", "engines", "export", "families", "preprocessing", "randomness", "runtime"),
-    *("server", "weights"),
-)
 __version__ = "0.1.0"
 
 
+Model = TypeVar("Model")
+
+
+@overload
+def create_model(
+    name: str,
+    *,
+    engine: Literal["paddle"] = "paddle",
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    operators: str = "fast",
+    attention: str = "auto",
+    weights: "str | Path | Mapping[str, np.ndarray] | None" = None,
+    reset_head: bool = False,
+    adapt_channels: bool = False,
+    **overrides: Any,
+) -> "PaddleBackbone": ...
+@overload
+def create_model(
+    name: str,
+    *,
+    engine: Literal["torch"],
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    operators: str = "fast",
+    attention: str = "auto",
+    weights: "str | Path | Mapping[str, np.ndarray] | None" = None,
+    reset_head: bool = False,
+    adapt_channels: bool = False,
+    **overrides: Any,
+) -> "TorchBackbone": ...
+@overload
+def create_model(
+    name: str,
+    *,
+    engine: str,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    operators: str = "fast",
+    attention: str = "auto",
+    weights: "str | Path | Mapping[str, np.ndarray] | None" = None,
+    reset_head: bool = False,
+    adapt_channels: bool = False,
+    **overrides: Any,
+) -> "Any": ...
 def create_model(
     name: str,
     *,
@@ -66,12 +123,12 @@ def create_model(
 
 
 def load_weights(
-    model: Any,
+    model: Model,
     weights: "str | Path | Mapping[str, np.ndarray]",
     *,
     reset_head: bool = False,
     adapt_channels: bool = False,
-) -> Any:
+) -> Model:
     """Set the weights of a model made by `create_model`; returns the model.
 
     Args:
@@ -85,20 +142,21 @@ def load_weights(
     """
     from xcite.engines import engine_package
 
+    built: Any = model
     if not isinstance(weights, Mapping):
         from xcite.weights import open_weights
 
         opened = open_weights(
             weights,
-            architecture=model.architecture,
+            architecture=built.architecture,
             reset_head=reset_head,
             adapt_channels=adapt_channels,
         )
         weights = opened.tensors
         if opened.missing:
-            own = read_weights(model)
+            own = read_weights(built)
             weights = {**weights, **{name: own[name] for name in opened.missing}}
-    engine_package(model.engine).load_weights(model, weights)
+    engine_package(built.engine).load_weights(built, weights)
     return model
 
 
@@ -110,11 +168,9 @@ def read_weights(model: Any) -> "dict[str, np.ndarray]":
     return result
 
 
-def __getattr__(name: str) -> Any:
-    if name == "Predictor":
-        from xcite.runtime.predictor import Predictor
+def __dir__() -> list[str]:
+    return visible_names(globals())
 
-        return Predictor
-    if name in SUBMODULES:
-        return importlib.import_module(f"xcite.{name}")
-    raise AttributeError(f"module 'xcite' has no attribute {name!r}")
+
+if not TYPE_CHECKING:
+    __getattr__ = lazy_modules(__name__, Predictor="runtime.predictor")

@@ -5,6 +5,7 @@ Linux has all of it. macOS has no ``sched_getaffinity``; Windows has neither ``r
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -70,3 +71,14 @@ def set_timer(name: str, seconds: float) -> None:
     """Have ``ITIMER_REAL`` or ``ITIMER_PROF`` end this process; where there is none, nothing."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(getattr(signal, name), seconds)
+
+
+def end_without_destructors() -> None:
+    """Let this process end without C++ destructors, once Python has flushed and cleaned up.
+
+    Only the GNU C library knows ``on_exit``. It calls the handler with the exit status, which is
+    just what ``_exit`` takes, and before the handlers that were registered earlier.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        system = ctypes.CDLL(None)
+        system.on_exit(system._exit, None)

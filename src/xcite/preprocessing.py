@@ -33,9 +33,13 @@ class Preprocessing(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    size: Size = Field(224, description="side of a square input in pixels, or [height, width]")
-    crop_ratio: float = Field(1.0, gt=0, le=1, description="input side / resized shorter side")
-    interpolation: str = Field("bicubic", pattern="^(bicubic|bilinear)$")
+    size: Size = Field(
+        default=224, description="side of a square input in pixels, or [height, width]"
+    )
+    crop_ratio: float = Field(
+        default=1.0, gt=0, le=1, description="input side / resized shorter side"
+    )
+    interpolation: str = Field(default="bicubic", pattern="^(bicubic|bilinear)$")
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 

@@ -33,7 +33,7 @@ class Section(BaseModel):
 
 class _Named(Section):
     name: str = Field(
-        "xcit_nano_12_p8",
+        default="xcit_nano_12_p8",
         description="architecture, see `xcite models`; left out beside init.weights: theirs",
     )
 
@@ -52,13 +52,20 @@ class ModelRecipe(Settings, _Named):
 class InitRecipe(Section):
     """Where the weights come from; empty: drawn from the seed."""
 
-    weights: str | None = Field(None, description="a file, a run folder or a published name")
-    dialect: str | None = Field(None, description="only when it is not recognised by itself")
-    reset_head: bool | Literal["auto"] = Field(
-        False, description="draw the classifier anew; auto: unless the weights know these classes"
+    weights: str | None = Field(
+        default=None, description="a file, a run folder or a published name"
     )
-    adapt_channels: bool = Field(False, description="fit the stem to other input channels")
-    freeze_patch_embed: bool = Field(False, description="the official 'surgery': the stem stays")
+    dialect: str | None = Field(
+        default=None, description="only when it is not recognised by itself"
+    )
+    reset_head: bool | Literal["auto"] = Field(
+        default=False,
+        description="draw the classifier anew; auto: unless the weights know these classes",
+    )
+    adapt_channels: bool = Field(default=False, description="fit the stem to other input channels")
+    freeze_patch_embed: bool = Field(
+        default=False, description="the official 'surgery': the stem stays"
+    )
 
     @property
     def frozen(self) -> tuple[str, ...]:
@@ -70,38 +77,46 @@ class DataRecipe(Section):
     """Where the pictures are."""
 
     train: str = Field(
-        "digits", description="folder, archives, list file or 'digits', see docs/data.md"
+        default="digits", description="folder, archives, list file or 'digits', see docs/data.md"
     )
-    validation: str | None = Field(None, description="the same; empty: none but what is held out")
+    validation: str | None = Field(
+        default=None, description="the same; empty: none but what is held out"
+    )
     holdout: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="share of the training pictures held out where validation is empty"
+        default=None,
+        description="share of the training pictures held out where validation is empty",
     )
-    root: str | None = Field(None, description="folder that a list file's paths start from")
+    root: str | None = Field(default=None, description="folder that a list file's paths start from")
     outside_root: bool = Field(
-        False,
+        default=False,
         description="allow listed paths and tar members that lead out of their root by '..', and "
         "absolute paths beside a root; an absolute path without a root is always allowed",
     )
-    classes: str | None = Field(None, description="file of class names, one a line")
+    classes: str | None = Field(default=None, description="file of class names, one a line")
     columns: str | None = Field(
-        None, description="of a CSV: names of the columns of path and label, as 'image,label'"
+        default=None,
+        description="of a CSV: names of the columns of path and label, as 'image,label'",
     )
-    workers: int = Field(2, ge=0, le=64)
-    prefetch: int = Field(2, ge=1, le=64, description="batches read ahead per worker")
+    workers: int = Field(default=2, ge=0, le=64)
+    prefetch: int = Field(default=2, ge=1, le=64, description="batches read ahead per worker")
     worker_timeout: Positive = Field(
-        300.0, description="seconds to wait for a batch before a worker counts as stuck"
+        default=300.0, description="seconds to wait for a batch before a worker counts as stuck"
     )
-    repeats: int = Field(1, ge=1, le=16, description="repeated augmentation: copies per picture")
+    repeats: int = Field(
+        default=1, ge=1, le=16, description="repeated augmentation: copies per picture"
+    )
     on_error: Literal["stop", "skip"] = "stop"
     skip_limit: int | None = Field(
-        None,
+        default=None,
         ge=0,
         description="pictures of a source that may be skipped before the run stops; empty: 1 % of "
         "them, at least 10 and at most 100",
     )
-    max_pixels: int = Field(178_956_970, ge=1, description="a larger picture is refused as a bomb")
+    max_pixels: int = Field(
+        default=178_956_970, ge=1, description="a larger picture is refused as a bomb"
+    )
     fast: bool = Field(
-        False,
+        default=False,
         description="training only, other pixels by a level or so: JPEG is decoded at 1/2, 1/4 or "
         "1/8 where the crop allows; random_resized crops are resized with SIMD (needs xcite[fast])",
     )
@@ -110,26 +125,29 @@ class DataRecipe(Section):
 class AugmentRecipe(Section):
     """What is done to a training picture, in this order."""
 
-    scale: tuple[Positive, Positive] = Field((0.08, 1.0), strict=False)
-    ratio: tuple[Positive, Positive] = Field((3 / 4, 4 / 3), strict=False)
+    scale: tuple[Positive, Positive] = Field(default=(0.08, 1.0), strict=False)
+    ratio: tuple[Positive, Positive] = Field(default=(3 / 4, 4 / 3), strict=False)
     crop: Literal["random_resized", "padded", "none"] = Field(
-        "random_resized", description="padded: shift by up to 1/8 of the side; none: as evaluation"
+        default="random_resized",
+        description="padded: shift by up to 1/8 of the side; none: as evaluation",
     )
     flip: Probability = 0.5
-    randaugment: str | None = Field("rand-m9-mstd0.5-inc1", description="empty: off")
-    color_jitter: NotNegative = Field(0.0, description="acts only without randaugment, as in timm")
-    erasing: Probability = Field(0.25, description="random erasing in pixel mode")
-    mixup: NotNegative = Field(0.8, description="alpha of mixup; 0: off")
-    cutmix: NotNegative = Field(1.0, description="alpha of cutmix; 0: off")
+    randaugment: str | None = Field(default="rand-m9-mstd0.5-inc1", description="empty: off")
+    color_jitter: NotNegative = Field(
+        default=0.0, description="acts only without randaugment, as in timm"
+    )
+    erasing: Probability = Field(default=0.25, description="random erasing in pixel mode")
+    mixup: NotNegative = Field(default=0.8, description="alpha of mixup; 0: off")
+    cutmix: NotNegative = Field(default=1.0, description="alpha of cutmix; 0: off")
     mix_probability: Probability = 1.0
-    switch_probability: Probability = Field(0.5, description="of cutmix where both are on")
+    switch_probability: Probability = Field(default=0.5, description="of cutmix where both are on")
     mix_mode: Literal["batch", "pair", "elem"] = "batch"
     cutmix_box: Literal["timm-0.4.9", "timm-1.0"] = Field(
-        "timm-0.4.9", description="0.4.9, which XCiT used, shortens odd boxes by one"
+        default="timm-0.4.9", description="0.4.9, which XCiT used, shortens odd boxes by one"
     )
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     targets: Literal["soft", "hard"] = Field(
-        "soft", description="hard: one class a picture, so neither mixing nor smoothing"
+        default="soft", description="hard: one class a picture, so neither mixing nor smoothing"
     )
 
     @property
@@ -141,30 +159,30 @@ class AugmentRecipe(Section):
 class OptimRecipe(Section):
     """AdamW and its learning rate."""
 
-    epochs: int = Field(400, ge=1)
-    batch: int = Field(1024, ge=1, description="pictures per step over all processes")
-    accumulate: int = Field(1, ge=1, description="parts into which a step's batch is cut")
+    epochs: int = Field(default=400, ge=1)
+    batch: int = Field(default=1024, ge=1, description="pictures per step over all processes")
+    accumulate: int = Field(default=1, ge=1, description="parts into which a step's batch is cut")
     lr: Positive = 5e-4
     lr_per: int | None = Field(
-        512, ge=1, description="lr is scaled by batch / this; empty: not scaled"
+        default=512, ge=1, description="lr is scaled by batch / this; empty: not scaled"
     )
     min_lr: NotNegative = 1e-5
     warmup_lr: NotNegative = 1e-6
     warmup_epochs: NotNegative = 5.0
     schedule: Literal["cosine", "cosine-after-warmup", "official", "constant"] = Field(
-        "cosine",
+        default="cosine",
         description="cosine: reaches min_lr at the end; cosine-after-warmup: PASSL's; "
         "official: main.py's, constant within an epoch and one epoch late",
     )
     weight_decay: NotNegative = 0.05
     decay_rule: Literal["brief", "official", "passl"] = Field(
-        "brief", description="which parameters decay: the public codes disagree"
+        default="brief", description="which parameters decay: the public codes disagree"
     )
-    betas: tuple[Probability, Probability] = Field((0.9, 0.999), strict=False)
+    betas: tuple[Probability, Probability] = Field(default=(0.9, 0.999), strict=False)
     eps: Positive = 1e-8
-    clip: Positive | None = Field(None, description="largest gradient norm")
+    clip: Positive | None = Field(default=None, description="largest gradient norm")
     ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        None, description="EMA decay; empty: off"
+        default=None, description="EMA decay; empty: off"
     )
 
 
@@ -192,19 +210,23 @@ class DistillRecipe(Section):
     """The teacher, if there is one."""
 
     loss: Literal["none", "hard", "soft", "dml"] = "none"
-    alpha: Probability = Field(0.5, description="weight of the distillation part")
-    tau: Positive = Field(1.0, description="temperature of 'soft'")
+    alpha: Probability = Field(default=0.5, description="weight of the distillation part")
+    tau: Positive = Field(default=1.0, description="temperature of 'soft'")
     teacher: str | None = Field(
-        None, description="weights file, run folder, .onnx or OpenVINO .xml"
+        default=None, description="weights file, run folder, .onnx or OpenVINO .xml"
     )
-    teacher_model: ModelRecipe | None = Field(None, description="empty: read from the weights")
+    teacher_model: ModelRecipe | None = Field(
+        default=None, description="empty: read from the weights"
+    )
     teacher_size: Size | None = Field(
-        None, description="side of the teacher's input, or [height, width]; empty: same"
+        default=None, description="side of the teacher's input, or [height, width]; empty: same"
     )
-    teacher_engine: Literal["paddle", "torch"] | None = Field(None, description="empty: same")
-    cache: str | None = Field(None, description="folder written by `xcite teach`")
-    views: int | None = Field(None, ge=1, description="epochs cached; empty: all of them")
-    top: int = Field(16, ge=1, description="soft cache: probabilities kept per picture")
+    teacher_engine: Literal["paddle", "torch"] | None = Field(
+        default=None, description="empty: same"
+    )
+    cache: str | None = Field(default=None, description="folder written by `xcite teach`")
+    views: int | None = Field(default=None, ge=1, description="epochs cached; empty: all of them")
+    top: int = Field(default=16, ge=1, description="soft cache: probabilities kept per picture")
 
     @property
     def question(self) -> Question | None:
@@ -220,21 +242,25 @@ class DistillRecipe(Section):
 class RunRecipe(Section):
     """How the run itself goes."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     engine: Literal["paddle", "torch"] = "paddle"
-    device: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto: a GPU if there is one")
+    device: Literal["auto", "cpu", "gpu"] = Field(
+        default="auto", description="auto: a GPU if there is one"
+    )
     precision: Literal["float32", "bf16"] = "float32"
     operators: Literal["fast", "plain"] = Field(
-        "fast", description="plain: slower, computed as the paper writes it"
+        default="fast", description="plain: slower, computed as the paper writes it"
     )
     attention: Literal["auto", "usual", "covariance"] = "auto"
     activation_checkpointing: bool = False
-    compile: bool = Field(False, description="torch.compile; PyTorch only")
-    evaluate_every: int = Field(1, ge=1, description="epochs")
-    keep: int = Field(1, ge=0, description="numbered checkpoints kept beside last and best")
-    checkpoint_every: int = Field(1, ge=1, description="epochs")
-    checkpoint_minutes: Positive | None = Field(5.0, description="within an epoch; empty: never")
-    log_every: int = Field(10, ge=1, description="steps")
+    compile: bool = Field(default=False, description="torch.compile; PyTorch only")
+    evaluate_every: int = Field(default=1, ge=1, description="epochs")
+    keep: int = Field(default=1, ge=0, description="numbered checkpoints kept beside last and best")
+    checkpoint_every: int = Field(default=1, ge=1, description="epochs")
+    checkpoint_minutes: Positive | None = Field(
+        default=5.0, description="within an epoch; empty: never"
+    )
+    log_every: int = Field(default=10, ge=1, description="steps")
     tensorboard: bool = False
 
 

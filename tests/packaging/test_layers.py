@@ -26,6 +26,7 @@ LAYERS = [
         "canonical",
         "machine",
         "recipe",
+        "lazy_modules",
         "recipe_text",
         "cost",
     },

@@ -20,7 +20,7 @@ from xcite.weights.convert import convert
 from xcite.weights.inspection import inspect
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 BLOCKS = [
     pytest.param(block, id=f"{page.relative_to(ROOT)}-{number}")
@@ -74,7 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_pages_show_code() -> None:
     pages = {str(block.id).rpartition("-")[0] for block in BLOCKS}
-    assert {"README.md", "README.zh-CN.md", "docs/weights.md"} <= pages
+    assert {"README.md", "README.zh-CN.md", "docs/python.md", "docs/weights.md"} <= pages
 
 
 @needs_engines

@@ -6,3 +6,10 @@ gradients, the weights after one optimiser step, BatchNorm's running statistics,
 some more steps; `comparison` holds them against stated tolerances. Everything is float32, without
 dropout, at a constant learning rate. A side may also be a folder of files (`dump`).
 """
+
+from typing import TYPE_CHECKING
+
+from xcite.lazy_modules import lazy_modules
+
+if not TYPE_CHECKING:
+    __getattr__ = lazy_modules(__name__)

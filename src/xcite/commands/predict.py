@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
@@ -91,38 +92,22 @@ def _answers(opened: "OpenedModel", given: "Iterator[Given]", top: int) -> Itera
     """An answer for each picture, in order; at most `TOGETHER` pictures are held."""
     import numpy as np
 
-    from xcite.data.decoding import decode
+    from xcite.runtime.inputs import prepared
     from xcite.runtime.ranking import probabilities, ranked
 
-    channels = opened.preprocessing.channels
-    waiting: list[Answer] = []
-    pixels: list[np.ndarray] = []
-
-    def answered() -> Iterator[Answer]:
+    seen = prepared(given, opened.pixels, channels=opened.preprocessing.channels)
+    while together := list(islice(seen, TOGETHER)):
+        pixels = [one.pixels for one in together if one.pixels is not None]
         rows = iter(probabilities(opened.logits(np.stack(pixels))) if pixels else ())
-        for answer in waiting:
-            if "error" not in answer:
-                answer["classes"] = [
-                    {"name": name, "probability": share}
-                    for name, share in ranked(next(rows), opened.class_names, top)
-                ]
-            yield answer
-        waiting.clear()
-        pixels.clear()
-
-    for one in given:
-        answer: Answer = {"picture": one.name}
-        waiting.append(answer)
-        try:
-            if one.picture is None:
-                raise XciteError(one.error or "it cannot be read")
-            decoded = decode(one.picture, channels=channels, origin=one.name)
-            pixels.append(opened.pixels(decoded))
-        except (XciteError, MemoryError) as error:
-            answer["error"] = str(error) or f"{one.name}: memory ran out"
-        if len(waiting) == TOGETHER:
-            yield from answered()
-    yield from answered()
+        for one in together:
+            if one.pixels is None:
+                yield {"picture": one.name, "error": one.error}
+                continue
+            answers = ranked(next(rows), opened.class_names, top)
+            yield {
+                "picture": one.name,
+                "classes": [{"name": name, "probability": share} for name, share in answers],
+            }
 
 
 class _Form(Protocol):

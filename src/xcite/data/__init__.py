@@ -1,1 +1,8 @@
 """Pictures: where they come from, how they are changed, how they become batches."""
+
+from typing import TYPE_CHECKING
+
+from xcite.lazy_modules import lazy_modules
+
+if not TYPE_CHECKING:
+    __getattr__ = lazy_modules(__name__)

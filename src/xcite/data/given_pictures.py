@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-import numpy as np
-
+from xcite.data.decoding import Picture
 from xcite.data.formats import is_picture
 from xcite.data.loose_pictures import pictures_below
 from xcite.data.sources import Found, Source, open_source
@@ -29,11 +28,12 @@ class Given:
 
     Attributes:
         name: what the picture is called.
-        picture: a path, encoded bytes or pixels; None where ``error`` says what is wrong.
+        picture: a path, encoded bytes, pixels or a Pillow picture; None where ``error`` says what
+            is wrong.
     """
 
     name: str
-    picture: str | bytes | np.ndarray | None
+    picture: Picture | None
     error: str | None = None
 
 
@@ -74,15 +74,29 @@ def _of_argument(argument: str, found: Found, opened: Opener) -> Iterator[Given]
     if argument == STDIN:
         yield Given(STDIN, _standard_input())
         return
-    path = os.path.expanduser(argument)
-    if os.path.lexists(path):
-        yield from _of_path(path, found, opened)
-    elif argument == "digits":
+    if argument == "digits" and not os.path.lexists(argument):
         yield from of_source(opened(argument, split="validation"))
-    elif glob.has_magic(path):
-        yield from _of_pattern(path, found, opened)
     else:
-        yield Given(argument, path)  # decoding says that there is no such file
+        yield from pictures_at(argument, found, opened)
+
+
+def pictures_at(place: str, found: Found, opened: Opener = open_source) -> Iterator[Given]:
+    """The pictures of a file, folder, archive or list; where there is none, of a pattern.
+
+    Args:
+        found: counts what is left out of folders.
+        opened: opens archives and lists, as `xcite.data.sources.open_source`.
+
+    Raises:
+        XciteError: a folder without pictures, a pattern that nothing matches.
+    """
+    path = os.path.expanduser(place)
+    if glob.has_magic(path) and not os.path.lexists(path):
+        yield from _of_pattern(path, found, opened)
+    elif os.path.lexists(path):
+        yield from _of_path(path, found, opened)
+    else:
+        yield Given(place, path)  # decoding says that there is no such file
 
 
 def _of_pattern(pattern: str, found: Found, opened: Opener) -> Iterator[Given]:

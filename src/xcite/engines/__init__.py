@@ -6,6 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from xcite.errors import XciteError
+from xcite.lazy_modules import lazy_modules
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -43,3 +44,7 @@ def create_engine(name: str, architecture: "Architecture", **options: Any) -> "E
     """Build an engine; ``options`` are those of `xcite.engines.interface.Engine`."""
     engine: Engine = engine_package(name).Engine(architecture, **options)
     return engine
+
+
+if not TYPE_CHECKING:
+    __getattr__ = lazy_modules(__name__)

@@ -1,1 +1,8 @@
 """Accuracy, and the evaluation of engines and bundles."""
+
+from typing import TYPE_CHECKING
+
+from xcite.lazy_modules import lazy_modules
+
+if not TYPE_CHECKING:
+    __getattr__ = lazy_modules(__name__)

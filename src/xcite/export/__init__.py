@@ -1,1 +1,8 @@
 """Weights in, checked bundle out: the inference graph, its agreement with an engine, 8 bits."""
+
+from typing import TYPE_CHECKING
+
+from xcite.lazy_modules import lazy_modules
+
+if not TYPE_CHECKING:
+    __getattr__ = lazy_modules(__name__)

@@ -190,13 +190,13 @@ def _generators(stages: list[tuple[int, int]]) -> Iterator[tuple[int, float, flo
 class RegNetSettings(BaseModel):
     """The fields of a RegNetY that a recipe's model section may set."""
 
-    w0: int | None = Field(None, ge=8)
-    wa: float | None = Field(None, ge=0)
-    wm: float | None = Field(None, gt=0)
-    group_size: int | None = Field(None, ge=1)
-    depth: int | None = Field(None, ge=1)
-    se_ratio: float | None = Field(None, ge=0)
-    stem_width: int | None = Field(None, ge=1)
+    w0: int | None = Field(default=None, ge=8)
+    wa: float | None = Field(default=None, ge=0)
+    wm: float | None = Field(default=None, gt=0)
+    group_size: int | None = Field(default=None, ge=1)
+    depth: int | None = Field(default=None, ge=1)
+    se_ratio: float | None = Field(default=None, ge=0)
+    stem_width: int | None = Field(default=None, ge=1)
 
 
 ARCHITECTURES = {

@@ -305,18 +305,19 @@ class XCiTSettings(BaseModel):
     """The fields of an XCiT that a recipe's model section may set."""
 
     patch_size: Literal[2, 4, 8, 16] | None = None
-    embed_dim: int | None = Field(None, ge=1)
-    depth: int | None = Field(None, ge=1)
-    num_heads: int | None = Field(None, ge=1)
-    mlp_ratio: float | None = Field(None, gt=0)
-    cls_attn_layers: int | None = Field(None, ge=1)
-    eta: float | None = Field(None, gt=0)
+    embed_dim: int | None = Field(default=None, ge=1)
+    depth: int | None = Field(default=None, ge=1)
+    num_heads: int | None = Field(default=None, ge=1)
+    mlp_ratio: float | None = Field(default=None, gt=0)
+    cls_attn_layers: int | None = Field(default=None, ge=1)
+    eta: float | None = Field(default=None, gt=0)
     tokens_norm: bool | None = None
     drop_path: Annotated[float, Field(ge=0, lt=1)] | Literal["paper"] | None = Field(
-        None, description="probability of dropping a branch; paper: as the variant was trained"
+        default=None,
+        description="probability of dropping a branch; paper: as the variant was trained",
     )
-    drop_rate: float | None = Field(None, ge=0, lt=1)
-    attn_drop_rate: float | None = Field(None, ge=0, lt=1)
+    drop_rate: float | None = Field(default=None, ge=0, lt=1)
+    attn_drop_rate: float | None = Field(default=None, ge=0, lt=1)
 
 
 # ---- the published models ------------------------------------------------------------------------

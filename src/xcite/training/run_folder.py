@@ -1,20 +1,23 @@
 """The folder a run leaves behind.
 
-recipe.yaml               the resolved recipe
-environment.json          versions, machine and command of every session of the run
-history.jsonl             who the run is; every session, change and error, one JSON object a line
-metrics.jsonl             one JSON object a line: "kind" is "step" or "epoch"
-log.txt                   what was printed; log.1.txt and log.2.txt are older
-status.json               where the run stands, for `xcite status`
-run.lock                  who trains in the folder now
-curves.png                loss, accuracy and learning rate
-split.json                the pictures that were held out for validation, if any
-pictures.gz               names and sizes of the training pictures
-skipped.txt               pictures that could not be decoded (with data.on_error: skip), one a row
-best.safetensors          the better of model and moving average, by top-1
-last.safetensors          the model as it is; last_ema.safetensors its moving average
-checkpoint.safetensors    everything needed to go on; checkpoint-previous.safetensors is the one
-                          before, checkpoint-0012.safetensors that after epoch 12; each stands alone
+::
+
+  recipe.yaml               the resolved recipe
+  environment.json          versions, machine and command of every session of the run
+  history.jsonl             who the run is; every session, change and error, one JSON object a line
+  metrics.jsonl             one JSON object a line: "kind" is "step" or "epoch"
+  log.txt                   what was printed; log.1.txt and log.2.txt are older
+  status.json               where the run stands, for `xcite status`
+  run.lock                  who trains in the folder now
+  curves.png                loss, accuracy and learning rate
+  split.json                the pictures that were held out for validation, if any
+  pictures.gz               names and sizes of the training pictures
+  skipped.txt               pictures that could not be decoded (with data.on_error: skip), one a row
+  best.safetensors          the better of model and moving average, by top-1
+  last.safetensors          the model as it is; last_ema.safetensors its moving average
+  checkpoint.safetensors    everything needed to go on; checkpoint-previous.safetensors is the
+                            one before, checkpoint-0012.safetensors that after epoch 12;
+                            each stands alone
 """
 
 import contextlib

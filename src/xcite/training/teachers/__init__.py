@@ -7,3 +7,10 @@ size. A `cached` teacher repeats answers that were computed once (`computing`).
 The pictures of a batch, and how they are mixed, are a pure function of (seed, epoch, index). So a
 teacher's answers are one too, whichever teacher gives them and whenever.
 """
+
+from typing import TYPE_CHECKING
+
+from xcite.lazy_modules import lazy_modules
+
+if not TYPE_CHECKING:
+    __getattr__ = lazy_modules(__name__)
