@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from xcite import language
 from xcite.control_characters import visible, visible_lines
 from xcite.errors import XciteError
+from xcite.machine import provide_home
 
 # name: (module below xcite.commands, one line of help)
 COMMANDS = {
@@ -87,7 +88,21 @@ def _choose(wish: str | None) -> str | None:
     return wish
 
 
-app = typer.Typer(cls=_Table, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+def _version(wanted: bool) -> None:
+    if wanted:
+        from xcite.installed import versions
+
+        for name, number in versions().items():
+            typer.echo(f"{name} {number}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    cls=_Table,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 @app.callback()
@@ -101,6 +116,13 @@ def _options(
         is_eager=True,
         callback=_choose,
     ),
+    version: bool = typer.Option(
+        False,
+        "--version",
+        help="Show the versions of Xcite and of the engines and runtimes that are installed.",
+        is_eager=True,
+        callback=_version,
+    ),
 ) -> None:
     """XCiT for PaddlePaddle and PyTorch: train, distil, convert, deploy."""
 
@@ -108,6 +130,7 @@ def _options(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; the user's errors end in one line and exit code 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    provide_home()
     command: Any = typer.main.get_command(app)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

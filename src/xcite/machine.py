@@ -4,11 +4,15 @@ Linux has all of it. macOS has no ``sched_getaffinity``; Windows has neither ``r
 ``fcntl`` nor most signals and timers.
 """
 
+import atexit
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import sys
+import tempfile
+from pathlib import Path
 from types import ModuleType
 
 resource: ModuleType | None
@@ -33,6 +37,16 @@ def processor_flags() -> frozenset[str] | None:
     except OSError:
         return None
     return None if flags is None else frozenset(flags.partition(":")[2].split())
+
+
+def provide_home() -> None:
+    """Give a user without a home a temporary one, as libraries ask for it; it goes at the end."""
+    try:
+        Path.home()
+    except RuntimeError:
+        folder = tempfile.mkdtemp(prefix="xcite-home-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ["HOME"] = folder
 
 
 def known_signals(*names: str) -> tuple[signal.Signals, ...]:

@@ -36,7 +36,7 @@ LAYERS = [
     {"evaluation"},
     {"training"},
     {"alignment", "export", "figures", "server"},
-    {"commands", "cli"},
+    {"commands", "cli", "installed", "__main__"},
 ]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
