@@ -18,11 +18,8 @@ ROOT = Path(__file__).parents[2]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 PYTHONS = [sys.executable, *os.environ.get("PYTHONS", "").split()]
 # Without a version pip takes builds for GPUs, of several gigabytes.
-TORCH = next(
-    line
-    for line in (ROOT / "constraints.txt").read_text().splitlines()
-    if line.startswith("torch==")
-)
+LOCKED = (ROOT / "constraints.txt").read_text().splitlines()
+TORCH = next(line for line in LOCKED if line.startswith("torch=="))
 
 pytestmark = pytest.mark.slow
 
