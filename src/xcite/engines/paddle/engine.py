@@ -14,6 +14,7 @@ from paddle import Tensor
 from xcite.engines.paddle import canonical_state, losses, optimizer, processes
 from xcite.engines.paddle.batch_norm import untouched_statistics
 from xcite.engines.paddle.build import build
+from xcite.engines.paddle.fast import use
 from xcite.engines.steps import TrainingEngine
 from xcite.errors import XciteError
 from xcite.whole_files import whole_file
@@ -24,6 +25,7 @@ class Engine(TrainingEngine):
 
     name = "paddle"
     _build = staticmethod(build)
+    _use = staticmethod(use)
     _untouched_statistics = staticmethod(untouched_statistics)
     _canonical_state = canonical_state
     _losses = losses
@@ -40,6 +42,16 @@ class Engine(TrainingEngine):
             for suffix in ("json", "pdiparams"):
                 with whole_file(path.with_name(f"{path.name}.{suffix}")) as aside:
                     shutil.copyfile(f"{folder}/program.{suffix}", aside)
+
+    @classmethod
+    def fastest_precision(cls, device: str) -> str:
+        if device == "cpu" or not paddle.device.cuda.device_count():
+            return "float32"  # see `_prepare`
+        return "bf16" if paddle.device.cuda.get_device_capability()[0] >= 8 else "float32"
+
+    @property
+    def on_cpu(self) -> bool:
+        return self._device == "cpu"
 
     @property
     def _device(self) -> str:
