@@ -15,8 +15,8 @@ class FastGELU(nn.GELU):
 
     def forward(self, x: Tensor) -> Tensor:
         """The same shape."""
-        bf16 = x.dtype == torch.bfloat16
-        if bf16 and x.ndim == 4 and self.choices.turned_gelu and ordinary(x):
+        turns = self.choices.turned_gelu and ordinary(x)
+        if turns and x.dtype == torch.bfloat16 and x.ndim == 4:
             # oneDNN takes plain tensors only.
             return F.gelu(x.permute(0, 2, 3, 1), approximate=self.approximate).permute(0, 3, 1, 2)
         return super().forward(x)
