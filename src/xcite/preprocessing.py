@@ -58,6 +58,11 @@ class Preprocessing(BaseModel):
             object.__setattr__(self, "size", self.size[0])
         return self
 
+    @classmethod
+    def assumed(cls, channels: int) -> "Preprocessing":
+        """What is assumed of a model that does not say: ImageNet's of RGB, else 0.5 and 0.5."""
+        return cls() if channels == 3 else cls(mean=(0.5,) * channels, std=(0.5,) * channels)
+
     def at(self, size: Size) -> "Preprocessing":
         """The same for an input of another size."""
         return Preprocessing.model_validate(self.model_dump() | {"size": size})

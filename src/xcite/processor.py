@@ -1,5 +1,6 @@
 """This machine's processor: its name, and which instructions programs may use on it."""
 
+import contextlib
 import os
 import platform
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ NEEDS = {
     "amx_bf16": "AVX512_CORE_AMX",
     "amx_int8": "AVX512_CORE_AMX",
 }
+CPUINFO = "/proc/cpuinfo"
 NATIVE_BF16 = {"avx_ne_convert", "avx512_bf16", "amx_bf16"}
 
 
@@ -62,16 +64,7 @@ class Processor:
 @cache
 def this_processor() -> Processor:
     """The processor that this process runs on; read once."""
-    told: dict[str, str] = {}
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                name, _, value = line.partition(":")
-                if not line.strip():
-                    break  # the first core tells all
-                told[name.strip()] = value.strip()
-    except OSError:
-        pass
+    told = _told()
     numbers = [told[key] for key in ("cpu family", "model", "stepping") if key in told]
     return Processor(
         told.get("model name") or platform.processor() or platform.machine() or "unknown",
@@ -80,6 +73,21 @@ def this_processor() -> Processor:
         allowed(told.get("flags", "").split()),
         "flags" in told,
     )
+
+
+def _told() -> dict[str, str]:
+    """What Linux tells of the first core, which stands for all."""
+    told: dict[str, str] = {}
+    with (
+        contextlib.suppress(OSError),
+        open("/proc/cpuinfo", encoding="utf-8", errors="replace") as f,
+    ):
+        for line in lines:
+            name, _, value = line.partition(":")
+            if not line.strip():
+                break
+            told.setdefault(name.strip(), value.strip())
+    return told
 
 
 def allowed(flags: list[str]) -> frozenset[str]:

@@ -1,10 +1,11 @@
-"""Files that appear whole or not at all: written aside, flushed to disk, then renamed."""
+"""Files and folders that appear whole or not at all: written aside, flushed, then renamed."""
 
 import contextlib
 import errno
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from xcite.errors import XciteError
@@ -42,6 +43,59 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise XciteError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(
+    path: str | os.PathLike[str], own: Callable[[Path], Collection[str] | None], kind: str
+) -> Iterator[Path]:
+    """Yield an empty folder that becomes ``path`` on success and vanishes on failure.
+
+    An earlier folder of the kind is replaced, and what lies in it beside its own files is kept; any
+    other is refused, unless it is empty.
+
+    Args:
+        own: names of the files that make a folder one of the kind; None for any other folder.
+        kind: what messages call it, such as "a bundle".
+
+    Raises:
+        XciteError: ``path`` is not ours to replace, or cannot be written.
+    """
+    target = Path(path)
+    try:
+        empty = target.is_dir() and not any(target.iterdir())
+        if target.exists() and not empty and own(target) is None:
+            raise XciteError(f"{target} exists and is not {kind}; choose another place")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    except OSError as error:
+        raise XciteError(f"cannot write {target}: {error.strerror or error}") from error
+    try:
+        yield aside
+        aside.chmod(0o777 & ~_UMASK)
+        if target.exists():
+            _replace_folder(target, aside, own(target) or ())
+        else:
+            aside.rename(target)
+    except OSError as error:
+        raise XciteError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _replace_folder(target: Path, by: Path, own: Collection[str]) -> None:
+    """Put a folder in another one's place, which stays as it was if that fails."""
+    old = by.with_suffix(".old")
+    target.rename(old)
+    try:
+        by.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    for path in old.iterdir():
+        if path.name not in own and not (target / path.name).exists():
+            path.rename(target / path.name)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def flush_folder(folder: Path) -> None:

@@ -63,7 +63,7 @@ def _one_line(folder, runtime=None):
     [
         ({"outputs": ["logits", "features"]}, "has no output features"),
         ({"format": "openvino"}, "does not list model.bin, model.xml"),
-        ({"format": "paddle"}, "does not list model.json, model.pdiparams"),
+        ({"format": "paddle"}, "does not list inference.json, inference.pdiparams"),
         ({"architecture": {"kind": "xcit"}}, "architecture cannot be read"),
         ({"architecture": {"kind": "vit"}}, "architecture cannot be read"),
         ({"architecture": {}}, "architecture cannot be read"),

@@ -13,6 +13,7 @@ from xcite.engines.pixels import model_input
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
 from xcite.recipe import QUESTIONS, DistillRecipe
+from xcite.runtime.ranking import probabilities
 from xcite.variants import RegNetArchitecture
 
 PREPROCESSING = Preprocessing()
@@ -296,18 +297,22 @@ def _tensor(array):
 def test_saved_program_gives_the_same_logits(name, tmp_path):
     engine = create_engine(name, dataclasses.replace(ARCHITECTURE, depth=1, cls_attn_layers=1))
     path = tmp_path / "program"
-    engine.save_program(path)
+    outputs = engine.save_program(path)
     if name == "torch":
         assert [p.name for p in tmp_path.iterdir()] == ["program.pt2"]
         export = importlib.import_module("torch.export")
         module = export.load(tmp_path / "program.pt2").module()
+        assert outputs == ["logits"]
         logits = {"call": lambda x: module(_tensor(x)).detach().numpy()}
     else:
         names = sorted(p.name for p in tmp_path.iterdir())
         assert names == ["program.json", "program.pdiparams"]
         paddle = importlib.import_module("paddle")
         module = paddle.jit.load(str(path))
-        logits = {"call": lambda x: module(paddle.to_tensor(x)).numpy()}
+        assert outputs == ["probabilities", "logits"]
+        shares, _ = (part.numpy() for part in module(paddle.to_tensor(images(2))))
+        np.testing.assert_allclose(shares, probabilities(engine.predict(images(2))), atol=1e-6)
+        logits = {"call": lambda x: module(paddle.to_tensor(x))[1].numpy()}
     for given in (images(1), images(3, 48, 80)):  # batch and size are dynamic
         np.testing.assert_allclose(
             logits["call"](given), engine.predict(given), rtol=1e-5, atol=1e-6

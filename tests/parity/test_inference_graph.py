@@ -1,6 +1,7 @@
 """The folded ONNX graph against numbers made by the official code (fixtures/goldens/SOURCE.md)."""
 
 import gzip
+import itertools
 import json
 import re
 
@@ -11,7 +12,7 @@ from reference_rule import GOLDENS, call, epsilon_probe, reference_images, refer
 from reference_rule import build as reference_model
 from xcite import variants
 from xcite.errors import XciteError
-from xcite.export.graph import build
+from xcite.export.graph import OPSETS, build
 from xcite.export.xcit_graph import prefers_covariance
 
 onnx = pytest.importorskip("onnx")
@@ -135,13 +136,74 @@ def test_other_constructor_options(name, form):
     weights = reference_weights(shape, 0)
     with np.load(GOLDENS / "shrunk_variants.npz") as goldens:
         expected = goldens[name]
-    if not shape.num_classes:
-        with pytest.raises(XciteError, match="no classifier"):
-            build(weights, shape, size=(48, 80), attention=form)
-        return
     model = build(weights, shape, size=(48, 80), attention=form)
-    found = run(model, reference_images((2, 3, 48, 80), 0))["logits"]
+    answer = "logits" if shape.num_classes else "embedding"
+    found = run(model, reference_images((2, 3, 48, 80), 0))[answer]
     assert relative(found, expected) < TOLERANCE
+
+
+def small_case(**changes):
+    shape = variants.find("xcit_nano_12_p8", depth=2, num_classes=9, **changes)
+    return shape, reference_weights(shape, 0), reference_images((2, 3, 40, 64), 0)
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+def test_every_operator_set_gives_the_same(opset):
+    shape, weights, images = small_case()
+    expected = run(build(weights, shape, size=(40, 64)), images)["logits"]
+    for size, form in itertools.product(((40, 64), None), FORMS):
+        model = build(weights, shape, size=size, attention=form, opset=opset)
+        onnx.checker.check_model(model, full_check=True)
+        assert [imported.version for imported in model.opset_import] == [opset]
+        kinds = {node.op_type for node in model.graph.node}
+        assert ("Gelu" in kinds, "LayerNormalization" in kinds) == (opset >= 20, opset >= 17)
+        for runtime in (run, run_openvino):
+            assert relative(runtime(model, images)["logits"], expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("opset", [13, 20])
+def test_float16_halves_the_file_and_keeps_ten_bits(opset):
+    shape, weights, images = small_case()
+    single = build(weights, shape, size=(40, 64))
+    expected = run(single, images)["logits"]
+    for size in ((40, 64), None):
+        model = build(weights, shape, size=size, opset=opset, half=True)
+        onnx.checker.check_model(model, full_check=True)
+        (given,) = model.graph.input
+        types = {v.type.tensor_type.elem_type for v in (given, *model.graph.output)}
+        assert types == {onnx.TensorProto.FLOAT}
+        assert model.ByteSize() < 0.6 * single.ByteSize()
+        for runtime in (run, run_openvino):
+            assert relative(runtime(model, images)["logits"], expected) < 3e-3
+    with pytest.raises(XciteError, match="float16 cannot hold"):
+        build(weights, shape, size=None, attention="covariance", half=True)
+
+
+def test_float16_bears_large_numbers_and_empty_pictures():
+    """Sums over tokens and lengths of nothing are what float16 cannot hold."""
+    shape, weights, images = small_case()
+    for name in weights:
+        if name.endswith("attn.qkv.weight"):
+            weights[name] = 60 * weights[name]
+        if name.endswith("attn.qkv.bias"):
+            weights[name] = 0 * weights[name]
+    for given in (images, 0 * images):
+        expected = run(build(weights, shape, size=(40, 64)), given)["logits"]
+        found = run(build(weights, shape, size=(40, 64), half=True), given)["logits"]
+        assert relative(found, expected) < 0.01
+
+
+def test_names_are_those_of_the_weights():
+    shape, weights, _ = small_case()
+    model = build(weights, shape, size=(40, 64), name="xcit_nano_12_p8")
+    assert (model.graph.name, model.producer_name) == ("xcit_nano_12_p8", "xcite")
+    assert [value.name for value in model.graph.input] == ["images"]
+    assert [value.name for value in model.graph.output] == ["logits", "class_attention"]
+    named = [node.name for node in model.graph.node]
+    assert len(set(named)) == len(named)
+    assert {"patch_embed.proj.0", "blocks.1.mlp.fc1", "cls_attn_blocks.0.attn.q"} <= set(named)
+    for part in ("patch_embed", "blocks", "cls_attn_blocks", "norm", "head"):
+        assert any(name.startswith(part) for name in named)
 
 
 def test_covariance_form_only_where_it_is_cheaper():
@@ -155,6 +217,8 @@ def test_refuses_misfit_weights_and_sizes():
     weights = reference_weights(shape, 0)
     with pytest.raises(XciteError, match="at least 1"):
         build(weights, shape, size=(0, 32))
+    with pytest.raises(XciteError, match="opset is 12; choose 13 to 23"):
+        build(weights, shape, size=(32, 32), opset=12)
     weights.pop("norm.bias")
     with pytest.raises(XciteError, match=r"missing: norm\.bias"):
         build(weights, shape, size=(32, 32))

@@ -15,7 +15,7 @@ from xcite.runtime.bundle import (
     read_info,
     seal_folder,
     sealed_program,
-    whole_folder,
+    whole_bundle,
 )
 from xcite.variants import ARCHITECTURES, XCiTArchitecture
 
@@ -151,7 +151,7 @@ def test_tensors_in_a_sealed_file_are_accepted(tmp_path):
 
 def test_a_program_that_is_not_sealed_is_refused(bundle):
     for changes, name in (
-        ({"format": "paddle"}, r"model\.json, model\.pdiparams"),
+        ({"format": "paddle"}, r"inference\.json, inference\.pdiparams"),
         ({"format": "openvino"}, r"model\.bin, model\.xml"),
         ({"files": {}}, r"model\.onnx"),
     ):
@@ -241,11 +241,11 @@ def test_something_else_is_no_bundle(tmp_path):
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     target = tmp_path / "out"
-    with pytest.raises(ZeroDivisionError), whole_folder(target) as folder:
+    with pytest.raises(ZeroDivisionError), whole_bundle(target) as folder:
         (folder / "half").write_text(str(1 / 0))
     assert list(tmp_path.iterdir()) == []
     for data in (GRAPH[:2], GRAPH):  # the second replaces the first
-        with whole_folder(target) as folder:
+        with whole_bundle(target) as folder:
             (folder / "model.onnx").write_bytes(data)
             seal_folder(folder, info())
     assert (target / "model.onnx").read_bytes() == GRAPH
@@ -254,7 +254,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
 
 
 def test_a_failure_leaves_the_earlier_bundle(bundle):
-    with pytest.raises(RuntimeError), whole_folder(bundle):
+    with pytest.raises(RuntimeError), whole_bundle(bundle):
         raise RuntimeError
     read_info(bundle)
 
@@ -262,7 +262,7 @@ def test_a_failure_leaves_the_earlier_bundle(bundle):
 def test_files_beside_a_replaced_bundle_are_kept(bundle):
     (bundle / "README.md").write_text("how it was made")
     (bundle / "pictures").mkdir()
-    with whole_folder(bundle) as folder:
+    with whole_bundle(bundle) as folder:
         (folder / "model.onnx").write_bytes(GRAPH[:2])
         seal_folder(folder, info())
     assert (bundle / "README.md").read_text() == "how it was made"
@@ -274,6 +274,6 @@ def test_files_beside_a_replaced_bundle_are_kept(bundle):
 
 def test_nothing_but_a_bundle_is_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(XciteError, match="not a bundle"), whole_folder(tmp_path):
+    with pytest.raises(XciteError, match="not a bundle"), whole_bundle(tmp_path):
         pass
     assert (tmp_path / "thesis.tex").exists()

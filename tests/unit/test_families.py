@@ -68,6 +68,10 @@ class Toy(Family):
     def stride(self) -> int:
         return 4
 
+    @property
+    def num_features(self) -> int:
+        return 8
+
     @classmethod
     def read(cls, named):
         raise NotImplementedError

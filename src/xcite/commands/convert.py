@@ -11,8 +11,9 @@ from xcite.errors import XciteError
 from xcite.families import Architecture, XCiTArchitecture
 from xcite.language import noted, tr
 from xcite.randomness import generator
+from xcite.runtime.classes import given_classes
 from xcite.variants import find
-from xcite.weights.convert import Conversion
+from xcite.weights.convert import TIMM_HUB, Conversion
 from xcite.weights.convert import convert as convert_file
 from xcite.weights.opening import open_weights
 
@@ -25,8 +26,10 @@ TOLERANCE = 0.0
 @app.command()
 def convert(
     source: str = typer.Argument(help="A weights file, a run folder or a published name."),
-    target: Path = typer.Argument(help="The file to write."),
-    to: str = typer.Option(..., "--to", help="xcite, official, timm, passl, ppcls or paddlevit."),
+    target: Path = typer.Argument(help="The file to write; for timm-hub the folder."),
+    to: str = typer.Option(
+        ..., "--to", help="xcite, official, timm, timm-hub, passl, ppcls or paddlevit."
+    ),
     dialect: str = typer.Option(None, help="The source's dialect; recognised when not given."),
     extract: str = typer.Option(
         None, help="student, teacher, ema, weights or another part of a checkpoint."
@@ -34,6 +37,9 @@ def convert(
     model: str = typer.Option(None, help="The architecture's name, when it is in doubt."),
     tokens_norm: bool = typer.Option(
         None, "--tokens-norm/--no-tokens-norm", help="What shapes do not show; see docs/weights.md."
+    ),
+    classes: str = typer.Option(
+        None, help="Names of the classes: a file with a name a line, or imagenet."
     ),
     strict: bool = typer.Option(False, "--strict", help="Refuse tensors beside the model."),
     weights_dir: Path = typer.Option(None, help="Folder of published files."),
@@ -60,6 +66,7 @@ def convert(
         part=extract,
         architecture=architecture,
         strict=strict,
+        class_names=None if classes is None else lambda count: given_classes(classes, count),
         weights_dir=weights_dir,
     )
     kind = done.source.metadata.variant or done.source.architecture.title
@@ -77,11 +84,24 @@ def convert(
         *(f"  {noted(note)}" for note in done.source.metadata.provenance.get("notes", [])),
     )
     strides = done.source.architecture.fields().get("stem_strides")
+    if done.dialect == TIMM_HUB:
+        _say_timm_hub(done)
     if strides is not None and done.dialect != "xcite":
         note = f"{done.dialect} files do not say that the stem's strides are {strides}"
         say(f"  {noted(note)}")
     if check:
         say(_compare_logits(done, engine))
+
+
+def _say_timm_hub(done: Conversion) -> None:
+    metadata, classes = done.source.metadata, done.source.architecture.num_classes
+    if metadata.preprocessing is None:
+        note = "the source does not say how its pictures are prepared; the usual is written"
+        say(f"  {noted(note)}")
+    if classes and not metadata.class_names:
+        say(f"  {noted(f'the {classes} classes have no names; --classes names them')}")
+    code = f'timm.create_model("local-dir:{done.path}", pretrained=True)'
+    say(tr("in Python: {code}", code=code))
 
 
 def _compare_logits(done: Conversion, engine_name: str) -> str:
@@ -92,7 +112,8 @@ def _compare_logits(done: Conversion, engine_name: str) -> str:
     shape = (2, architecture.in_chans, 64, 64)
     images = generator(0, "convert --check").standard_normal(shape).astype(np.float32)
     engine = create_engine(engine_name, architecture)
-    written = open_weights(done.path, architecture=architecture, dialect=done.dialect)
+    dialect = "timm" if done.dialect == TIMM_HUB else done.dialect
+    written = open_weights(done.path, architecture=architecture, dialect=dialect)
     answers = []
     for weights in (done.source.tensors, written.tensors):
         engine.load_weights(weights)

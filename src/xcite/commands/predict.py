@@ -51,6 +51,9 @@ def predict(
     opened = open_model(model, engine)
     for note in opened.notes:
         say(noted(note), err=True)
+    if not opened.class_names:
+        count = opened.architecture.num_classes
+        say(noted(f"{model} does not name its {count} classes: the answers are numbers"), err=True)
     found = Found()
     channels = opened.preprocessing.channels
     given = of_source(own) if own else given_pictures(pictures, found, channels=channels)

@@ -218,9 +218,13 @@ class Engine(Protocol):
     def average(self, values: np.ndarray) -> np.ndarray:
         """Mean over all processes of float64 values; every process gets the result."""
 
-    def save_program(self, path: Path, *, size: tuple[int, int] | None = None) -> None:
+    def save_program(self, path: Path, *, size: tuple[int, int] | None = None) -> list[str]:
         """Write the model as the framework's own inference program, batch always dynamic.
 
         Paddle: ``path.json`` and ``path.pdiparams`` (paddle.jit.save); PyTorch: ``path.pt2``
         (torch.export). ``size`` None leaves height and width dynamic.
+
+        Returns:
+            The names of its outputs in order: "logits", or "embedding" without a classifier;
+            Paddle's classifiers give "probabilities" first, which its own predictors take.
         """

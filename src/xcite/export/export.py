@@ -7,7 +7,8 @@ only then put in place: whatever has the bundle's name has passed.
 import importlib.metadata
 import os
 import platform
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,17 @@ from xcite.data.transforms import normalise
 from xcite.engines import installed
 from xcite.engines.interface import Engine
 from xcite.errors import XciteError
-from xcite.export import agreement, graph
+from xcite.export import agreement, graph, paddleclas
+from xcite.export.onnx_file import write_onnx
 from xcite.export.options import ExportOptions
 from xcite.language import noted, tr
 from xcite.preprocessing import Preprocessing, sides
-from xcite.runtime.bundle import PROGRAMS, BundleInfo, describe, seal_folder, whole_folder
+from xcite.runtime.bundle import PROGRAMS, BundleInfo, describe, seal_folder, whole_bundle
 from xcite.runtime.classifier import Classifier, EngineClassifier
 from xcite.runtime.opening import on_engine
 from xcite.runtime.predictor import Predictor
 from xcite.runtime.programs import import_openvino
+from xcite.variants import Architecture
 from xcite.weights import WeightFile
 
 VALIDATION_BATCH = 16
@@ -60,6 +63,11 @@ def export(
     """
     options = options or ExportOptions()
     architecture, metadata = weights.architecture, weights.metadata
+    if not architecture.num_classes and (options.validation or options.precision == "int8"):
+        raise XciteError(
+            f"{called} has no classifier, so no accuracy can be measured: leave --validation out, "
+            "and int8, which needs it"
+        )
     if options.precision == "int8" and not graph.bears_int8(architecture):
         raise XciteError("int8 is made for XCiT; export a RegNetY in f32 or bf16")
     names = metadata.class_names or []
@@ -73,8 +81,8 @@ def export(
             "pip install 'xcite[torch]' or 'xcite[paddle]'"
         )
     name = options.engine or ("paddle" if options.format == "paddle" else None)
-    opened = on_engine(weights, name, called=called)
-    for note in opened.notes:
+    opened = on_engine(weights, name, called=called, classifier=False)
+    for note in (*opened.notes, *_notes(architecture, names, called)):
         say(noted(note))
     assert isinstance(opened.classifier, EngineClassifier)
     reference = opened.classifier.engine
@@ -105,27 +113,19 @@ def export(
         size=size,
         preprocessing=preprocessing,
         class_names=names,
-        outputs=["logits"],
+        outputs=["logits" if architecture.num_classes else "embedding"],
         agreement={},
         provenance={**metadata.provenance, "recipe_hash": metadata.recipe_hash},
         versions=_versions(),
     )
-    with whole_folder(out) as folder:
+    with whole_bundle(out) as folder:
         outputs = _write_program(folder, weights, reference, info, options, say)
         info = info.model_copy(update={"outputs": outputs})
         seal_folder(folder, info)
         predictor = Predictor(folder)
         report = _compare(predictor, reference, pixels, options.precision)
         report["origin"] = origin
-        say(
-            tr(
-                "logits differ by {difference:.2g} of {largest:.3g} at most, top-1 agrees on "
-                "{agreement:.0%}",
-                difference=report["largest_difference"],
-                largest=report["largest_logit"],
-                agreement=report["top1_agreement"],
-            )
-        )
+        say(_agreement(report))
         accuracy = None
         if options.validation is not None:
             classifiers: dict[str, Classifier] = {"before": opened.classifier, "after": predictor}
@@ -152,11 +152,23 @@ def _write_program(
     """Write the program's files; returns the names of its outputs."""
     program = folder / PROGRAMS[info.format]
     if info.format == "paddle":
-        reference.save_program(program.with_suffix(""), size=info.size)
-        return info.outputs
-    proto = graph.build(weights.tensors, weights.architecture, size=info.size)
+        outputs = reference.save_program(program.with_suffix(""), size=info.size)
+        config = paddleclas.inference_config(info)
+        if isinstance(config, str):
+            say(noted(config))
+        else:
+            paddleclas.write(config, folder)
+        return outputs
+    proto = graph.build(
+        weights.tensors,
+        weights.architecture,
+        size=info.size,
+        opset=options.opset or graph.OPSET,
+        half=info.precision == "f16",
+        name=info.model,
+    )
     if info.format == "onnx":
-        program.write_bytes(proto.SerializeToString())
+        write_onnx(proto, program)
     else:
         calibration = None
         if info.precision == "int8":
@@ -164,6 +176,19 @@ def _write_program(
             say(tr("calibrates on {count} pictures", count=len(calibration)))
         _write_openvino(proto, program, calibration)
     return [output.name for output in proto.graph.output]
+
+
+def _notes(architecture: Architecture, names: Sequence[str], called: str) -> list[str]:
+    """What the bundle's answers are, where a person might take them for something else."""
+    if not architecture.num_classes:
+        width = architecture.num_features
+        return [f"{called} has no classifier: the bundle gives embeddings of {width} numbers"]
+    if not names:
+        return [
+            f"{called} does not name its {architecture.num_classes} classes: the answers are "
+            "numbers; --classes names them"
+        ]
+    return []
 
 
 def _versions() -> dict[str, str]:
@@ -190,12 +215,17 @@ def _write_openvino(proto: Any, program: Path, calibration: list[np.ndarray] | N
         openvino = import_openvino()
     except ImportError as error:
         raise XciteError("--format openvino needs OpenVINO: pip install 'xcite[deploy]'") from error
-    converted = openvino.Core().read_model(proto.SerializeToString())
-    if calibration is not None:
-        from xcite.export.quantization import quantise
+    with tempfile.TemporaryDirectory(dir=program.parent) as aside:
+        source = Path(aside) / "model.onnx"
+        write_onnx(proto, source)
+        core = openvino.Core()
+        core.set_property({"ENABLE_MMAP": False})  # so that the folder can be removed
+        converted = core.read_model(source)
+        if calibration is not None:
+            from xcite.export.quantization import quantise
 
-        converted = quantise(converted, calibration)
-    openvino.save_model(converted, program, compress_to_fp16=False)
+            converted = quantise(converted, calibration)
+        openvino.save_model(converted, program, compress_to_fp16=False)
 
 
 def _compare(
@@ -208,9 +238,24 @@ def _compare(
     expected = [agreement.reference_logits(reference, part) for part in inputs]
     found = []
     for part in inputs:
-        predictor.logits(part)  # the second answer counts: a runtime may keep what it must not
-        found.append(predictor.logits(part))
-    return agreement.compare(expected, found, precision, reference.name)
+        predictor.run(part)  # the second answer counts: a runtime may keep what it must not
+        found.append(predictor.run(part)[predictor.info.answer])
+    return agreement.compare(
+        expected, found, precision, reference.name, answer=predictor.info.answer
+    )
+
+
+def _agreement(report: dict[str, Any]) -> str:
+    """What was found, in a line."""
+    numbers = {"difference": report["largest_difference"], "largest": report["largest_logit"]}
+    if "top1_agreement" not in report:
+        return tr("embeddings differ by {difference:.2g} of {largest:.3g} at most", **numbers)
+    return tr(
+        "logits differ by {difference:.2g} of {largest:.3g} at most, top-1 agrees on "
+        "{agreement:.0%}",
+        **numbers,
+        agreement=report["top1_agreement"],
+    )
 
 
 def _measure(

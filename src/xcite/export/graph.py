@@ -19,7 +19,7 @@ import numpy as np
 
 from xcite.canonical import check
 from xcite.errors import XciteError
-from xcite.export.graph_builder import GraphBuilder
+from xcite.export.graph_builder import OPSET, OPSETS, GraphBuilder
 from xcite.export.regnet_graph import regnet_graph
 from xcite.export.xcit_graph import XCiTGraph
 from xcite.variants import Architecture, RegNetArchitecture, XCiTArchitecture
@@ -34,6 +34,9 @@ def build(
     *,
     size: tuple[int, int] | None,
     attention: str = "auto",
+    opset: int = OPSET,
+    half: bool = False,
+    name: str | None = None,
 ) -> "ModelProto":
     """The model in evaluation mode as an ONNX model, batch always dynamic.
 
@@ -42,22 +45,26 @@ def build(
         size: height and width in pixels; None leaves both dynamic.
         attention: "usual", "covariance", or "auto" for the cheaper one, see
             `xcite.export.xcit_graph.prefers_covariance`.
+        opset: ONNX's operator set, one of `OPSETS`.
+        half: compute in float16, but for norms and the lengths in attention; input and outputs stay
+            float32.
+        name: of the graph; the family's if None.
 
     Returns:
-        Input "images" float32 (B, C, H, W); outputs "logits" (B, K) and, for an XCiT,
-        "class_attention" (B, layers, m, 1 + N).
+        Input "images" float32 (B, C, H, W); outputs "logits" (B, K), without a classifier
+        "embedding" (B, d), and, for an XCiT, "class_attention" (B, layers, m, 1 + N).
 
     Raises:
-        XciteError: weights that do not fit, a model without classifier, a bad size, or tensors that
-            the graph does not compute with.
+        XciteError: weights that do not fit, a bad size, another operator set, or tensors that the
+            graph does not compute with.
     """
     check(weights, architecture)
-    if not architecture.num_classes:
-        raise XciteError("these weights have no classifier; an export needs one")
+    if opset not in OPSETS:
+        raise XciteError(f"opset is {opset}; choose {OPSETS[0]} to {OPSETS[-1]}")
     if size is not None and min(size) < 1:
         raise XciteError(f"size is {size[0]} x {size[1]}; both must be at least 1")
     exact = _Read({name: np.asarray(value, np.float64) for name, value in weights.items()})
-    graph = GraphBuilder()
+    graph = GraphBuilder(opset, half=half)
     if isinstance(architecture, RegNetArchitecture):
         outputs = regnet_graph(graph, exact, architecture)
     else:
@@ -65,7 +72,7 @@ def build(
     unread = [n for n in exact if n not in exact.names and not n.endswith("num_batches_tracked")]
     if unread:  # a field of the architecture that the graph does not know would change its answers
         raise XciteError(f"the exported graph would leave out {', '.join(unread[:4])}")
-    return graph.model(architecture.in_chans, size, outputs)
+    return graph.model(name or architecture.kind, architecture.in_chans, size, outputs)
 
 
 class _Read(dict[str, np.ndarray]):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from xcite.errors import XciteError
+from xcite.export.graph_builder import OPSETS
 from xcite.runtime.bundle import Format, Precision
 
 
@@ -13,8 +14,10 @@ class ExportOptions:
 
     Attributes:
         format: "onnx", "openvino" or "paddle" (an inference program; needs PaddlePaddle).
-        precision: "f32", "bf16", or "int8" (MLPs and stem in 8 bits, the rest in bfloat16; needs
-            ``pictures`` to calibrate and ``validation`` to prove; OpenVINO only).
+        precision: "f32"; "f16" (half the size, computed in float16 but for norms; ONNX only);
+            "bf16", or "int8" (MLPs and stem in 8 bits, the rest in bfloat16; needs ``pictures`` to
+            calibrate and ``validation`` to prove), OpenVINO only.
+        opset: ONNX's operator set, one of `xcite.export.graph.OPSETS`; None for the usual one.
         size: height and width the graph is made for; None for the preprocessing's.
         dynamic: any height and width instead.
         pictures: source of pictures for agreement and calibration; None for the built-in ones.
@@ -28,6 +31,7 @@ class ExportOptions:
 
     format: Format = "openvino"
     precision: Precision = "f32"
+    opset: int | None = None
     size: tuple[int, int] | None = None
     dynamic: bool = False
     pictures: str | None = None
@@ -39,8 +43,14 @@ class ExportOptions:
         if self.format not in get_args(Format):
             raise XciteError(f"format is {self.format!r}; choose onnx, openvino or paddle")
         if self.precision not in get_args(Precision):
-            raise XciteError(f"precision is {self.precision!r}; choose f32, bf16 or int8")
-        if self.precision != "f32" and self.format != "openvino":
+            raise XciteError(f"precision is {self.precision!r}; choose f32, f16, bf16 or int8")
+        if self.opset is not None and self.format != "onnx":
+            raise XciteError("an operator set is for --format onnx; leave --opset out")
+        if self.opset is not None and self.opset not in OPSETS:
+            raise XciteError(f"--opset is {self.opset}; choose {OPSETS[0]} to {OPSETS[-1]}")
+        if self.precision == "f16" and self.format != "onnx":
+            raise XciteError("f16 is for --format onnx and accelerators; export f32 for this CPU")
+        if self.precision in ("bf16", "int8") and self.format != "openvino":
             raise XciteError(
                 f"{self.precision} is for --format openvino: neither ONNX Runtime nor Paddle "
                 "Inference runs this graph faster in it on a CPU; export f32"

@@ -19,7 +19,7 @@ def regnet_graph(
         weight, bias = fold_batch_norm(weights, f"{name}.conv", f"{name}.bn")
         return graph.convolution(x, weight, bias, name, **options)
 
-    x = convolution("images", "stem", stride=2)
+    x = convolution(graph.cast("images", "images"), "stem", stride=2)
     x = graph.op("Relu", [x], "stem.relu")
     for s, (_, depth, groups) in enumerate(architecture.stages(), 1):
         for b in range(1, depth + 1):
@@ -42,6 +42,9 @@ def regnet_graph(
             x = graph.op("Relu", [graph.add(y, x, f"{block}.residual")], f"{block}.relu3")
     x = graph.op("GlobalAveragePool", [x], "mean")
     x = graph.op("Flatten", [x], "flat", axis=1)
+    if not architecture.num_classes:
+        graph.op("Identity", [x], "embedding.out")
+        return {"embedding": ["batch", architecture.num_features]}
     x = graph.linear(x, weights["head.fc.weight"].T, weights["head.fc.bias"], "head")
     graph.op("Identity", [x], "logits.out")
     return {"logits": ["batch", architecture.num_classes]}

@@ -64,8 +64,7 @@ def covariance_form(
     full = np.concatenate([layer.qkv, layer.qkv_bias[None]])  # (d + 1, 3 d)
     transposed = g.transpose(x, [0, 2, 1], f"{name}.transposed")
     gram = g.op("MatMul", [transposed, x], f"{name}.gram")  # (B, d, d)
-    axis = g.integers([1], f"{name}.tokens_axis")
-    total = g.op("ReduceSum", [x, axis], f"{name}.total", keepdims=1)  # (B, 1, d)
+    total = g.reduce("ReduceSum", x, [1], f"{name}.total", keep=True)  # (B, 1, d)
     # (B, d + 1, d): the last column of G is the last row's transpose and the count of tokens
     rows = g.op("Concat", [gram, total], f"{name}.rows", axis=1)
     corner = g.batched(token_count(name), total, name)
@@ -74,7 +73,7 @@ def covariance_form(
     gram = g.op("Concat", [rows, column], f"{name}.augmented", axis=2)  # (B, d + 1, d + 1)
     products = g.linear(gram, full[:, : 2 * d], None, f"{name}.products")  # (B, d + 1, 2 d)
     squares = g.multiply(products, full[None, :, : 2 * d], f"{name}.squares")
-    squares = g.op("ReduceSum", [squares, axis], f"{name}.lengths", keepdims=0)  # (B, 2 d)
+    squares = g.reduce("ReduceSum", squares, [1], f"{name}.lengths", keep=False)  # (B, 2 d)
     bounds = [g.integers([v], f"{name}.key_{v}") for v in (d, 2 * d, 2)]
     keys = g.op("Slice", [products, *bounds], f"{name}.keys")
     keys = g.reshape(keys, [0, d + 1, m, c], f"{name}.keys_by_head")
@@ -101,16 +100,17 @@ def usual_form(g: GraphBuilder, x: str, layer: FoldedXCA) -> str:
         g.linear(x, layer.qkv[:, s], layer.qkv_bias[s], f"{name}.{part}")
         for part, s in (("q", slice(d)), ("k", slice(d, 2 * d)), ("v", slice(2 * d, 3 * d)))
     )
-    axis = g.integers([1], f"{name}.tokens_axis")
-    squares = [
-        g.op("ReduceSumSquare", [part, axis], f"{name}.squares", keepdims=0) for part in (q, k)
-    ]
-    lengths = g.op("Concat", squares, f"{name}.lengths", axis=1)  # (B, 2 d)
-    q, k = (g.reshape(part, [0, -1, m, c], f"{name}.by_head") for part in (q, k))
-    q = g.transpose(q, [0, 2, 3, 1], f"{name}.q_transposed")
-    k = g.transpose(k, [0, 2, 1, 3], f"{name}.k_transposed")
-    scores = g.op("MatMul", [q, k], f"{name}.gram")  # (B, m, c, c)
-    scores = g.multiply(scores, layer.temperature[None], f"{name}.tau")
+    with g.single():  # the lengths are sums over all tokens
+        q, k = g.cast(q, f"{name}.q"), g.cast(k, f"{name}.k")
+        squares = [
+            g.reduce("ReduceSumSquare", part, [1], f"{name}.squares", keep=False) for part in (q, k)
+        ]
+        lengths = g.op("Concat", squares, f"{name}.lengths", axis=1)  # (B, 2 d)
+        q, k = (g.reshape(part, [0, -1, m, c], f"{name}.by_head") for part in (q, k))
+        q = g.transpose(q, [0, 2, 3, 1], f"{name}.q_transposed")
+        k = g.transpose(k, [0, 2, 1, 3], f"{name}.k_transposed")
+        scores = g.op("MatMul", [q, k], f"{name}.gram")  # (B, m, c, c)
+        scores = g.multiply(scores, layer.temperature[None], f"{name}.tau")
     y = g.op("MatMul", [v, _mixed(g, scores, lengths, layer)], f"{name}.out")
     return g.add(y, layer.out_bias, f"{name}.out")
 
@@ -122,19 +122,21 @@ def _mixed(g: GraphBuilder, scores: str, squares: str, layer: FoldedXCA) -> str:
     divides by max(|q|, 1e-12).
 
     Args:
-        scores: q.k times the temperature (B, m, c, c).
-        squares: squared lengths of the queries, then of the keys (B, 2 d).
+        scores: q.k times the temperature, float32 (B, m, c, c).
+        squares: squared lengths of the queries, then of the keys, float32 (B, 2 d).
     """
     name, (m, c, d) = layer.name, layer.out.shape
-    squares = g.op("Max", [squares, g.constant(1e-24, f"{name}.least")], f"{name}.clamp")
-    lengths = g.op("Sqrt", [squares], f"{name}.sqrt")
-    lengths = g.reshape(lengths, [0, 2, m, c], f"{name}.lengths_by_head")
-    for index, part, shape in ((0, "q", [0, m, c, 1]), (1, "k", [0, m, 1, c])):
-        which = [g.integers([v], f"{name}.{part}_{v}") for v in (index, index + 1, 1)]
-        length = g.op("Slice", [lengths, *which], f"{name}.{part}_slice")
-        length = g.reshape(length, shape, f"{name}.{part}_length")
-        scores = g.op("Div", [scores, length], f"{name}.{part}_normalised")
-    attention = g.op("Softmax", [scores], f"{name}.softmax", axis=-1)  # (B, m, c, c)
+    with g.single():
+        squares = g.op("Max", [squares, g.constant(1e-24, f"{name}.least")], f"{name}.clamp")
+        lengths = g.op("Sqrt", [squares], f"{name}.sqrt")
+        lengths = g.reshape(lengths, [0, 2, m, c], f"{name}.lengths_by_head")
+        for index, part, shape in ((0, "q", [0, m, c, 1]), (1, "k", [0, m, 1, c])):
+            which = [g.integers([v], f"{name}.{part}_{v}") for v in (index, index + 1, 1)]
+            length = g.op("Slice", [lengths, *which], f"{name}.{part}_slice")
+            length = g.reshape(length, shape, f"{name}.{part}_length")
+            scores = g.op("Div", [scores, length], f"{name}.{part}_normalised")
+        attention = g.op("Softmax", [scores], f"{name}.softmax", axis=-1)  # (B, m, c, c)
+    attention = g.cast(attention, f"{name}.softmax")
     values_first = g.transpose(attention, [0, 1, 3, 2], f"{name}.values_first")
     projection = g.constant(layer.out[None], f"{name}.proj.weight")
     mixed = g.op("MatMul", [values_first, projection], f"{name}.mixed")  # (B, m, c, d)

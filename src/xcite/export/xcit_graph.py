@@ -47,8 +47,12 @@ class XCiTGraph:
         tokens = None if self.grid is None else math.prod(self.grid)
         if attention not in ("auto", "usual", "covariance"):
             raise XciteError(f"attention is {attention!r}; choose auto, usual or covariance")
+        half = graph.dtype == np.float16
+        if half and attention == "covariance":
+            raise XciteError("the covariance form sums squares, which float16 cannot hold")
         if attention == "auto":
-            attention = "covariance" if prefers_covariance(tokens, self.width) else "usual"
+            covariance = not half and prefers_covariance(tokens, self.width)
+            attention = "covariance" if covariance else "usual"
         self.covariance = attention == "covariance"
         self.tokens = tokens
 
@@ -61,6 +65,8 @@ class XCiTGraph:
         layers = self.a.cls_attn_layers
         tokens = "tokens" if self.tokens is None else 1 + self.tokens
         result: dict[str, list[Any]] = {"logits": ["batch", self.a.num_classes]}
+        if not self.a.num_classes:
+            result = {"embedding": ["batch", self.a.num_features]}
         if maps:
             self.g.op("Concat", maps, "class_attention.out", axis=1)
             result["class_attention"] = ["batch", layers, self.heads, tokens]
@@ -68,7 +74,8 @@ class XCiTGraph:
 
     def stem(self) -> str:
         """Strided convolutions, BatchNorm folded in, then the positional encoding; (B, N, d)."""
-        g, x = self.g, "images"
+        g = self.g
+        x = g.cast("images", "images")
         strides = self.a.strides()
         for i, stride in enumerate(strides):
             part = f"patch_embed.proj.{2 * i}"
@@ -94,12 +101,16 @@ class XCiTGraph:
             rows, columns = _sines(self.grid[0]) @ by_row, _sines(self.grid[1]) @ by_column
             encoding = (rows[:, None] + columns[None] + bias).reshape(1, -1, self.width)
             return g.add(x, encoding, "pos_embeder")
-        rows_name = g.linear(self.encoding(2, "pos_embeder.rows"), by_row, bias, "pos_embeder.rows")
-        rows_name = g.reshape(rows_name, [-1, 1, self.width], "pos_embeder.rows.column")
-        columns_name = g.linear(
-            self.encoding(3, "pos_embeder.columns"), by_column, None, "pos_embeder.columns"
-        )
-        grid = g.add(rows_name, columns_name, "pos_embeder.grid")  # (h, w, d)
+        with g.single():
+            rows_name = g.linear(
+                self.encoding(2, "pos_embeder.rows"), by_row, bias, "pos_embeder.rows"
+            )
+            rows_name = g.reshape(rows_name, [-1, 1, self.width], "pos_embeder.rows.column")
+            columns_name = g.linear(
+                self.encoding(3, "pos_embeder.columns"), by_column, None, "pos_embeder.columns"
+            )
+            grid = g.add(rows_name, columns_name, "pos_embeder.grid")  # (h, w, d)
+        grid = g.cast(grid, "pos_embeder")
         return g.add(x, g.reshape(grid, [1, -1, self.width], "pos_embeder"), "pos_embeder")
 
     def to_tokens(self, x: str, name: str) -> str:
@@ -115,12 +126,12 @@ class XCiTGraph:
         return self.g.reshape(x, [0, self.width, *self.grid], f"{name}.grid")
 
     def encoding(self, axis: int, name: str) -> str:
-        """`_sines` of a dynamic count, in the graph: (count, 32)."""
+        """`_sines` of a dynamic count, in the graph: float32 (count, 32)."""
         g = self.g
         start = g.integers([axis], f"{name}.axis")
         stop = g.integers([axis + 1], f"{name}.stop")
         count = g.op("Slice", [self.shape, start, stop], f"{name}.count")
-        count = g.op("Cast", [count], f"{name}.float", to=1)
+        count = g.cast(count, name)
         squeezed = g.op("Squeeze", [count], f"{name}.scalar")
         one = g.constant(1.0, f"{name}.one")
         end = g.add(squeezed, one, f"{name}.end")
@@ -141,8 +152,7 @@ class XCiTGraph:
         g = self.g
         x = g.add(x, self.xca(x, name), f"{name}.attn.residual")
         x = g.add(x, self.local_interaction(x, f"{name}.local_mp"), f"{name}.local_mp.residual")
-        axis = g.integers([-1], f"{name}.local_mp.axis")
-        mean = g.op("ReduceMean", [x, axis], f"{name}.local_mp.mean", keepdims=1)
+        mean = g.reduce("ReduceMean", x, [-1], f"{name}.local_mp.mean", keep=True)
         x = g.op("Sub", [x, mean], f"{name}.local_mp.centred")
         return g.add(x, self.mlp(x, name), f"{name}.mlp.residual")
 
@@ -198,9 +208,8 @@ class XCiTGraph:
             return g.constant(np.full((1, 1, 1), self.tokens), f"{name}.count")
         ends = [g.integers([v], f"{name}.grid_{v}") for v in (2, 4)]
         grid = g.op("Slice", [self.shape, *ends], f"{name}.grid_shape")
-        count = g.op("ReduceProd", [grid], f"{name}.tokens_count", keepdims=1)
-        count = g.op("Cast", [count], f"{name}.tokens_float", to=1)
-        return g.reshape(count, [1, 1, 1], f"{name}.corner")
+        count = g.reduce("ReduceProd", grid, [0], f"{name}.tokens_count", keep=True)
+        return g.reshape(g.cast(count, f"{name}.tokens"), [1, 1, 1], f"{name}.corner")
 
     def class_attention(self, patches: str) -> list[str]:
         """Class attention, final norm and classifier; per layer the attention (B, 1, m, 1 + N).
@@ -238,8 +247,11 @@ class XCiTGraph:
             cls = g.add(cls, g.linear(step, *out, f"{name}.mlp.fc2"), f"{name}.mlp.residual")
         last = weights["norm.weight"], weights["norm.bias"]
         cls = g.layer_norm(g.reshape(cls, [0, self.width], "cls"), "norm", *last)
-        head = g.linear(cls, weights["head.weight"].T, weights["head.bias"], "head")
-        g.op("Identity", [head], "logits.out")
+        if self.a.num_classes:
+            head = g.linear(cls, weights["head.weight"].T, weights["head.bias"], "head")
+            g.op("Identity", [head], "logits.out")
+        else:
+            g.op("Identity", [cls], "embedding.out")
         return maps
 
     def class_attention_layer(self, cls: str, patches: str, name: str) -> tuple[str, str]:

@@ -89,6 +89,11 @@ class Family(ABC):
     def stride(self) -> int:
         """Pixels from one cell of the last grid to the next."""
 
+    @property
+    @abstractmethod
+    def num_features(self) -> int:
+        """Numbers a picture that the classifier sees, and a model without one gives."""
+
     @abstractmethod
     def structure(self) -> tuple[object, ...]:
         """What models of the same variant share: all but channels, classes, training's fields."""

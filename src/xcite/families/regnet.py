@@ -77,6 +77,10 @@ class RegNetArchitecture(Family):
     def stride(self) -> int:
         return 2 ** (1 + len(self.stages()))
 
+    @property
+    def num_features(self) -> int:
+        return self.stages()[-1][0]
+
     def structure(self) -> tuple[object, ...]:
         return (*self.stages(), self.stem_width, self.se_ratio)
 

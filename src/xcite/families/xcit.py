@@ -132,6 +132,10 @@ class XCiTArchitecture(Family):
     def stride(self) -> int:
         return self.patch_size
 
+    @property
+    def num_features(self) -> int:
+        return self.embed_dim
+
     def structure(self) -> tuple[object, ...]:
         return (
             *(self.strides(), self.embed_dim, self.depth, self.num_heads, self.cls_attn_layers),

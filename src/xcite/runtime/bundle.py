@@ -8,13 +8,10 @@ accidents and mix-ups, not an attacker who recomputes it: for that, compare `Bun
 value kept elsewhere.
 """
 
-import contextlib
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,16 +23,20 @@ from xcite.families import Architecture
 from xcite.preprocessing import Preprocessing
 from xcite.runtime.external_data import external_files
 from xcite.weights.metadata import Metadata
+from xcite.whole_files import whole_folder
 
 DESCRIPTION = "bundle.json"
 DESCRIPTION_LIMIT = 16 * 2**20  # bytes; 22,000 long class names stay far below
 FORMAT_VERSION = 1
-PROGRAMS = {"onnx": "model.onnx", "openvino": "model.xml", "paddle": "model.json"}
+# Paddle's is called as PaddleClas' predictor asks for it.
+PROGRAMS = {"onnx": "model.onnx", "openvino": "model.xml", "paddle": "inference.json"}
+_EARLIER = {"paddle": "model.json"}  # what older versions called it
+PADDLECLAS = "inference.yml"  # beside it, for PaddleClas: not under the seal, people edit it
 _BESIDE = {".xml": ".bin", ".json": ".pdiparams"}  # a program's suffix: of its weights
 
 Format = Literal["onnx", "openvino", "paddle"]
 Side = Annotated[int, Field(ge=1, le=8192)]
-Precision = Literal["f32", "bf16", "int8"]
+Precision = Literal["f32", "f16", "bf16", "int8"]
 
 
 class BundleInfo(BaseModel):
@@ -44,8 +45,9 @@ class BundleInfo(BaseModel):
     Attributes:
         size: height and width in pixels the graph was made for; None when both are dynamic.
         class_names: one name per logit; empty when the weights named none.
-        outputs: "logits" (B, K), and where the format allows "class_attention"
-            (B, layers, heads, 1 + N): CLS over CLS and the N patches of the row-major grid.
+        outputs: "logits" (B, K), or "embedding" (B, d) of a model without classifier; where the
+            format allows "class_attention" (B, layers, heads, 1 + N): CLS over CLS and the N
+            patches of the row-major grid; in Paddle's format "probabilities" (B, K) too.
         agreement: how far the graph is from the reference, see `xcite.export.agreement`.
         accuracy: top-1 in percent before and after export, where validation data were given.
         files: graph files and their SHA-256.
@@ -86,6 +88,11 @@ class BundleInfo(BaseModel):
             raise XciteError(f"the bundle's architecture cannot be read: it is no {kind!a}")
         return built
 
+    @property
+    def answer(self) -> str:
+        """The output that counts: "logits", or "embedding" of a model without classifier."""
+        return "embedding" if "embedding" in self.outputs else "logits"
+
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches of an input of that many pixels."""
         return self.built().grid(height, width)
@@ -123,8 +130,7 @@ def bundle_folder(path: str | os.PathLike[str]) -> Path | None:
         return place
     if not place.is_file():
         return None
-    program = Path(PROGRAMS["onnx"]).stem
-    if is_bundle(place.parent) and (place.stem == program or place.name == DESCRIPTION):
+    if is_bundle(place.parent) and place.name in _own(place.parent) | _PROGRAM_FILES:
         return place.parent
     if place.suffix in (".onnx", ".xml"):
         raise XciteError(
@@ -134,73 +140,49 @@ def bundle_folder(path: str | os.PathLike[str]) -> Path | None:
     return None
 
 
+def require_classes(info: BundleInfo, bundle: Path) -> None:
+    """Refuse a bundle of embeddings where classes are asked for.
+
+    Raises:
+        XciteError: the bundle, and what it is for.
+    """
+    if info.answer == "embedding":
+        raise XciteError(
+            f"bundle {bundle} gives embeddings of {info.built().num_features} numbers, no classes; "
+            "in Python, Predictor.embed gives them"
+        )
+
+
 def checksum(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-@contextlib.contextmanager
-def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield an empty folder that becomes ``path`` on success and vanishes on failure.
+def whole_bundle(path: str | os.PathLike[str]) -> AbstractContextManager[Path]:
+    """Yield an empty folder that becomes the bundle ``path``, see `whole_folder`."""
 
-    An earlier bundle at ``path`` is replaced, files beside it that are not its own are kept;
-    any other folder there is refused.
+    def own(folder: Path) -> set[str] | None:
+        return _own(folder) if is_bundle(folder) else None
 
-    Raises:
-        XciteError: ``path`` is not ours to replace, or cannot be written.
-    """
-    target = Path(path)
-    ours = is_bundle(target) or (target.is_dir() and not any(target.iterdir()))
-    if target.exists() and not ours:
-        raise XciteError(f"{target} exists and is not a bundle; choose another place")
+    return whole_folder(path, own, "a bundle")
+
+
+def _own(folder: Path) -> set[str]:
+    """Names of a bundle's own files, as far as it can be told."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-    except OSError as error:
-        raise XciteError(f"cannot write {target}: {error.strerror or error}") from error
-    try:
-        yield aside
-        mask = os.umask(0)
-        os.umask(mask)
-        aside.chmod(0o777 & ~mask)
-        if target.exists():
-            _replace_folder(target, aside)
-        else:
-            aside.rename(target)
-    except OSError as error:
-        raise XciteError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _replace_folder(target: Path, by: Path) -> None:
-    """Put a bundle in another one's place, which stays as it was if that fails."""
-    old = by.with_suffix(".old")
-    target.rename(old)
-    try:
-        by.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    for path in _strangers(old):
-        if not (target / path.name).exists():
-            path.rename(target / path.name)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _strangers(folder: Path) -> list[Path]:
-    """What lies in a bundle's folder and is not its own; all of it if that cannot be told."""
-    try:
-        own = {DESCRIPTION, *json.loads((folder / DESCRIPTION).read_text("utf-8"))["files"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        own = {DESCRIPTION}
-    return [path for path in folder.iterdir() if path.name not in own]
+        path = folder / DESCRIPTION
+        if path.stat().st_size > DESCRIPTION_LIMIT:
+            return {DESCRIPTION}
+        return {DESCRIPTION, PADDLECLAS, *json.loads(path.read_text("utf-8"))["files"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {DESCRIPTION}
 
 
 def seal_folder(folder: Path, info: BundleInfo) -> BundleInfo:
     """Write ``bundle.json`` for the files that are in ``folder``; returns what was written."""
-    files = {path.name: checksum(path) for path in folder.iterdir() if path.name != DESCRIPTION}
+    own = (path for path in folder.iterdir() if path.name not in (DESCRIPTION, PADDLECLAS))
+    files = {path.name: checksum(path) for path in own}
     sealed = info.sealed(files)
     text = json.dumps(sealed.model_dump(mode="json"), indent=2, ensure_ascii=False)
     with (folder / DESCRIPTION).open("w", encoding="utf-8") as stream:
@@ -268,13 +250,21 @@ def program_files(program: Path) -> set[str]:
     return {program.name} | ({program.with_suffix(beside).name} if beside else set())
 
 
+_PROGRAM_FILES = {
+    file for name in (*PROGRAMS.values(), *_EARLIER.values()) for file in program_files(Path(name))
+}
+
+
 def sealed_program(folder: Path, info: BundleInfo) -> Path:
     """The program of a bundle whose description is ``info``.
 
     Raises:
         XciteError: it, or its weights, are not under the seal.
     """
-    program = folder / PROGRAMS[info.format]
+    name = PROGRAMS[info.format]
+    if name not in info.files and (earlier := _EARLIER.get(info.format)) in info.files:
+        name = str(earlier)
+    program = folder / name
     missing = sorted(program_files(program) - set(info.files))
     if missing:
         raise XciteError(f"{folder / DESCRIPTION} does not list {', '.join(missing)}; export again")

@@ -9,6 +9,7 @@ import numpy as np
 
 from xcite.data.relabelled import Relabelled
 from xcite.data.sources import ListFile, Source, Subset, open_source
+from xcite.data.sources.class_names import read_class_names
 from xcite.errors import XciteError
 from xcite.weights.imagenet import first_word, imagenet_classes, imagenet_wnids, in_imagenet_order
 
@@ -239,6 +240,22 @@ def _names_of_unnamed(wanted: Sequence[str], columns: np.ndarray, count: int) ->
     names = [str(number) for number in range(count)]
     for name, column in zip(wanted, columns.tolist(), strict=True):
         names[column] = name
+    return names
+
+
+def given_classes(spec: str, count: int) -> list[str]:
+    """Names that a person gives to a model's classes.
+
+    Args:
+        spec: "imagenet", or a file as `read_class_names` takes it.
+        count: of the model's classes.
+
+    Raises:
+        XciteError: unreadable file, or another number of names.
+    """
+    names = imagenet_classes() if spec == "imagenet" else read_class_names(spec)
+    if len(names) != count:
+        raise XciteError(f"{spec} names {len(names)} classes, the weights have {count}")
     return names
 
 

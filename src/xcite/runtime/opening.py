@@ -9,7 +9,7 @@ from xcite.data.transforms import normalise
 from xcite.engines import create_engine, installed
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing, in_pixels
-from xcite.runtime.bundle import bundle_folder
+from xcite.runtime.bundle import bundle_folder, require_classes
 from xcite.runtime.classifier import Classifier, EngineClassifier
 from xcite.runtime.predictor import Predictor, input_pixels
 from xcite.variants import Architecture
@@ -58,6 +58,7 @@ def open_model(source: str | Path, engine: str | None = None) -> OpenedModel:
     if engine:
         raise XciteError(f"{bundle} is a bundle and runs without an engine; leave --engine out")
     predictor = Predictor(bundle, mode="throughput")
+    require_classes(predictor.info, predictor.bundle)
     return OpenedModel(
         predictor,
         predictor.info.built(),
@@ -65,24 +66,31 @@ def open_model(source: str | Path, engine: str | None = None) -> OpenedModel:
         predictor.class_names or None,
         predictor.info.size,
         f"{predictor.runtime}, {predictor.precision}",
+        list(predictor.notes),
     )
 
 
-def on_engine(file: WeightFile, engine: str | None = None, *, called: str) -> OpenedModel:
+def on_engine(
+    file: WeightFile, engine: str | None = None, *, called: str, classifier: bool = True
+) -> OpenedModel:
     """The model of a weights file on an engine; None takes paddle, or what is installed.
 
     Args:
         called: what messages call the file.
+        classifier: refuse a file without one; else its "logits" are embeddings.
 
     Raises:
-        XciteError: no engine is installed, no classifier, or input channels of unknown meaning.
+        XciteError: no engine is installed, or no classifier.
     """
     if engine is None:
         if not installed():
             raise XciteError("no engine is installed: pip install 'xcite[paddle]'")
         engine = installed()[0]
-    if not file.architecture.num_classes:
-        raise XciteError(f"{called} has no classifier: it gives features, not classes")
+    if classifier and not file.architecture.num_classes:
+        raise XciteError(
+            f"{called} has no classifier: it gives features, not classes; `xcite export` makes a "
+            "bundle of embeddings of it"
+        )
     preprocessing, notes = preprocessing_of(file, called)
     made = create_engine(engine, file.architecture)
     made.load_weights(file.tensors)
@@ -98,19 +106,14 @@ def on_engine(file: WeightFile, engine: str | None = None, *, called: str) -> Op
 
 
 def preprocessing_of(file: WeightFile, called: str) -> tuple[Preprocessing, list[str]]:
-    """How the file's pictures are prepared, and a note where that had to be assumed.
-
-    Raises:
-        XciteError: the file does not say, and has neither one nor three input channels.
-    """
+    """How the file's pictures are prepared, and a note where that had to be assumed."""
     if file.metadata.preprocessing is not None:
         return file.metadata.preprocessing, []
     channels = file.architecture.in_chans
-    if channels not in (1, 3):
-        raise XciteError(f"{called} takes {channels} channels and does not say what they are")
-    assumed = Preprocessing() if channels == 3 else Preprocessing(mean=(0.5,), std=(0.5,))
+    assumed = Preprocessing.assumed(channels)
+    values = "the usual mean and deviation" if channels == 3 else "a mean and deviation of 0.5"
     note = (
         f"{called} does not say how its pictures were prepared; "
-        f"{in_pixels(assumed.size)} px and the usual mean and deviation are assumed"
+        f"{in_pixels(assumed.size)} px and {values} are assumed"
     )
     return assumed, [note]

@@ -1,7 +1,7 @@
 """Run a bundle: pictures in, names with probabilities out. Needs no training framework."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,13 @@ import numpy as np
 from xcite.errors import XciteError
 from xcite.machine import usable_cores
 from xcite.preprocessing import Preprocessing, sides
-from xcite.runtime.bundle import BundleInfo, bundle_folder, read_info, sealed_program
+from xcite.runtime.bundle import (
+    BundleInfo,
+    bundle_folder,
+    read_info,
+    require_classes,
+    sealed_program,
+)
 from xcite.runtime.programs import open_program
 from xcite.runtime.ranking import class_name, probabilities, ranked
 
@@ -30,7 +36,8 @@ class Predictor:
         preprocessing: how pictures become inputs.
         class_names: one per logit.
         runtime: "openvino", "onnxruntime" or "paddle".
-        precision: "f32", "bf16" or "int8", as it runs.
+        precision: "f32", "bf16" or "int8", as it runs on this processor.
+        notes: what a person should know of how it runs, one line each.
         threads: compute threads in all.
         streams: batches that run at the same time, each on threads / streams.
         mode: "latency" or "throughput".
@@ -88,8 +95,10 @@ class Predictor:
             precision=precision or self.info.precision,
             usual=self.info.size or sides(self.preprocessing.size),
             called=f"{self.info.format} bundle {self.bundle}",
+            outputs=self.info.outputs,
         )
-        self._classes = _checked(self.bundle, self.info, self._program.outputs)
+        self.notes = list(self._program.notes)
+        self._width = _checked(self.bundle, self.info, self._program.outputs)
         self.runtime = self._program.name
         self.precision = self._program.precision
         self.streams = self._program.streams
@@ -111,16 +120,35 @@ class Predictor:
         """
         if top < 1:
             raise XciteError(f"top is {top}; it must be at least 1")
+        require_classes(self.info, self.bundle)
+        shares = (probabilities(logits) for logits in self._answers(pictures))  # (B, K) each
+        return [ranked(row, self.class_names, top) for some in shares for row in some]
+
+    def embed(self, pictures: "Picture | Sequence[Picture]") -> np.ndarray:
+        """Embeddings float32 (n, d) of n pictures, from a bundle of weights without classifier.
+
+        Args:
+            pictures: as of `predict`.
+
+        Raises:
+            XciteError: a bundle that gives classes, or a picture that cannot be read.
+        """
+        if self.info.answer != "embedding":
+            raise XciteError(
+                f"bundle {self.bundle} gives classes; for embeddings export weights without a "
+                "classifier"
+            )
+        return np.concatenate([np.empty((0, self._width), np.float32), *self._answers(pictures)])
+
+    def _answers(self, pictures: "Picture | Sequence[Picture]") -> Iterator[np.ndarray]:
+        """Logits or embeddings (B, width) of `CHUNK` pictures after another."""
         if isinstance(pictures, Sequence) and not isinstance(pictures, str | bytes):
             many = list(pictures)
         else:
             many = [pictures]
-        result: list[list[tuple[str, float]]] = []
         for start in range(0, len(many), CHUNK):
             pixels = np.stack([self.pixels(picture) for picture in many[start : start + CHUNK]])
-            shares = probabilities(self.logits(self.images(pixels)))  # (B, K)
-            result += [ranked(row, self.class_names, top) for row in shares]
-        return result
+            yield self.run(self.images(pixels))[self.info.answer]
 
     def name(self, index: int) -> str:
         """The name of class ``index``."""
@@ -146,7 +174,12 @@ class Predictor:
         return normalise(pixels, self.preprocessing)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Logits float32 (B, K) of normalised float32 images (B, C, H, W)."""
+        """Logits float32 (B, K) of normalised float32 images (B, C, H, W).
+
+        Raises:
+            XciteError: a bundle of embeddings, or images that the graph does not take.
+        """
+        require_classes(self.info, self.bundle)
         return self.run(images)["logits"]
 
     def attention(self, images: np.ndarray) -> np.ndarray:
@@ -181,19 +214,21 @@ class Predictor:
         if not len(images):
             raise XciteError("the batch is empty")
         outputs = self._program.run(images)
-        expected = (len(images), self._classes)
-        if outputs["logits"].shape != expected:
+        answer = self.info.answer
+        expected = (len(images), self._width)
+        if outputs[answer].shape != expected:
             raise XciteError(
-                f"bundle {self.bundle} gives logits {outputs['logits'].shape} where its "
+                f"bundle {self.bundle} gives {answer} {outputs[answer].shape} where its "
                 f"description says {expected}; export again"
             )
         return outputs
 
 
 def _checked(bundle: Path, info: BundleInfo, outputs: Sequence[str]) -> int:
-    """The number of classes, after comparing a bundle's description with its program."""
+    """The width of the answers, after comparing a bundle's description with its program."""
     architecture = info.built()
-    wrong = sorted({"logits", *info.outputs} - set(outputs))
+    answer = "logits" if architecture.num_classes else "embedding"
+    wrong = sorted({answer, *info.outputs} - set(outputs))
     if wrong:
         raise XciteError(
             f"bundle {bundle} has no output {', '.join(wrong)}, only {', '.join(outputs)}; "
@@ -205,7 +240,7 @@ def _checked(bundle: Path, info: BundleInfo, outputs: Sequence[str]) -> int:
             f"bundle {bundle} takes {architecture.in_chans} channels and prepares {channels}; "
             "export again"
         )
-    return architecture.num_classes
+    return architecture.num_classes or architecture.num_features
 
 
 def input_pixels(

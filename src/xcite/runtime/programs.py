@@ -8,6 +8,7 @@ or stand alone, as a teacher's may.
 import sys
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,9 +17,12 @@ import numpy as np
 
 from xcite.engines.vector_instructions import use_vector_instructions
 from xcite.errors import XciteError
+from xcite.processor import this_processor
+from xcite.runtime.precision import as_run
 
 BATCHES = (16, 4, 1)  # compiled batch sizes: large enough not to waste, few enough to hold
-OUTPUTS = ("logits", "class_attention")  # our names among the several of an OpenVINO output
+# our names among the several of an OpenVINO output
+OUTPUTS = ("logits", "embedding", "class_attention")
 
 
 class Program(ABC):
@@ -26,7 +30,8 @@ class Program(ABC):
 
     Attributes:
         called: what messages call it.
-        precision: "f32", "bf16" or "int8", as it runs.
+        precision: "f32", "f16", "bf16" or "int8", as it runs.
+        notes: what a person should know of how it runs, one line each.
         name: the runtime's: "openvino", "onnxruntime" or "paddle".
         title: the runtime's name in messages.
         suffixes: of the files that the runtime reads.
@@ -44,7 +49,7 @@ class Program(ABC):
 
     def __init__(self, given: "_Arguments") -> None:
         self.called = given.called
-        self.precision = given.precision
+        self._hint, self.precision, self.notes = as_run(given.precision, this_processor())
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """All outputs by name, of normalised float32 images (B, C, H, W).
@@ -76,6 +81,7 @@ def open_program(
     precision: str = "f32",
     usual: tuple[int, int] | None = None,
     called: str | None = None,
+    outputs: Sequence[str] = ("logits",),
 ) -> Program:
     """Load a program on the fastest installed runtime that reads its format.
 
@@ -84,9 +90,10 @@ def open_program(
         runtime: take this one.
         threads: compute threads; None leaves the number to the runtime.
         streams: parts of a batch that run at the same time; OpenVINO only.
-        precision: "f32", "bf16" or "int8".
+        precision: "f32", "f16", "bf16" or "int8", of the file; how it runs is up to the processor.
         usual: height and width of most images; OpenVINO compiles for them in particular.
         called: what messages call the program; its path if None.
+        outputs: their names in order, for a Paddle program, which has none of its own.
 
     Raises:
         XciteError: unreadable program, or a missing or unfit runtime.
@@ -103,7 +110,7 @@ def open_program(
     names = [runtime] if runtime else able
     for kind in (_KINDS[name] for name in names):
         try:
-            return kind(_Arguments(path, called, precision, threads, streams, usual))
+            return kind(_Arguments(path, called, precision, threads, streams, usual, outputs))
         except ImportError:
             continue
         except XciteError:
@@ -124,6 +131,7 @@ class _Arguments:
     threads: int | None
     streams: int
     usual: tuple[int, int] | None
+    outputs: Sequence[str]
 
 
 class _OpenVINO(Program):
@@ -197,7 +205,7 @@ class _OpenVINO(Program):
                 if shape:
                     model.reshape(list(shape))
                 self._compiled[shape] = compile_openvino(
-                    self._core, model, self.precision, self._threads, self.streams
+                    self._core, model, self._hint, self._threads, self.streams
                 )
             return self._compiled[shape].create_infer_request()
 
@@ -220,15 +228,14 @@ def import_openvino() -> Any:
     return openvino
 
 
-def compile_openvino(
-    core: Any, model: Any, precision: str, threads: int | None, streams: int
-) -> Any:
+def compile_openvino(core: Any, model: Any, floats: str, threads: int | None, streams: int) -> Any:
     """Compile for the CPU; float32 is asked for by name, since OpenVINO may choose bfloat16.
 
-    An int8 model's unquantised rest runs in bfloat16.
+    Args:
+        floats: what is not quantised runs in: "f32" or "bf16".
     """
     options = {
-        "INFERENCE_PRECISION_HINT": "f32" if precision == "f32" else "bf16",
+        "INFERENCE_PRECISION_HINT": floats,
         "NUM_STREAMS": streams,
         "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
     }
@@ -278,16 +285,17 @@ class _Paddle(Program):
         config.disable_glog_info()
         self._predictor = inference.create_predictor(config)
         self._input = self._predictor.get_input_handle(self._predictor.get_input_names()[0])
-        self._output = self._predictor.get_output_handle(self._predictor.get_output_names()[0])
+        handles = map(self._predictor.get_output_handle, self._predictor.get_output_names())
+        self._results = dict(zip(given.outputs, handles, strict=True))
+        self.outputs = list(given.outputs)
         self._lock = threading.Lock()
-        self.outputs = ["logits"]
 
     def _run(self, images: np.ndarray) -> dict[str, np.ndarray]:
         with self._lock:
             self._input.reshape(list(images.shape))
             self._input.copy_from_cpu(images)
             self._predictor.run()
-            return {"logits": self._output.copy_to_cpu()}
+            return {name: result.copy_to_cpu() for name, result in self._results.items()}
 
 
 _KINDS: dict[str, type[Any]] = {kind.name: kind for kind in (_OpenVINO, _OnnxRuntime, _Paddle)}

@@ -7,8 +7,10 @@ from collections.abc import Collection
 from pathlib import Path
 
 from xcite.errors import XciteError
-from xcite.language import tr
-from xcite.runtime.bundle import read_info
+from xcite.language import noted, tr
+from xcite.processor import this_processor
+from xcite.runtime.bundle import bundle_folder, read_info, require_classes
+from xcite.runtime.precision import as_run
 from xcite.runtime.predictor import Predictor
 from xcite.server.access import Access
 from xcite.server.guard import Application
@@ -74,17 +76,20 @@ def serve(
         serving = Serving(settings)
         with contextlib.closing(listen(host, port)) as listener:
             serving.warm_up()
-            _announce(settings, host, listener)
+            _announce(settings, host, listener, serving.routes.predictor.notes)
             serving.run(listener)
         return
-    read_info(Path(settings.bundle))  # said before anything is started
+    folder = bundle_folder(settings.bundle) or Path(settings.bundle)
+    info = read_info(folder)  # what is wrong with it is said before anything is started
+    require_classes(info, folder)
     try:
         from xcite.server.workers import Workers
     except ModuleNotFoundError as error:
         raise XciteError("serving needs uvicorn: pip install 'xcite[serve]'") from error
 
     def announce(memory: list[int]) -> None:
-        _announce(settings, host, listener)
+        _, _, notes = as_run(info.precision, this_processor())
+        _announce(settings, host, listener, notes)
         each, together = max(memory) / 2**20, sum(memory) / 2**20
         print(
             tr(
@@ -100,10 +105,14 @@ def serve(
         Workers(settings, listener, workers).run(announce)
 
 
-def _announce(settings: Settings, host: str, listener: socket.socket) -> None:
+def _announce(
+    settings: Settings, host: str, listener: socket.socket, notes: Collection[str]
+) -> None:
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{listener.getsockname()[1]}{settings.access.root_path}"
     print(tr("serving {bundle} at {url}", bundle=settings.bundle, url=url), flush=True)
+    for note in notes:
+        print(noted(note), flush=True)
     if settings.access.token is None and host not in ("127.0.0.1", "::1", "localhost"):
         print(
             tr(

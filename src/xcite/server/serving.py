@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from xcite.control_characters import visible
 from xcite.errors import XciteError
 from xcite.machine import allow_open_files, set_timer
+from xcite.runtime.bundle import require_classes
 from xcite.runtime.predictor import Predictor
 from xcite.server.access import Access
 from xcite.server.guard import Application, Guard, Handled
@@ -74,8 +75,9 @@ def open_routes(
     """The addresses of a server.
 
     Raises:
-        XciteError: the extra 'serve' is not installed.
+        XciteError: the extra 'serve' is not installed, or a bundle of embeddings.
     """
+    require_classes(predictor.info, predictor.bundle)
     try:
         from xcite.server import metrics
         from xcite.server.routes import Routes

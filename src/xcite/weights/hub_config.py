@@ -29,6 +29,7 @@ class HubConfig:
         class_names: one a class, in the order of the logits; None if there are only numbers.
         preprocessing: fields of `Preprocessing` that are told.
         imagenet: the source says that the classes are ImageNet-1k's.
+        fields: of the architecture, which no tensor shows and timm's arguments tell.
         notes: what could not be taken over.
     """
 
@@ -37,6 +38,7 @@ class HubConfig:
     class_names: list[str] | None = None
     preprocessing: dict[str, Any] = field(default_factory=dict)
     imagenet: bool = False
+    fields: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def full_name(self) -> str | None:
@@ -63,6 +65,7 @@ def config_beside(weights: Path) -> HubConfig | None:
     found.tag = tag[:200] if isinstance(tag, str) else None
     found.imagenet = "in1k" in re.split(r"[._-]", found.full_name() or "")
     found.class_names = _class_names(told, cfg)
+    found.fields = _unseen_fields(told.get("model_args"))
     _take_timm(cfg, found)
     processor = weights.with_name("preprocessor_config.json")
     if processor.is_file():
@@ -90,17 +93,25 @@ def _class_names(told: Mapping[str, Any], cfg: Mapping[str, Any]) -> list[str] |
     by_number = told.get("id2label")
     if names is None and isinstance(by_number, dict):
         names = [by_number.get(str(i)) for i in range(len(by_number))]
+        if all(re.fullmatch(r"LABEL_\d+", str(name)) for name in names):
+            return None  # transformers' way of saying that there are no names
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
         return None
-    if all(re.fullmatch(r"LABEL_\d+", name) for name in names):
-        return None  # transformers' way of saying that there are no names
     return [name[:1000] for name in names]
+
+
+def _unseen_fields(arguments: Any) -> dict[str, Any]:
+    """Of timm's arguments those that no tensor shows."""
+    types: dict[str, tuple[type, ...]] = {"tokens_norm": (bool,), "eta": (float, int)}
+    if not isinstance(arguments, dict):
+        return {}
+    return {name: arguments[name] for name in types if type(arguments.get(name)) in types[name]}
 
 
 def _take_timm(cfg: Mapping[str, Any], found: HubConfig) -> None:
     size = cfg.get("input_size")
-    if isinstance(size, list) and len(size) == 3:
-        _take_size(size[1:], found)
+    if isinstance(size, list) and len(size) == 3 and all(type(n) is int for n in size):
+        found.preprocessing["size"] = tuple(size[1:])  # an oblong is covered, as ours
     for ours, theirs in (("mean", "mean"), ("std", "std"), ("crop_ratio", "crop_pct")):
         if cfg.get(theirs) is not None:
             value = cfg[theirs]

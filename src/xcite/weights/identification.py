@@ -3,7 +3,7 @@
 Names, shapes and metadata decide first, then a configuration beside the file and its name.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,8 @@ def _take_from_outside(
 ) -> None:
     """Variant, class names and preprocessing as names, shapes and a configuration tell them."""
     stem = path.name.rsplit(".", 1)[0]
+    if config.fields and isinstance(model.architecture, XCiTArchitecture):
+        model.architecture = replace(model.architecture, **config.fields)
     robust = robust_model(stem)
     classes = model.architecture.num_classes
     cifar = inside is not None and is_cifar(inside.mean, classes)
@@ -147,7 +149,8 @@ def _take_from_outside(
     variant = variant_of(model.architecture, config.full_name() or stem)
     if robust is not None and robust.architecture != variant:
         robust = None  # the name of a robust model on another one
-    imagenet = _is_published(variant, path.name) or config.imagenet
+    # A configuration names the model by its form alone; its tag tells what it was trained on.
+    imagenet = config.imagenet if config.architecture else _is_published(variant, path.name)
     imagenet = imagenet or (robust is not None and robust.imagenet)
     names = imagenet_classes() if imagenet and classes == 1000 else None
     if config.class_names is not None and len(config.class_names) != classes:
@@ -167,7 +170,10 @@ def _take_from_outside(
         class_names=names,
         preprocessing=_prepared(model, told, changes, inside),
     )
-    model.assumed = model.architecture.unreadable if variant is None else ()
+    unknown = model.architecture.unreadable if variant is None else ()
+    # timm, whose arguments these are, has no other strides than the usual ones.
+    known = {*config.fields, "stem_strides"} if config.fields else set()
+    model.assumed = tuple(name for name in unknown if name not in known)
 
 
 def _prepared(

@@ -15,6 +15,7 @@ from xcite.engines.paddle import canonical_state, losses, optimizer, processes
 from xcite.engines.paddle.batch_norm import untouched_statistics
 from xcite.engines.paddle.build import build
 from xcite.engines.paddle.fast import use
+from xcite.engines.paddle.layers.probabilities import WithProbabilities
 from xcite.engines.steps import TrainingEngine
 from xcite.errors import XciteError
 from xcite.whole_files import whole_file
@@ -32,16 +33,20 @@ class Engine(TrainingEngine):
     _optimizers = optimizer
     _processes = processes
 
-    def save_program(self, path: Path, *, size: tuple[int, int] | None = None) -> None:
+    def save_program(self, path: Path, *, size: tuple[int, int] | None = None) -> list[str]:
         """Write ``path.json`` and ``path.pdiparams`` (paddle.jit.save), batch always dynamic."""
         height, width = size or (None, None)
         shape = [None, self.architecture.in_chans, height, width]
         images = paddle.static.InputSpec(shape, "float32", "images")
         with tempfile.TemporaryDirectory() as folder:
-            paddle.jit.save(self._evaluated(), f"{folder}/program", input_spec=[images])
+            model, outputs = self._evaluated(), ["embedding"]
+            if self.architecture.num_classes:
+                model, outputs = WithProbabilities(model).eval(), ["probabilities", "logits"]
+            paddle.jit.save(model, f"{folder}/program", input_spec=[images])
             for suffix in ("json", "pdiparams"):
                 with whole_file(path.with_name(f"{path.name}.{suffix}")) as aside:
                     shutil.copyfile(f"{folder}/program.{suffix}", aside)
+        return outputs
 
     @classmethod
     def fastest_precision(cls, device: str) -> str:

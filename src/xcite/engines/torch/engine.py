@@ -34,7 +34,7 @@ class Engine(TrainingEngine):
     _optimizers = optimizer
     _processes = processes
 
-    def save_program(self, path: Path, *, size: tuple[int, int] | None = None) -> None:
+    def save_program(self, path: Path, *, size: tuple[int, int] | None = None) -> list[str]:
         """Write ``path.pt2`` (torch.export), batch always dynamic."""
         height, width = size or (64, 64)
         example = self._tensor(np.zeros((2, self.architecture.in_chans, height, width), np.float32))
@@ -46,6 +46,7 @@ class Engine(TrainingEngine):
         torch.export.save(program, buffer)
         with whole_file(path.with_name(f"{path.name}.pt2")) as aside:
             aside.write_bytes(buffer.getbuffer())
+        return ["logits" if self.architecture.num_classes else "embedding"]
 
     @classmethod
     def fastest_precision(cls, device: str) -> str:

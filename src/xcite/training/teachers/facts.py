@@ -13,7 +13,7 @@ from xcite import canonical
 from xcite.errors import XciteError
 from xcite.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Size
 from xcite.recipe import Recipe
-from xcite.runtime.bundle import is_bundle, program_files, read_info
+from xcite.runtime.bundle import is_bundle, program_files, read_info, require_classes
 from xcite.variants import Architecture, find
 from xcite.weights import open_weights
 
@@ -118,6 +118,7 @@ def program_facts(path: str, recipe: Recipe) -> Facts:
     try:
         bundle = read_info(program.parent) if is_bundle(program.parent) else None
         if bundle is not None and program_files(program) <= set(bundle.files):
+            require_classes(bundle, program.parent)
             own, names = bundle.preprocessing, bundle.class_names or None
             fixed = bundle.size
         else:
