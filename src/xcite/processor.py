@@ -5,6 +5,7 @@ import os
 import platform
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 # oneDNN's levels in their order; the names of AVX10 are others for the last ones.
 LEVELS = (
@@ -78,11 +79,9 @@ def this_processor() -> Processor:
 def _told() -> dict[str, str]:
     """What Linux tells of the first core, which stands for all."""
     told: dict[str, str] = {}
-    with (
-        contextlib.suppress(OSError),
-        open("/proc/cpuinfo", encoding="utf-8", errors="replace") as f,
-    ):
-        for line in lines:
+    with contextlib.suppress(OSError):
+        text = Path(CPUINFO).read_text(encoding="utf-8", errors="replace")
+        for line in text.splitlines():
             name, _, value = line.partition(":")
             if not line.strip():
                 break
