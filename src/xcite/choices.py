@@ -48,7 +48,7 @@ def default_choices(engine: str, processor: Processor | None = None) -> Choices:
     return Choices(
         products="convolution" if wide else "matrix",
         apart_from=25_000_000,
-        slice_bytes=6272 if engine == "torch" else 3136,
+        slice_bytes=(6272 if wide else 12544) if engine == "torch" else 3136,
         covariance_above=1.75 if engine == "torch" else 0.75,
         turned_gelu=True,
     )
