@@ -5,14 +5,29 @@
 The table is what lies between `<!-- begin NAME -->` and `<!-- end NAME -->`; people write the rest.
 """
 
-import platform
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+from xcite.machine import usable_cores
+from xcite.processor import this_processor
+
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
+# An older processor, imitated by keeping the libraries from newer instructions.
+AVX2 = {
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
+AVX2_POINTS = [
+    "torch:xcit_nano_12_p8:16:float32",
+    "torch:xcit_nano_12_p16:16:float32",
+    "torch:xcit_tiny_12_p8:4:float32",
+    "torch:xcit_small_12_p16:4:float32",
+]
 SUITE = {
     "train_step_torch": ["train_step.py", "--engine", "torch"],
     "train_step_torch_own": [
@@ -28,6 +43,12 @@ SUITE = {
     "weights_loading": ["weights_loading.py"],
     "distilled_step": ["distilled_step.py"],
     "deployment": ["deployment.py"],
+    "tuning": ["tuning.py"],
+    "train_step_torch_avx2": [
+        "train_step.py",
+        *("--engine", "torch", "--precision", "float32"),
+    ],
+    "tuning_avx2": ["tuning.py", "--points", *AVX2_POINTS],
     "server_load": ["server_load.py"],
 }
 
@@ -40,12 +61,14 @@ def main(arguments: list[str]) -> None:
         script, *options = [*SUITE[name], *further]
         command = [sys.executable, str(HERE / script), *options]
         print(f"{name}: {' '.join(command[1:])}", flush=True)
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        caps = AVX2 if name.endswith("_avx2") else {}
+        environment = {**os.environ, **caps}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         if done.returncode:
             sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
-        shown = f"`python benchmarks/{' '.join([script, *options])}` on {machine()}".replace(
-            str(HERE.parent) + "/", ""
-        )
+        variables = [f"{key}={value}" for key, value in caps.items()]
+        typed = " ".join([*variables, f"python benchmarks/{script}", *options])
+        shown = f"`{typed}` on {machine(caps)}".replace(str(HERE.parent) + "/", "")
         output = done.stdout.strip()
         if not output.startswith("|"):  # Markdown would fill it into one paragraph
             output = f"```\n{output}\n```"
@@ -63,16 +86,12 @@ def replace(name: str, text: str) -> None:
     PAGE.write_text(page, encoding="utf-8")
 
 
-def machine() -> str:
-    """Processor and core count, as the system tells."""
-    import os
-
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        model = platform.processor() or platform.machine()
-    return f"{len(os.sched_getaffinity(0))} cores of {model}"
+def machine(caps: dict[str, str]) -> str:
+    """Cores, processor and the instructions that the libraries were left."""
+    processor = this_processor()
+    left = "AVX2 alone" if caps else processor.instruction_set
+    model = f", model {processor.model}" if processor.model else ""
+    return f"{usable_cores()} cores of {processor.name}{model}, {left}"
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ COMMANDS = {
     "serve": ("serve", "Serve a bundle over HTTP with a page."),
     "draw": ("draw", "Draw attention maps or training curves."),
     "report": ("report", "Write one HTML page about a run."),
+    "tune": ("tune", "Find the fastest way of computing on this machine."),
     "benchmark": ("benchmark", "Measure images per second, memory and GMACs."),
 }
 

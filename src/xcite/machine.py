@@ -29,16 +29,6 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def processor_flags() -> frozenset[str] | None:
-    """Linux' names of what the processor's instructions are, such as "avx2"; None if untold."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as told:
-            flags = next((line for line in told if line.startswith("flags")), None)
-    except OSError:
-        return None
-    return None if flags is None else frozenset(flags.partition(":")[2].split())
-
-
 def provide_home() -> None:
     """Give a user without a home a temporary one, as libraries ask for it; it goes at the end."""
     try:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from xcite.choices import Choices
 from xcite.errors import XciteError
 from xcite.families import Settings
 from xcite.preprocessing import Preprocessing, Size
@@ -247,11 +248,20 @@ class RunRecipe(Section):
     device: Literal["auto", "cpu", "gpu"] = Field(
         default="auto", description="auto: a GPU if there is one"
     )
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        default="auto",
+        description="auto: bf16 where the machine has instructions for it, else float32",
+    )
     operators: Literal["fast", "plain"] = Field(
         default="fast", description="plain: slower, computed as the paper writes it"
     )
     attention: Literal["auto", "usual", "covariance"] = "auto"
+    tune: Literal["auto", "off"] = Field(
+        default="auto", description="auto: a long run begins by finding its fastest choices"
+    )
+    choices: Choices | None = Field(
+        default=None, description="among exact alternatives; empty: as fits this machine"
+    )
     activation_checkpointing: bool = False
     compile: bool = Field(default=False, description="torch.compile; PyTorch only")
     evaluate_every: int = Field(default=1, ge=1, description="epochs")
@@ -354,6 +364,12 @@ def shipped() -> list[str]:
     return sorted(
         p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml")
     )
+
+
+def with_values(recipe: Recipe, section: str, **values: Any) -> Recipe:
+    """The recipe with some values of a section, which count as set."""
+    changed = getattr(recipe, section).model_copy(update=values)
+    return recipe.model_copy(update={section: changed})
 
 
 def digest(recipe: Recipe) -> str:

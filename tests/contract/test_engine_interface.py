@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import types
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,8 @@ def parameters(function):
 PROMISED = [
     name
     for name, member in vars(Engine).items()
-    if inspect.isfunction(member) and (not name.startswith("_") or name == "__init__")
+    if isinstance(member, types.FunctionType | classmethod | property)
+    and (not name.startswith("_") or name == "__init__")
 ]
 
 
@@ -35,6 +37,10 @@ def test_engine_has_every_method_as_promised(name, method):
     engine = engine_package(name).Engine
     own = getattr(engine, method)
     assert own is not getattr(Engine, method)
+    if isinstance(own, property):
+        own = own.fget
+        assert parameters(own) == parameters(getattr(Engine, method).fget)
+        return
     assert parameters(own) == parameters(getattr(Engine, method))
     assert inspect.getdoc(own)
 

@@ -99,6 +99,7 @@ def test_a_teacher_cache_opens_and_answers(
     monkeypatch.chdir(WRITTEN)
     settings = [
         f"run.engine={engine}",
+        "run.precision=float32",
         f"distill.loss={loss}",
         "distill.teacher=teacher.safetensors",
         "distill.tau=2.0",

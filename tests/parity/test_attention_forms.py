@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from reference_rule import build, reference_images, reference_weights, tensor
+from xcite.choices import default_choices
 from xcite.engines import installed
 from xcite.engines.attention_form import uses_covariance
 from xcite.errors import XciteError
@@ -107,7 +108,10 @@ def test_the_covariance_of_bfloat16_tokens_has_twice_their_precision():
     # channels of different size and mean, as trained layers have them
     x = draws.standard_normal((2, 300, 64)) * np.logspace(-1, 1, 64) + draws.standard_normal(64)
     tokens = torch.tensor(x).bfloat16()
-    found, exact = gram(tokens), tokens.double().transpose(1, 2) @ tokens.double()
+    found, exact = (
+        gram(tokens, default_choices("torch")),
+        tokens.double().transpose(1, 2) @ tokens.double(),
+    )
     norms = exact.diagonal(dim1=1, dim2=2).sqrt()
     assert found.dtype == torch.float32
     # what is left after rounding to 8 bits is rounded to 8 bits again: 2^-16, and float32's sums
@@ -116,14 +120,15 @@ def test_the_covariance_of_bfloat16_tokens_has_twice_their_precision():
 
 @pytest.mark.parametrize("engine", ["paddle", "torch"])
 def test_choice_by_shape(engine):
-    assert uses_covariance("auto", 784, 128, engine)
-    assert uses_covariance("auto", 196, 192, engine) == (engine == "paddle")
-    assert not uses_covariance("auto", 196, 512, engine)
-    assert not uses_covariance("usual", 784, 128, engine)
-    assert uses_covariance("covariance", 1, 128, engine)
+    above = default_choices(engine).covariance_above
+    assert uses_covariance("auto", 784, 128, above)
+    assert uses_covariance("auto", 196, 192, above) == (engine == "paddle")
+    assert not uses_covariance("auto", 196, 512, above)
+    assert not uses_covariance("usual", 784, 128, above)
+    assert uses_covariance("covariance", 1, 128, above)
     # An unknown number of tokens, as in an exported program of any size.
-    assert uses_covariance("auto", -1, 128, engine)
-    assert uses_covariance("auto", object(), 128, engine)
+    assert uses_covariance("auto", -1, 128, above)
+    assert uses_covariance("auto", object(), 128, above)
 
 
 @pytest.mark.parametrize("engine", installed())

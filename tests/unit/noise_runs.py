@@ -20,7 +20,7 @@ data: {workers: 0}
 preprocessing: {size: 16}
 augment: {randaugment: null, erasing: 0.3}
 optim: {epochs: 2, batch: 6, accumulate: 2, lr: 1e-2, lr_per: null, warmup_epochs: 0.5, ema: 0.9}
-run: {log_every: 1, keep: 1}
+run: {precision: float32, log_every: 1, keep: 1}
 """
 
 

@@ -8,12 +8,14 @@ import sys
 import numpy as np
 import pytest
 
-from xcite import machine
+from xcite import processor
+from xcite.processor import Processor, allowed, this_processor
 from xcite.runtime.precision import as_run
 
 NEW = frozenset({"avx2", "avx512bw", "avx512_vnni", "avx512_bf16"})
 SERVER = NEW - {"avx512_bf16"}  # Cascade Lake
-OLD = frozenset({"avx2", "fma"})
+OLD = frozenset({"avx2"})
+UNTOLD = Processor("unknown", "", "", frozenset(), known=False)
 IMITATED = "this processor only imitates bfloat16: the bundle runs in it, but no faster"
 NO_BF16 = "this processor has no bfloat16 instructions: {} runs in float32"
 NO_VNNI = "this processor has no instructions for int8 (VNNI): it may be no faster so"
@@ -24,7 +26,7 @@ NO_VNNI = "this processor has no instructions for int8 (VNNI): it may be no fast
     [
         ("f32", OLD, "f32", "f32", []),
         ("bf16", NEW, "bf16", "bf16", []),
-        ("bf16", None, "bf16", "bf16", []),
+        ("bf16", UNTOLD, "bf16", "bf16", []),
         ("bf16", SERVER, "bf16", "bf16", [IMITATED]),
         ("bf16", OLD, "f32", "f32", [NO_BF16.format("the bundle")]),
         ("int8", NEW, "bf16", "int8", []),
@@ -34,9 +36,12 @@ NO_VNNI = "this processor has no instructions for int8 (VNNI): it may be no fast
         ("f16", NEW, "f32", "f32", ["its float16 numbers are computed in float32 on a CPU"]),
     ],
 )
-def test_what_a_processor_lacks_is_said(monkeypatch, asked, flags, floats, whole, notes):
-    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
-    assert as_run(asked, flags) == (floats, whole, notes)
+def test_what_a_processor_lacks_is_said(asked, flags, floats, whole, notes):
+    assert as_run(asked, having(flags)) == (floats, whole, notes)
+
+
+def having(flags):
+    return Processor("", "", "", flags) if isinstance(flags, frozenset) else flags
 
 
 @pytest.mark.parametrize(
@@ -53,31 +58,33 @@ def test_what_a_processor_lacks_is_said(monkeypatch, asked, flags, floats, whole
     ],
 )
 def test_what_onednn_may_not_use_is_not_there(monkeypatch, level, like):
-    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
-    expected = [as_run(asked, like) for asked in ("bf16", "int8")]
+    expected = [as_run(asked, having(like)) for asked in ("bf16", "int8")]
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", level)
-    assert [as_run(asked, NEW) for asked in ("bf16", "int8")] == expected
+    held = having(allowed([*NEW]))
+    assert [as_run(asked, held) for asked in ("bf16", "int8")] == expected
 
 
-def test_the_flags_are_linux_own(tmp_path, monkeypatch):
-    flags = machine.processor_flags()
-    if os.path.exists("/proc/cpuinfo"):
-        assert flags is None or len(flags) > 5
-    real = open
-    text = "processor : 0\nmodel name\t: flags of all colours\nflags\t\t: fpu avx2\nflags\t: none\n"
-    (tmp_path / "cpuinfo").write_text(text)
-    monkeypatch.setattr("builtins.open", lambda *a, **k: real(tmp_path / "cpuinfo"))
-    assert machine.processor_flags() == {"fpu", "avx2"}
-    (tmp_path / "cpuinfo").write_text("Features : fp asimd\n")
-    assert machine.processor_flags() is None
+def test_what_linux_tells_of_the_processor(tmp_path, monkeypatch):
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
+
+    def read(text):
+        (tmp_path / "cpuinfo").write_text(text)
+        return processor.this_processor.__wrapped__()
+
+    core = "processor : 0\nvendor_id : GenuineIntel\ncpu family : 6\nmodel : 85\n"
+    found = read(f"{core}model name\t: flags: 7\nflags\t: fpu avx2\nflags : x\n\nflags : sse\n")
+    told = (found.name, found.vendor, found.model, found.instructions, found.known)
+    assert told == ("flags: 7", "GenuineIntel", "6.85", {"avx2"}, True)
+    assert not read("Features : fp asimd\n").known
     (tmp_path / "cpuinfo").unlink()
-    assert machine.processor_flags() is None
+    assert not processor.this_processor.__wrapped__().known
 
 
 def test_a_bundle_in_bfloat16_answers_where_onednn_is_held_back(tmp_path):
     """OpenVINO itself would fail there: it looks at the processor and not at the variable."""
     pytest.importorskip("openvino")
-    if machine.processor_flags() is None:
+    if not this_processor().known:
         pytest.skip("this system does not tell the processor's instructions")
     from serving import make_bundle
 

@@ -169,7 +169,8 @@ def test_a_run_goes_on_with_each_of_them(tmp_path: Path, monkeypatch: pytest.Mon
             patch.setattr(loop, "learning_rate", stop)
             with pytest.raises(_Stop):
                 resume(tmp_path, run.path, *settings, allow_changes=bool(loud))
-        assert recipes.load(str(run.path)) == changed
+        kept = recipes.load(str(run.path))
+        assert kept == recipes.with_values(changed, "run", choices=kept.run.choices)
 
 
 def test_a_new_run_begins_from_a_run(tmp_path: Path) -> None:

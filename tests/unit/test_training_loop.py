@@ -13,6 +13,7 @@ from tiffs import tiff
 
 from xcite import engines
 from xcite import recipe as recipes
+from xcite.choices import default_choices
 from xcite.data.decoding import decode
 from xcite.errors import XciteError
 from xcite.figures.report import write_report
@@ -47,7 +48,9 @@ def test_what_a_run_leaves(uninterrupted: Any, pictures: Path) -> None:
     assert outcome.finished
     assert outcome.epochs == EPOCHS
     folder = RunFolder(outcome.folder)
-    assert recipes.load(str(folder.path)) == tiny(pictures, engine)
+    given = tiny(pictures, engine)
+    kept = recipes.load(str(folder.path))
+    assert kept == recipes.with_values(given, "run", choices=default_choices(engine))
     session = json.loads(folder.environment.read_text())["sessions"][0]
     assert (session["engine"], "numpy" in session["versions"]) == (engine, True)
     log = folder.log.read_text()
@@ -61,7 +64,7 @@ def test_what_a_run_leaves(uninterrupted: Any, pictures: Path) -> None:
     assert best.metadata.metrics["top1"] == outcome.best == top1
     assert best.metadata.class_names == ["a", "b", "c"]
     assert best.metadata.preprocessing == tiny(pictures, engine).preprocessing
-    assert best.metadata.recipe_hash == recipes.digest(tiny(pictures, engine))
+    assert best.metadata.recipe_hash == recipes.digest(kept)
     found = checkpoint.load(folder.checkpoint)
     state, position = found.state, found.position
     assert (position.epoch, position.step, int(state["step"])) == (EPOCHS, 0, EPOCHS * STEPS)

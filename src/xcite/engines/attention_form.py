@@ -9,12 +9,6 @@ from xcite.errors import XciteError
 
 FORMS = ("auto", "usual", "covariance")
 
-# Above this many tokens per channel the covariance form is taken. Measured with
-# benchmarks/attention_forms.py on a CPU: on PyTorch it is the faster one from about 1.75 in float32
-# and 1.4 in bfloat16 (no published model at 224 or 384 pixels lies between 1.6 and 2), on Paddle,
-# which is slow at turning q, k and v round, from 0.5 or so, where it takes more memory though.
-TOKENS_PER_CHANNEL = {"torch": 1.75, "paddle": 0.75}
-
 
 def check_form(attention: str) -> str:
     """The name itself.
@@ -27,7 +21,7 @@ def check_form(attention: str) -> str:
     return attention
 
 
-def uses_covariance(attention: str, tokens: object, width: int, engine: str) -> bool:
+def uses_covariance(attention: str, tokens: object, width: int, above: float) -> bool:
     """Whether to compute the covariance form.
 
     Args:
@@ -35,10 +29,10 @@ def uses_covariance(attention: str, tokens: object, width: int, engine: str) -> 
         tokens: N; anything but a positive int (a symbol, -1) says that the graph is being traced
             for any size: then the form whose cost grows slower with N is taken.
         width: d.
-        engine: "paddle" or "torch".
+        above: tokens per channel above which "auto" takes it, `Choices.covariance_above`.
     """
     if attention != "auto":
         return attention == "covariance"
     if type(tokens) is not int or tokens < 1:
         return True
-    return tokens > TOKENS_PER_CHANNEL[engine] * width
+    return tokens > above * width

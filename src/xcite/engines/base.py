@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from xcite.choices import Choices, default_choices
 from xcite.engines.allocation import keep_freed_memory
 from xcite.engines.interface import AttentionMaps, Engine
 from xcite.errors import XciteError
 from xcite.families import Architecture
 from xcite.machine import usable_cores
 
-PRECISIONS = ("float32", "bf16")
+PRECISIONS = ("auto", "float32", "bf16")
 DEVICES = ("auto", "cpu", "gpu")
 
 
@@ -26,6 +27,7 @@ class BaseEngine(Engine):
     """One model on a framework; `Engine` says what each public method promises."""
 
     _build: Any  # the function `build`
+    _use: Any  # the function of this name
     _untouched_statistics: Any  # the function of this name
     _canonical_state: ModuleType
     _losses: ModuleType
@@ -40,6 +42,7 @@ class BaseEngine(Engine):
         precision: str = "float32",
         operators: str = "fast",
         attention: str = "auto",
+        choices: Choices | None = None,
         activation_checkpointing: bool = False,
         compile: bool = False,
         device: str = "auto",
@@ -52,17 +55,19 @@ class BaseEngine(Engine):
                 the framework cannot do on this machine.
         """
         if precision not in PRECISIONS:
-            raise XciteError(f"unknown precision {precision!r}; choose {' or '.join(PRECISIONS)}")
+            raise XciteError(f"unknown precision {precision!r}; choose {', '.join(PRECISIONS)}")
         if device not in DEVICES:
             raise XciteError(f"unknown device {device!r}; choose {', '.join(DEVICES)}")
         keep_freed_memory()
         self.architecture = architecture
         self.rank, self.world_size = self._processes.start()
         self._seed = seed
-        self._bf16 = precision == "bf16"
+        self.precision = self.fastest_precision(device) if precision == "auto" else precision
+        self._bf16 = self.precision == "bf16"
         self._device_asked = device
         self._operators = operators
         self._attention = attention
+        self.choices = choices or default_choices(self.name)
         self._averaged: Any | None = None
         cores = usable_cores() // self._processes.processes_here()
         self._prepare(threads or max(1, cores))
@@ -70,6 +75,12 @@ class BaseEngine(Engine):
         if self.world_size > 1:
             self.model = self._processes.synchronise(self.model)
         self._call = self._compiled() if compile else self.model
+
+    def choose(self, choices: Choices) -> None:
+        self.choices = choices
+        for model in (self.model, self._averaged):
+            if model is not None and self._operators == "fast":
+                self._use(model, choices)
 
     def load_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         self._canonical_state.load_weights(self.model, weights)
@@ -118,6 +129,7 @@ class BaseEngine(Engine):
             self.architecture,
             operators=self._operators,
             attention=self._attention,
+            choices=self.choices,
             activation_checkpointing=activation_checkpointing,
             seed=seed,
         )

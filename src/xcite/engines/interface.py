@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from xcite.choices import Choices
 from xcite.data.batch import Batch
 from xcite.preprocessing import Preprocessing
 from xcite.recipe import DistillRecipe, OptimRecipe
@@ -60,6 +61,8 @@ class Engine(Protocol):
     model: Any
     rank: int
     world_size: int
+    choices: Choices
+    precision: str
 
     def __init__(
         self,
@@ -69,6 +72,7 @@ class Engine(Protocol):
         precision: str = "float32",
         operators: str = "fast",
         attention: str = "auto",
+        choices: Choices | None = None,
         activation_checkpointing: bool = False,
         compile: bool = False,
         device: str = "auto",
@@ -77,15 +81,32 @@ class Engine(Protocol):
         """Build the model with `xcite.canonical.initial_weights(architecture, seed)`.
 
         Args:
-            precision: "float32" or "bf16" (autocast; parameters stay float32).
+            precision: "float32", "bf16" (autocast; parameters stay float32) or "auto", which is
+                `fastest_precision`.
             operators: "fast" or "plain", see `xcite.engines.operators`.
             attention: "auto", "usual" or "covariance" form, see docs/performance.md; "plain"
                 operators have the usual form only.
+            choices: among exact alternatives; by default what this processor is known for.
             compile: torch.compile; refused with XciteError by an engine that has no such thing.
             device: "cpu", "gpu" (refused with XciteError where there is none) or "auto": a GPU if
                 the framework finds one.
             threads: compute threads; None for all cores.
         """
+
+    @classmethod
+    def fastest_precision(cls, device: str) -> str:
+        """ "bf16" where the device that would be used has instructions for it, else "float32".
+
+        Args:
+            device: as for the constructor.
+        """
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the model lies on a CPU."""
+
+    def choose(self, choices: Choices) -> None:
+        """Compute with other choices from now on; the numbers differ by rounding."""
 
     def load_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         """Set the model's weights from canonical arrays.

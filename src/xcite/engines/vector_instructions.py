@@ -1,7 +1,8 @@
 """Which instructions Paddle's matrix products use."""
 
 import os
-from pathlib import Path
+
+from xcite.processor import this_processor
 
 
 def use_vector_instructions() -> None:
@@ -10,9 +11,6 @@ def use_vector_instructions() -> None:
     Matrix products then take about half the time. MKL reads the variable at its first call; a value
     that is already set stays. PyTorch's newer MKL does not know the variable.
     """
-    try:
-        processor = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return
-    if "AuthenticAMD" in processor and "avx2" in processor:
+    processor = this_processor()
+    if processor.vendor == "AuthenticAMD" and "avx2" in processor.instructions:
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")

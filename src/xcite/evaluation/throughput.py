@@ -13,6 +13,7 @@ from xcite.cost import multiply_adds
 from xcite.data.batch import Batch
 from xcite.engines import create_engine, engine_package
 from xcite.engines.attention_form import uses_covariance
+from xcite.engines.interface import Engine
 from xcite.engines.pixels import model_input
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
@@ -91,6 +92,23 @@ def random_batch(architecture: Architecture, batch: int, height: int, width: int
     )
 
 
+def work_of(
+    runner: Engine, architecture: Architecture, *, batch: int, height: int, width: int, train: bool
+) -> Callable[[], object]:
+    """A call that makes one training step or forward pass of the same random pictures."""
+    channels = architecture.in_chans
+    preprocessing = Preprocessing(
+        size=(height, width), mean=(0.5,) * channels, std=(0.25,) * channels
+    )
+    pictures = random_batch(architecture, batch, height, width)
+    if not train:
+        images = model_input(pictures, preprocessing)
+        return lambda: runner.predict(images)
+    runner.start_training(OptimRecipe(batch=batch), DistillRecipe(), preprocessing)
+    paths = drop_path_scales(0, 0, pictures.views, *architecture.drop_paths())
+    return lambda: runner.train_step([pictures], learning_rate=1e-4, paths=[paths], teacher=[None])
+
+
 def measure(
     architecture: Architecture,
     *,
@@ -120,24 +138,7 @@ def measure(
     runner = create_engine(
         engine, architecture, precision=precision, operators=operators, **options
     )
-    channels = architecture.in_chans
-    preprocessing = Preprocessing(
-        size=(height, width), mean=(0.5,) * channels, std=(0.25,) * channels
-    )
-    pictures = random_batch(architecture, batch, height, width)
-    images = model_input(pictures, preprocessing)
-    work: Callable[[], object]
-    if train:
-        runner.start_training(OptimRecipe(batch=batch), DistillRecipe(), preprocessing)
-        paths = drop_path_scales(0, 0, pictures.views, *architecture.drop_paths())
-
-        def work() -> object:
-            return runner.train_step([pictures], learning_rate=1e-4, paths=[paths], teacher=[None])
-    else:
-
-        def work() -> object:
-            return runner.predict(images)
-
+    work = work_of(runner, architecture, batch=batch, height=height, width=width, train=train)
     for _ in range(warmup):
         work()
     seconds = []
@@ -152,7 +153,9 @@ def measure(
         tokens = math.prod(architecture.grid(height, width))
         attention = str(options.get("attention", "auto"))
         fast = operators == "fast"
-        if fast and uses_covariance(attention, tokens, architecture.embed_dim, engine):
+        if fast and uses_covariance(
+            attention, tokens, architecture.embed_dim, runner.choices.covariance_above
+        ):
             form = "covariance"
     count = multiply_adds(architecture, height, width, form=form) / 1e9
     quartiles = statistics.quantiles(seconds, n=4, method="inclusive")

@@ -17,7 +17,7 @@ import numpy as np
 
 from xcite.engines.vector_instructions import use_vector_instructions
 from xcite.errors import XciteError
-from xcite.machine import processor_flags
+from xcite.processor import this_processor
 from xcite.runtime.precision import as_run
 
 BATCHES = (16, 4, 1)  # compiled batch sizes: large enough not to waste, few enough to hold
@@ -49,7 +49,7 @@ class Program(ABC):
 
     def __init__(self, given: "_Arguments") -> None:
         self.called = given.called
-        self._hint, self.precision, self.notes = as_run(given.precision, processor_flags())
+        self._hint, self.precision, self.notes = as_run(given.precision, this_processor())
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """All outputs by name, of normalised float32 images (B, C, H, W).

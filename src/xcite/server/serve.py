@@ -8,7 +8,7 @@ from pathlib import Path
 
 from xcite.errors import XciteError
 from xcite.language import noted, tr
-from xcite.machine import processor_flags
+from xcite.processor import this_processor
 from xcite.runtime.bundle import bundle_folder, read_info, require_classes
 from xcite.runtime.precision import as_run
 from xcite.runtime.predictor import Predictor
@@ -88,7 +88,7 @@ def serve(
         raise XciteError("serving needs uvicorn: pip install 'xcite[serve]'") from error
 
     def announce(memory: list[int]) -> None:
-        _, _, notes = as_run(info.precision, processor_flags())
+        _, _, notes = as_run(info.precision, this_processor())
         _announce(settings, host, listener, notes)
         each, together = max(memory) / 2**20, sum(memory) / 2**20
         print(

@@ -28,6 +28,8 @@ FREE = {
     "run": (
         "engine",
         "device",
+        "tune",
+        "choices",
         "keep",
         "checkpoint_every",
         "checkpoint_minutes",
@@ -43,6 +45,9 @@ NEVER: dict[str, tuple[str, ...] | None] = {
     "data": ("repeats", "holdout"),
 }
 
+# A run that was killed before it began has not settled this yet.
+UNSETTLED = {"run.precision": "auto"}
+
 Changes = dict[str, tuple[Any, Any]]
 
 
@@ -54,6 +59,7 @@ def changes(before: Recipe, after: Recipe) -> Changes:
         for section in new
         for key in {**old[section], **new[section]}
         if old[section].get(key) != new[section].get(key)
+        and UNSETTLED.get(f"{section}.{key}", new) != old[section].get(key)
     }
 
 

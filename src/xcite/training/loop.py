@@ -18,7 +18,6 @@ from rich.progress import Progress
 
 from xcite.data.batch import Batch, split
 from xcite.data.pipeline import TrainLoader
-from xcite.engines import create_engine
 from xcite.engines.interface import Engine, StepResult
 from xcite.errors import XciteError
 from xcite.evaluation.accuracy import Accuracy
@@ -27,6 +26,7 @@ from xcite.language import noted
 from xcite.randomness import drop_path_scales
 from xcite.recipe import Recipe
 from xcite.training import checkpoint, lines, plan, tensorboard, validation
+from xcite.training.computing import engine_for
 from xcite.training.interruption import Stopped, StopRequest
 from xcite.training.journal import Draw, Journal, Pace, StepLog
 from xcite.training.ownership import refuse_owned
@@ -98,18 +98,11 @@ def train(
         tensorboard.require()
     starts = not resume or not (checkpoint_file or checkpoint.candidates(RunFolder(path)))
     prepared = plan.make(recipe, initialise=starts, run=path if resume else None)
-    recipe = prepared.recipe
-    engine = create_engine(
-        recipe.run.engine,
-        prepared.architecture,
-        seed=recipe.run.seed,
-        precision=recipe.run.precision,
-        operators=recipe.run.operators,
-        attention=recipe.run.attention,
-        activation_checkpointing=recipe.run.activation_checkpointing,
-        compile=recipe.run.compile,
-        device=recipe.run.device,
+    console = console or Console()
+    engine, recipe = engine_for(
+        prepared.recipe, prepared.architecture, len(prepared.train), say=console.print
     )
+    prepared = replace(prepared, recipe=recipe)
     if prepared.weights is not None:
         engine.load_weights(prepared.weights)
     if teacher is None:
@@ -137,7 +130,7 @@ def train(
                 engine.restore_training(session.state)
                 session.state = None
             together(engine, session.accept)
-            journal = Journal(session.folder, console or Console(), draw, writes=writes)
+            journal = Journal(session.folder, console, draw, writes=writes)
             run = _Run(prepared, engine, teacher, loader, session, journal, stop)
             return run.go()
         finally:

@@ -16,6 +16,7 @@ from xcite.language import padded, tr, translated
 from xcite.preprocessing import in_pixels
 from xcite.recipe import Recipe
 from xcite.training import initial, schedules
+from xcite.training.computing import settle_precision
 from xcite.training.run_data import RunData, open_data
 from xcite.training.run_folder import RunFolder
 from xcite.training.splitting import Split
@@ -128,6 +129,8 @@ def make(recipe: Recipe, *, initialise: bool = True, run: Path | None = None) ->
             a batch larger than the data, weights that do not fit or expect other pixels.
     """
     recipe, notes = initial.settle(recipe)
+    recipe, more = settle_precision(recipe, run)
+    notes += more
     data = open_data(recipe, RunFolder(run).split if run else None)
     train = data.train
     notes += data.notes

@@ -3,6 +3,7 @@
 from typing import Any
 
 from xcite.canonical import initial_weights
+from xcite.choices import Choices
 from xcite.engines.attention_form import check_form
 from xcite.engines.operators import check_operators
 from xcite.engines.paddle.canonical_state import load_weights
@@ -18,6 +19,7 @@ def build(
     *,
     operators: str = "fast",
     attention: str = "auto",
+    choices: Choices | None = None,
     activation_checkpointing: bool = False,
     seed: int | None = 0,
 ) -> Any:
@@ -29,6 +31,7 @@ def build(
     Args:
         operators: "fast" or "plain", see `xcite.engines.operators`.
         attention: "auto", "usual" or "covariance"; RegNet has no attention and takes any.
+        choices: of the fast operators; by default what this processor is known for.
         activation_checkpointing: keep only the blocks' inputs for the backward pass.
         seed: draws `xcite.canonical.initial_weights`; None leaves that out, for weights that are
             loaded anyway.
@@ -45,7 +48,7 @@ def build(
     else:
         model = XCiT(architecture, activation_checkpointing=activation_checkpointing)
         if operators == "fast":
-            accelerate(model, attention)
+            accelerate(model, attention, choices)
     if seed is not None:
         load_weights(model, initial_weights(architecture, seed))
     return model

@@ -14,6 +14,7 @@ from paddle import Tensor
 from xcite.engines.paddle import canonical_state, losses, optimizer, processes
 from xcite.engines.paddle.batch_norm import untouched_statistics
 from xcite.engines.paddle.build import build
+from xcite.engines.paddle.fast import use
 from xcite.engines.paddle.layers.probabilities import WithProbabilities
 from xcite.engines.steps import TrainingEngine
 from xcite.errors import XciteError
@@ -25,6 +26,7 @@ class Engine(TrainingEngine):
 
     name = "paddle"
     _build = staticmethod(build)
+    _use = staticmethod(use)
     _untouched_statistics = staticmethod(untouched_statistics)
     _canonical_state = canonical_state
     _losses = losses
@@ -45,6 +47,16 @@ class Engine(TrainingEngine):
                 with whole_file(path.with_name(f"{path.name}.{suffix}")) as aside:
                     shutil.copyfile(f"{folder}/program.{suffix}", aside)
         return outputs
+
+    @classmethod
+    def fastest_precision(cls, device: str) -> str:
+        if device == "cpu" or not paddle.device.cuda.device_count():
+            return "float32"  # see `_prepare`
+        return "bf16" if paddle.device.cuda.get_device_capability()[0] >= 8 else "float32"
+
+    @property
+    def on_cpu(self) -> bool:
+        return self._device == "cpu"
 
     @property
     def _device(self) -> str:

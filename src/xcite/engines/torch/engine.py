@@ -16,7 +16,9 @@ from xcite.engines.steps import TrainingEngine
 from xcite.engines.torch import canonical_state, losses, optimizer, processes
 from xcite.engines.torch.batch_norm import untouched_statistics
 from xcite.engines.torch.build import build
+from xcite.engines.torch.fast import use
 from xcite.errors import XciteError
+from xcite.processor import this_processor
 from xcite.whole_files import whole_file
 
 
@@ -25,6 +27,7 @@ class Engine(TrainingEngine):
 
     name = "torch"
     _build = staticmethod(build)
+    _use = staticmethod(use)
     _untouched_statistics = staticmethod(untouched_statistics)
     _canonical_state = canonical_state
     _losses = losses
@@ -44,6 +47,16 @@ class Engine(TrainingEngine):
         with whole_file(path.with_name(f"{path.name}.pt2")) as aside:
             aside.write_bytes(buffer.getbuffer())
         return ["logits" if self.architecture.num_classes else "embedding"]
+
+    @classmethod
+    def fastest_precision(cls, device: str) -> str:
+        if device != "cpu" and torch.cuda.is_available():
+            return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "float32"
+        return "bf16" if this_processor().native_bf16 else "float32"
+
+    @property
+    def on_cpu(self) -> bool:
+        return self._device.type == "cpu"
 
     @property
     def _device(self) -> torch.device:

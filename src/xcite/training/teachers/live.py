@@ -94,7 +94,9 @@ def live_teacher(recipe: Recipe, class_names: Sequence[str]) -> LiveTeacher:
     else:
         known, architecture, tensors = network_facts(path, recipe, class_names)
         runs_on = recipe.distill.teacher_engine or recipe.run.engine
-        engine = create_engine(runs_on, architecture, precision=recipe.run.precision)
+        same = runs_on == recipe.run.engine
+        precision = recipe.run.precision if same else "auto"  # an engine may lack the other's
+        engine = create_engine(runs_on, architecture, precision=precision)
         engine.load_weights(tensors)
         predict = engine.predict
     columns, note = match_classes(

@@ -8,6 +8,7 @@ from typing import Any
 
 from paddle import nn
 
+from xcite.choices import Choices, default_choices
 from xcite.engines.paddle.fast.attention import FastClassAttention, FastXCA
 from xcite.engines.paddle.fast.blocks import (
     FastClassAttentionBlock,
@@ -35,13 +36,14 @@ FAST = {
 }
 
 
-def accelerate(model: nn.Layer, attention: str = "auto") -> Any:
+def accelerate(model: nn.Layer, attention: str = "auto", choices: Choices | None = None) -> Any:
     """Make a plain model, or a part of one, fast in place.
 
     Only layers of exactly a plain type become fast ones.
 
     Args:
         attention: "auto", "usual" or "covariance": how XCA and class attention are computed.
+        choices: among exact alternatives; by default what this processor is known for.
     """
     for layer in model.sublayers(include_self=True):
         layer.__class__ = FAST.get(type(layer), type(layer))
@@ -49,4 +51,12 @@ def accelerate(model: nn.Layer, attention: str = "auto") -> Any:
             layer.form = attention
         elif isinstance(layer, FastPositionalEncodingFourier):
             layer.kept = {}
+    use(model, choices or default_choices("paddle"))
     return model
+
+
+def use(model: nn.Layer, choices: Choices) -> None:
+    """Have the fast operators of a model compute as chosen from now on."""
+    for layer in model.sublayers(include_self=True):
+        if isinstance(layer, (FastXCA, FastMlp)):
+            layer.choices = choices

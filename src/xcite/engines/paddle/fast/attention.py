@@ -7,6 +7,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from xcite.choices import Choices
 from xcite.engines.attention_form import uses_covariance
 from xcite.engines.paddle.fast.expected import as_built, has_bias
 from xcite.engines.paddle.fast.layer_scale import scaled
@@ -27,6 +28,7 @@ class FastXCA(XCA):
     """
 
     form: str
+    choices: Choices
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised tokens (B, N, C) -> (B, N, C)."""
@@ -67,7 +69,7 @@ class FastXCA(XCA):
         # With attention dropout the usual form draws what the plain operator draws.
         if self.attn_drop.training and self.attn_drop.p > 0:
             return False
-        return uses_covariance(self.form, x.shape[1], x.shape[2], "paddle")
+        return uses_covariance(self.form, x.shape[1], x.shape[2], self.choices.covariance_above)
 
     def _usual(self, x: Tensor) -> tuple[Tensor, Tensor]:
         batch, tokens, dim = x.shape

@@ -8,16 +8,16 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.autograd import PyLayer
 
+from xcite.choices import Choices
 from xcite.engines.paddle.fast.expected import as_built, has_bias
 from xcite.engines.paddle.fast.layer_scale import scaled
 from xcite.engines.paddle.xcit import Mlp
 
-# Tokens of a slice on a CPU, measured: see docs/performance.md.
-SLICE = 784
-
 
 class FastMlp(Mlp):
     """In slices on a CPU, if nothing drops."""
+
+    choices: Choices
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
@@ -40,7 +40,9 @@ class FastMlp(Mlp):
         if self._whole(x):
             return self.drop(F.linear(self.drop(self.act(self.fc1(x))), weight, bias))
         keep = paddle.is_grad_enabled()
-        y: Tensor = SlicedMlp.apply(x, self.fc1.weight, self.fc1.bias, weight, bias, keep)
+        y: Tensor = SlicedMlp.apply(
+            x, self.fc1.weight, self.fc1.bias, weight, bias, keep, self.choices.slice_bytes
+        )
         return y
 
     def _whole(self, x: Tensor) -> bool:
@@ -71,26 +73,31 @@ class SlicedMlp(PyLayer):
         weight2: Tensor,
         bias2: Tensor,
         keep: bool,
+        slice_bytes: int,
     ) -> Tensor:
-        """x: (..., C); weights as in nn.Linear; keep: there will be a backward pass."""
+        """x: (..., C); weights as in nn.Linear; keep: there will be a backward pass.
+
+        slice_bytes: of one channel of a slice.
+        """
         inputs = (x, weight1, bias1, weight2, bias2)
         ctx.needs = [not tensor.stop_gradient for tensor in inputs]
         kept, outputs = [], []
         with paddle.no_grad():
             weight1, bias1, weight2 = (t * math.sqrt(0.5) for t in (weight1, bias1, weight2))
-            for part in slices(x.reshape([-1, x.shape[-1]])):
+            for part in slices(x.reshape([-1, x.shape[-1]]), slice_bytes):
                 hidden = paddle.addmm(bias1, part, weight1)
                 outputs.append(paddle.addmm(bias2, stretched_gelu(hidden)[0], weight2))
                 if keep:
                     kept.append(hidden)
             y = paddle.concat(outputs).reshape(x.shape)
+        ctx.slice_bytes = slice_bytes
         ctx.save_for_backward(x, weight1, weight2, *kept)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight1, weight2, *kept = ctx.saved_tensor()
-        parts, grads = (slices(t.reshape([-1, t.shape[-1]])) for t in (x, grad))
+        parts, grads = (slices(t.reshape([-1, t.shape[-1]]), ctx.slice_bytes) for t in (x, grad))
         grad_x = []
         totals: list[Tensor] = []
         for hidden, part, g in zip(kept, parts, grads, strict=True):
@@ -113,9 +120,10 @@ class SlicedMlp(PyLayer):
         return tuple(a if needs else None for a, needs in zip(answers, ctx.needs, strict=True))
 
 
-def slices(rows: Tensor) -> list[Tensor]:
+def slices(rows: Tensor, slice_bytes: int) -> list[Tensor]:
     """Parts of (T, C) small enough for a CPU's cache."""
-    return [rows[i : i + SLICE] for i in range(0, rows.shape[0], SLICE)]
+    step = slice_bytes // rows.element_size()
+    return [rows[i : i + step] for i in range(0, rows.shape[0], step)]
 
 
 def stretched_gelu(x: Tensor, grad: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

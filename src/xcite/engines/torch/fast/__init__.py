@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from xcite.choices import Choices, default_choices
 from xcite.engines.torch.fast.attention import FastClassAttention, FastXCA
 from xcite.engines.torch.fast.blocks import (
     FastClassAttentionBlock,
@@ -39,13 +40,14 @@ FAST: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def accelerate(model: Module, attention: str = "auto") -> Module:
+def accelerate(model: Module, attention: str = "auto", choices: Choices | None = None) -> Module:
     """Make a plain model or a part of one fast, in place.
 
     Each module of exactly a plain type becomes its fast one.
 
     Args:
         attention: "auto", "usual" or "covariance": how XCA and class attention are computed.
+        choices: among exact alternatives; by default what this processor is known for.
     """
     for module in model.modules():
         module.__class__ = FAST.get(type(module), type(module))
@@ -53,4 +55,12 @@ def accelerate(model: Module, attention: str = "auto") -> Module:
             module.form = attention
         elif isinstance(module, FastPositionalEncodingFourier):
             module.kept = {}
+    use(model, choices or default_choices("torch"))
     return model
+
+
+def use(model: nn.Module, choices: Choices) -> None:
+    """Have the fast operators of a model compute as chosen from now on."""
+    for module in model.modules():
+        if isinstance(module, (FastXCA, FastMlp, FastGELU)):
+            module.choices = choices

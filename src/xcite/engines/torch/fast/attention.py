@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xcite.choices import Choices
 from xcite.engines.attention_form import uses_covariance
 from xcite.engines.torch.fast.expected import as_built, ordinary
 from xcite.engines.torch.fast.head_products import HeadProducts
@@ -25,6 +26,7 @@ class FastXCA(XCA):
     """
 
     form: str
+    choices: Choices
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised tokens (B, N, C) -> (B, N, C)."""
@@ -54,13 +56,13 @@ class FastXCA(XCA):
             x = x.to(autocast_dtype(x))
             matrix, offset = self._as_matrix(x, weight, bias)
             # (B, 1, C) + (B, N, C) @ (B, C, C)
-            y = linear_of_each(x, matrix, offset)
+            y = linear_of_each(x, matrix, offset, self.choices)
         else:
             attention, v = self._usual(x)
             attention = self.attn_drop(attention)
             # (B, h, c, c) @ (B, h, c, N) -> (B, N, C)
             y = (attention.to(v.dtype) @ v).flatten(1, 2).transpose(1, 2)
-            y = linear(y.contiguous(), weight, bias)
+            y = linear(y.contiguous(), weight, bias, self.choices)
         dropped: Tensor = self.proj_drop(y)
         return dropped
 
@@ -68,11 +70,11 @@ class FastXCA(XCA):
         # With attention dropout the usual form draws what the plain operator draws.
         if self.attn_drop.training and self.attn_drop.p > 0:
             return False
-        return uses_covariance(self.form, x.shape[1], x.shape[2], "torch")
+        return uses_covariance(self.form, x.shape[1], x.shape[2], self.choices.covariance_above)
 
     def _usual(self, x: Tensor) -> tuple[Tensor, Tensor]:
         batch, tokens, dim = x.shape
-        qkv = linear(x, self.qkv.weight, self.qkv.bias)
+        qkv = linear(x, self.qkv.weight, self.qkv.bias, self.choices)
         qkv = qkv.view(batch, tokens, 3, self.num_heads, dim // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 4, 1)  # each (B, h, c, N)
         # Scaling the (c, c) products is cheaper than normalising q and k.
@@ -99,7 +101,7 @@ class FastXCA(XCA):
                 .flatten(1, 2)
                 for t in (self.qkv.weight, self.qkv.bias)
             )
-            squares, products = HeadProducts.apply(x, weight, bias)
+            squares, products = HeadProducts.apply(x, weight, bias, self.choices)
             width = dim // self.num_heads
             inverse = squares.clamp_min(NORMALIZE_EPS**2).rsqrt()
             inverse_q, inverse_k = inverse[..., :width].transpose(1, 2), inverse[..., width:]

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xcite.choices import Choices
 from xcite.engines.torch.fast.matmul import gram_of_each, linear, linear_of_each
 from xcite.engines.torch.fast.precision import full_precision
 from xcite.engines.torch.fast.second_order import differentiated
@@ -20,7 +21,9 @@ class HeadProducts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, choices: Choices
+    ) -> tuple[Tensor, Tensor]:
         """Squares of all channels (h, B, 2c), and products of q's with k's (h, c, B, c).
 
         Args:
@@ -32,7 +35,8 @@ class HeadProducts(torch.autograd.Function):
         heads, width, _ = weight.shape
         rows = weight.flatten(0, 1)
         # A symmetric matrix is its own transpose: products with it need no copy.
-        projected = linear(rows, gram(x).flatten(0, 1)).view(heads, width, batch, dim)
+        covariances = gram(x, choices).flatten(0, 1)
+        projected = linear(rows, covariances, None, choices).view(heads, width, batch, dim)
         sums = None
         if bias is not None:
             token_sum = x.sum(1, dtype=weight.dtype)  # (B, C)
@@ -43,6 +47,7 @@ class HeadProducts(torch.autograd.Function):
         products = products.view(heads, width, batch, width)
         if bias is not None and sums is not None:
             products = torch.addcmul(products, sums[..., None], bias[:, None, None])
+        ctx.choices = choices
         ctx.save_for_backward(x, weight, bias, projected, sums)
         half = width // 2
         return products.diagonal(dim1=1, dim2=3), products[:, :half, :, half:]
@@ -52,7 +57,8 @@ class HeadProducts(torch.autograd.Function):
         x, weight, bias, projected, sums = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient will be differentiated, too
             inputs, grads = (x, weight, bias), (grad_squares, grad)
-            return tuple(differentiated(plain_head_products, inputs, grads, ctx.needs_input_grad))
+            needed = ctx.needs_input_grad[:3]
+            return *differentiated(plain_head_products, inputs, grads, needed), None
         batch, _, dim = x.shape
         heads, width, _ = weight.shape
         half = width // 2
@@ -68,12 +74,12 @@ class HeadProducts(torch.autograd.Function):
             turned = torch.bmm(both, weight).view(-1, batch * dim)  # R W: (2C, B * C)
             inner = (rows.t() @ turned).view(dim, batch, dim).transpose(0, 1)
             if bias is None:
-                return torch.bmm(x, inner), grad_weight.to(dtype), None
+                return torch.bmm(x, inner), grad_weight.to(dtype), None, None
             sums, bias = sums.to(x.dtype), bias.to(x.dtype)
             grad_bias = torch.bmm(both.transpose(1, 2), sums.flatten(1, 2)[..., None])
             constant = torch.bmm(both, bias[..., None]).view(-1, batch)  # R b: (2C, B)
-            grad_x = linear_of_each(x, inner, (constant.t() @ rows)[:, None])
-            return grad_x, grad_weight.to(dtype), grad_bias.squeeze(-1).to(dtype)
+            grad_x = linear_of_each(x, inner, (constant.t() @ rows)[:, None], ctx.choices)
+            return grad_x, grad_weight.to(dtype), grad_bias.squeeze(-1).to(dtype), None
 
 
 def plain_head_products(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -85,7 +91,7 @@ def plain_head_products(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple
     return channels.square().sum(-1), (q @ k.transpose(2, 3)).transpose(1, 2)
 
 
-def gram(x: Tensor) -> Tensor:
+def gram(x: Tensor, choices: Choices) -> Tensor:
     """x^T x in at least float32, to 16 bits if x is bfloat16: (B, N, C) -> (B, C, C)."""
     if x.dtype == torch.bfloat16:
         # bfloat16 products are summed in float32 and rounded at the end. What rounding took away
@@ -93,4 +99,4 @@ def gram(x: Tensor) -> Tensor:
         transposed = x.transpose(1, 2)
         rounded = torch.bmm(transposed, x)
         return torch.baddbmm(rounded, transposed, x, beta=-1).float() + rounded
-    return gram_of_each(x.to(torch.promote_types(x.dtype, torch.float32)))
+    return gram_of_each(x.to(torch.promote_types(x.dtype, torch.float32)), choices)

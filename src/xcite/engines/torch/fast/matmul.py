@@ -2,48 +2,49 @@
 
 On a CPU PyTorch computes float32 matrix products with MKL, which leaves the AVX-512 of AMD's
 processors unused, and convolutions with oneDNN, which uses it: the same linear map takes half the
-time as a 1 x 1 convolution on Zen 5. The numbers differ by rounding only.
+time as a 1 x 1 convolution on Zen 5, and half as long again on Zen 3, which has no AVX-512. So it
+is one of the `Choices`. The numbers differ by rounding only.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from xcite.choices import Choices
+
 # Fewer rows than this gain nothing.
 FEWEST_ROWS = 128
 # PyTorch leaves 1 x 1 convolutions to oneDNN with several threads, or with this many pictures.
 PICTURES = 16
-# Products of single pictures gain from this many multiply-adds on.
-LEAST_WORK = 25_000_000
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, choices: Choices) -> Tensor:
     """x W^T + b: x (..., C), weight (K, C), bias (K,) -> (..., K)."""
-    if not (_as_convolution(x) and len(weight)):
+    if not (_as_convolution(x, choices) and len(weight)):
         return F.linear(x, weight, bias)
     y = F.conv2d(_image(x), weight[:, :, None, None], bias)
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
 
 
-def linear_of_each(x: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
+def linear_of_each(x: Tensor, matrix: Tensor, offset: Tensor, choices: Choices) -> Tensor:
     """x_b M_b + o_b for each picture b: (B, N, C), (B, C, K), (B, 1, K) -> (B, N, K)."""
-    if not (_as_convolution(x) and _large(x, matrix.shape[2])):
+    if not (_as_convolution(x, choices) and _large(x, matrix.shape[2], choices)):
         return torch.baddbmm(offset, x, matrix)
     pictures = zip(x, matrix.transpose(1, 2), offset[:, 0], strict=True)
-    maps = [linear(*picture) for picture in pictures]
+    maps = [linear(*picture, choices) for picture in pictures]
     return torch.stack(maps) if len(maps) > 1 else maps[0][None]  # one may be huge: no copy
 
 
-def gram_of_each(x: Tensor) -> Tensor:
+def gram_of_each(x: Tensor, choices: Choices) -> Tensor:
     """x_b^T x_b for each picture b: (B, N, C) -> (B, C, C)."""
-    if not (_as_convolution(x) and _large(x, x.shape[2])):
+    if not (_as_convolution(x, choices) and _large(x, x.shape[2], choices)):
         return torch.bmm(x.transpose(1, 2), x)
-    return torch.stack([weight_gradient(picture, picture) for picture in x])
+    return torch.stack([weight_gradient(picture, picture, choices) for picture in x])
 
 
-def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+def weight_gradient(grad: Tensor, x: Tensor, choices: Choices) -> Tensor:
     """grad^T x: (T, K), (T, C) -> (K, C), the gradient of a linear map's weight."""
-    if not (_as_convolution(x) and grad.is_contiguous()):
+    if not (_as_convolution(x, choices) and grad.is_contiguous()):
         return grad.t() @ x
     shape = x.new_empty(grad.shape[1], x.shape[1], 1, 1)  # only its shape counts
     one, nothing = [1, 1], [0, 0]
@@ -63,7 +64,9 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     return gradient.flatten(1)
 
 
-def _as_convolution(x: Tensor) -> bool:
+def _as_convolution(x: Tensor, choices: Choices) -> bool:
+    if choices.products == "matrix":
+        return False
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
         return False
     return (
@@ -74,8 +77,8 @@ def _as_convolution(x: Tensor) -> bool:
     )
 
 
-def _large(x: Tensor, columns: int) -> bool:
-    return x.shape[1] * x.shape[2] * columns >= LEAST_WORK
+def _large(x: Tensor, columns: int, choices: Choices) -> bool:
+    return x.shape[1] * x.shape[2] * columns >= choices.apart_from
 
 
 def _image(x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xcite.choices import Choices
 from xcite.engines.torch.fast.expected import as_built
 from xcite.engines.torch.fast.gelu import FastGELU
 from xcite.engines.torch.fast.layer_scale import scaled
@@ -14,12 +15,11 @@ from xcite.engines.torch.fast.precision import autocast_dtype, full_precision
 from xcite.engines.torch.fast.second_order import differentiated
 from xcite.engines.torch.xcit import LAYER_NORM_EPS, Mlp
 
-# Bytes of one channel of a slice of tokens on a CPU, measured: see docs/performance.md.
-SLICE = 6272
-
 
 class FastMlp(Mlp):
     """With its norm, LayerScale, drop path and residual in slices, unless something drops."""
+
+    choices: Choices
 
     def is_as_built(self) -> bool:
         """Whether `added_to` may read the modules' weights."""
@@ -41,7 +41,8 @@ class FastMlp(Mlp):
         learnt = scale is not None and scale.requires_grad
         if torch.compiler.is_compiling() or drop > 0 or learnt:
             return whole_mlp(x, scale, autocast_dtype(x), *layers, drop=drop)
-        y: Tensor = SlicedMlp.apply(x, scale, autocast_dtype(x), torch.is_grad_enabled(), *layers)
+        how = (autocast_dtype(x), torch.is_grad_enabled(), self.choices)
+        y: Tensor = SlicedMlp.apply(x, scale, *how, *layers)
         return y
 
 
@@ -84,6 +85,7 @@ class SlicedMlp(torch.autograd.Function):
         scale: Tensor | None,
         dtype: torch.dtype,
         keep: bool,
+        choices: Choices,
         norm_weight: Tensor | None,
         norm_bias: Tensor | None,
         weight1: Tensor,
@@ -103,23 +105,23 @@ class SlicedMlp(torch.autograd.Function):
         small = dtype.itemsize < 4
         y = torch.empty_like(rows)
         with full_precision(x):
-            for part in slices(rows, dtype):
+            for part in slices(rows, dtype, choices):
                 normed, mean, rstd = rows[part], None, None
                 if norm_weight is not None:
                     normed, mean, rstd = torch.native_layer_norm(
                         normed, norm_weight.shape, norm_weight, norm_bias, LAYER_NORM_EPS
                     )
                 normed = normed.to(dtype)
-                hidden = linear(normed, w1, b1)
+                hidden = linear(normed, w1, b1, choices)
                 activated = F.gelu(hidden)
-                branch = linear(activated, w2, b2).to(x.dtype)
+                branch = linear(activated, w2, b2, choices).to(x.dtype)
                 if factors is None:
                     torch.add(rows[part], branch, out=y[part])
                 else:
                     torch.addcmul(rows[part], branch, factors[part], out=y[part])
                 if keep:
                     kept += (normed, mean, rstd, hidden, activated if small else None)
-        ctx.dtype = dtype
+        ctx.dtype, ctx.choices = dtype, choices
         ctx.save_for_backward(x, scale, norm_weight, norm_bias, *layers, *kept)
         return y.view_as(x)
 
@@ -128,15 +130,16 @@ class SlicedMlp(torch.autograd.Function):
         x, scale, norm_weight, norm_bias, weight1, bias1, weight2, bias2, *kept = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient will be differentiated, too
             affine, layers = (norm_weight, norm_bias), (weight1, bias1, weight2, bias2)
-            needed = ctx.needs_input_grad[:1] + ctx.needs_input_grad[4:]
+            needed = ctx.needs_input_grad[:1] + ctx.needs_input_grad[5:]
             grads = differentiated(
                 lambda x, *tensors: whole_mlp(x, scale, ctx.dtype, *tensors),
                 (x, *affine, *layers),
                 (grad,),
                 needed,
             )
-            return grads[0], None, None, None, *grads[1:]
+            return grads[0], None, None, None, None, *grads[1:]
         rows, factors, grads = x.flatten(0, 1), per_row(scale, x), grad.flatten(0, 1)
+        choices = ctx.choices
         w1, w2 = weight1.to(ctx.dtype), weight2.to(ctx.dtype)
         grad_x = torch.empty_like(rows)
         # Sums over slices are at least float32, as sums within a matrix product are.
@@ -144,18 +147,18 @@ class SlicedMlp(torch.autograd.Function):
         grad_b1, grad_b2 = weight1.new_zeros(len(weight1)), weight2.new_zeros(len(weight2))
         grad_norm = weight1.new_zeros(2, x.shape[-1])
         with full_precision(x):
-            for i, part in enumerate(slices(rows, ctx.dtype)):
+            for i, part in enumerate(slices(rows, ctx.dtype, choices)):
                 normed, mean, rstd, hidden, activated = kept[5 * i : 5 * i + 5]
                 scaled = grads[part] if factors is None else grads[part] * factors[part]
                 grad_b2 += scaled.sum(0)
                 g = scaled.to(ctx.dtype)
                 if activated is None:
                     activated = F.gelu(hidden)
-                grad_w2 += weight_gradient(g, activated).to(grad_w2.dtype)
-                g = torch.ops.aten.gelu_backward(linear(g, w2.t()), hidden)
-                grad_w1 += weight_gradient(g, normed).to(grad_w1.dtype)
+                grad_w2 += weight_gradient(g, activated, choices).to(grad_w2.dtype)
+                g = torch.ops.aten.gelu_backward(linear(g, w2.t(), None, choices), hidden)
+                grad_w1 += weight_gradient(g, normed, choices).to(grad_w1.dtype)
                 grad_b1 += g.sum(0)
-                g = linear(g, w1.t()).to(x.dtype)
+                g = linear(g, w1.t(), None, choices).to(x.dtype)
                 if norm_weight is not None:
                     shape, affine = norm_weight.shape, (norm_weight, norm_bias)
                     g, *sums = torch.ops.aten.native_layer_norm_backward(
@@ -165,12 +168,13 @@ class SlicedMlp(torch.autograd.Function):
                 torch.add(grads[part], g, out=grad_x[part])
         grad_affine = (None, None) if norm_weight is None else grad_norm
         grad_x = grad_x.view_as(x)
-        return grad_x, None, None, None, *grad_affine, grad_w1, grad_b1, grad_w2, grad_b2
+        return grad_x, None, None, None, None, *grad_affine, grad_w1, grad_b1, grad_w2, grad_b2
 
 
-def slices(rows: Tensor, dtype: torch.dtype) -> list[slice]:
+def slices(rows: Tensor, dtype: torch.dtype, choices: Choices) -> list[slice]:
     """Parts of (T, C) that stay in a CPU's cache when worked on in ``dtype``; elsewhere all."""
-    step = SLICE // dtype.itemsize if rows.device.type == "cpu" else len(rows)
+    on_cpu = rows.device.type == "cpu"
+    step = choices.slice_bytes // dtype.itemsize if on_cpu else len(rows)
     return [slice(start, start + step) for start in range(0, len(rows), step)]
 
 

@@ -1,0 +1,54 @@
+"""Exact alternatives that a machine chooses among: numbers differ by rounding, times greatly."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from xcite.processor import Processor, this_processor
+
+
+class Choices(BaseModel):
+    """How an engine's fast operators compute on a CPU.
+
+    A run keeps the choices it began with, so that it resumes exactly.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    products: Literal["matrix", "convolution"] = Field(
+        description="PyTorch, float32: linear maps as matrix products (MKL) or 1 x 1 convolutions "
+        "(oneDNN)"
+    )
+    apart_from: int = Field(
+        ge=0,
+        description="convolutions: multiply-adds from which products of each picture go one by one",
+    )
+    slice_bytes: int = Field(ge=256, description="MLP: bytes of one channel of a slice of tokens")
+    covariance_above: float = Field(
+        ge=0, description="tokens per channel above which attention takes the covariance form"
+    )
+    turned_gelu: bool = Field(
+        description="PyTorch, bf16: GELU of pictures by the kernel that takes plain tensors only"
+    )
+
+
+# On AMD's processors MKL leaves AVX-512 unused, which oneDNN's convolutions use.
+CONVOLVES = frozenset({"AuthenticAMD"})
+
+
+def default_choices(engine: str, processor: Processor | None = None) -> Choices:
+    """What is known to be good by the instruction set alone; docs/performance.md has the figures.
+
+    Args:
+        engine: "paddle" or "torch".
+        processor: this one, if left out.
+    """
+    processor = processor or this_processor()
+    wide = "avx512bw" in processor.instructions and processor.vendor in CONVOLVES
+    return Choices(
+        products="convolution" if wide else "matrix",
+        apart_from=25_000_000,
+        slice_bytes=(6272 if wide else 12544) if engine == "torch" else 3136,
+        covariance_above=1.75 if engine == "torch" else 0.75,
+        turned_gelu=True,
+    )
