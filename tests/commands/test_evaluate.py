@@ -81,7 +81,7 @@ def test_an_extra_class_is_refused_by_name_unless_it_shall_be_left_out(tmp_path,
 def test_loose_pictures_are_no_set(imagenet, tmp_path, capsys) -> None:
     pictures(tmp_path / "data", "x")
     assert run("evaluate", imagenet, "--data", tmp_path / "data" / "x", *QUICK) == 2
-    assert "no pictures" in capsys.readouterr().err or "class folder" in capsys.readouterr().err
+    assert "nothing says what its 1 pictures show" in capsys.readouterr().err
 
 
 def test_real(imagenet, tmp_path, capsys) -> None:

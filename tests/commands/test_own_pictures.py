@@ -117,7 +117,8 @@ def test_validation_pictures_need_no_training_pictures() -> None:
         (["one"], "at least two"),
         (["nowhere"], "nor pictures of that name"),
         (["./nowhere"], "nor pictures of that name"),
-        (["tiny.txt"], "larger than the data"),  # a recipe under another name: digits
+        (["tiny.txt"], "larger than the data"),  # a recipe under another name
+        (["open.yaml"], "does not say which pictures to train on"),
         (["d", "--device", "tpu"], "run.device"),
         (["d", "--auto-resume"], "--auto-resume needs --out"),
     ],
@@ -125,7 +126,10 @@ def test_validation_pictures_need_no_training_pictures() -> None:
 def test_refusals(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     make_pictures(Path("d"), 8)
     make_pictures(Path("one"), 8, classes="a")
-    Path("tiny.txt").write_text("optim: {epochs: 1, warmup_epochs: 0, batch: 9999}\n")
+    Path("tiny.txt").write_text(
+        "data: {train: digits}\noptim: {epochs: 1, warmup_epochs: 0, batch: 9999}\n"
+    )
+    Path("open.yaml").write_text("optim: {epochs: 1}\n")
     assert run("train", *arguments) == 2
     error = capsys.readouterr().err.strip()
     assert message in error
