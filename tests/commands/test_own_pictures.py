@@ -129,7 +129,7 @@ def test_refusals(arguments: list[str], message: str, capsys: pytest.CaptureFixt
     Path("tiny.txt").write_text(
         "data: {train: digits}\noptim: {epochs: 1, warmup_epochs: 0, batch: 9999}\n"
     )
-    Path("open.yaml").write_text("optim: {epochs: 1}\n")
+    Path("open.yaml").write_text("optim: {epochs: 9}\n")
     assert run("train", *arguments) == 2
     error = capsys.readouterr().err.strip()
     assert message in error
