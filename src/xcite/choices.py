@@ -32,10 +32,6 @@ class Choices(BaseModel):
     )
 
 
-# On AMD's processors MKL leaves AVX-512 unused, which oneDNN's convolutions use.
-CONVOLVES = frozenset({"AuthenticAMD"})
-
-
 def default_choices(engine: str, processor: Processor | None = None) -> Choices:
     """What is known to be good by the instruction set alone; docs/performance.md has the figures.
 
@@ -44,7 +40,8 @@ def default_choices(engine: str, processor: Processor | None = None) -> Choices:
         processor: this one, if left out.
     """
     processor = processor or this_processor()
-    wide = "avx512bw" in processor.instructions and processor.vendor in CONVOLVES
+    # MKL leaves AVX-512 unused on AMD's processors, oneDNN's convolutions use it.
+    wide = "avx512bw" in processor.instructions and processor.vendor == "AuthenticAMD"
     return Choices(
         products="convolution" if wide else "matrix",
         apart_from=25_000_000,

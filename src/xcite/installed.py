@@ -1,5 +1,6 @@
 """Which packages are installed, told without importing them."""
 
+import contextlib
 import platform
 from importlib import metadata
 
@@ -12,16 +13,27 @@ COMPUTING = {
 }
 
 
+def version_of(*distributions: str) -> str | None:
+    """The version of the first of these distributions that is installed; None without any."""
+    for distribution in distributions:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(distribution)
+    return None
+
+
+def versions_of(*distributions: str) -> dict[str, str]:
+    """The versions of those of the distributions that are installed."""
+    found = {distribution: version_of(distribution) for distribution in distributions}
+    return {name: version for name, version in found.items() if version is not None}
+
+
 def versions() -> dict[str, str]:
     """Versions of Xcite, Python, and the engines and runtimes that are installed."""
     from xcite import __version__
 
     found = {"xcite": __version__, "python": platform.python_version()}
     for name, distributions in COMPUTING.items():
-        for distribution in distributions:
-            try:
-                found[name] = metadata.version(distribution)
-            except metadata.PackageNotFoundError:
-                continue
-            break
+        version = version_of(*distributions)
+        if version is not None:
+            found[name] = version
     return found

@@ -21,5 +21,12 @@ def run(*arguments: str) -> int:
     return 0
 
 
+def answered(capsys, *arguments):
+    """Exit code, output, errors of the command."""
+    code = run(*arguments)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
 def small(*more: str) -> list[str]:
     return [part for setting in (*SMALL, *more) for part in ("--set", setting)]

@@ -8,8 +8,9 @@ import threading
 import numpy as np
 import pytest
 from PIL import Image
+from small_runs import answered as run
 
-from xcite import canonical, cli
+from xcite import canonical
 from xcite.engines import create_engine, installed
 from xcite.errors import XciteError
 from xcite.export import graph_builder
@@ -59,17 +60,6 @@ def weights_file(tmp_path_factory):
     )
     save_weights(path, decided(GREY), metadata)
     return path
-
-
-def run(capsys, *arguments):
-    """Exit code, output, errors of the command."""
-    try:
-        cli.main([str(a) for a in arguments])
-        code = 0
-    except SystemExit as stop:
-        code = stop.code
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def test_the_command_writes_a_checked_bundle(weights_file, tmp_path, capsys):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from small_runs import answered as run
 
-from xcite import canonical, cli
+from xcite import canonical
 from xcite.engines import create_engine, installed
 from xcite.errors import XciteError
 from xcite.export import onnx_file
@@ -51,16 +52,6 @@ def foreign(path, **changes):
     """A file that says nothing of itself, as a stranger's loop saves it."""
     write_torch(path, decided(architecture(**changes)), wrap="model")
     return path
-
-
-def run(capsys, *arguments):
-    try:
-        cli.main([str(a) for a in arguments])
-        code = 0
-    except SystemExit as stop:
-        code = stop.code
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def picture(path, channels=3):

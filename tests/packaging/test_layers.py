@@ -31,6 +31,7 @@ LAYERS = [
         "cost",
         "processor",
         "choices",
+        "installed",
     },
     {"data", "weights"},
     {"engines"},
@@ -39,7 +40,7 @@ LAYERS = [
     {"tuning"},
     {"training"},
     {"alignment", "export", "figures", "server"},
-    {"commands", "cli", "installed", "__main__"},
+    {"commands", "cli", "__main__"},
 ]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

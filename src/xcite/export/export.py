@@ -4,7 +4,6 @@ Written aside, compared with an engine on pictures, measured on validation data 
 only then put in place: whatever has the bundle's name has passed.
 """
 
-import importlib.metadata
 import os
 import platform
 import tempfile
@@ -22,6 +21,7 @@ from xcite.errors import XciteError
 from xcite.export import agreement, graph, paddleclas
 from xcite.export.onnx_file import write_onnx
 from xcite.export.options import ExportOptions
+from xcite.installed import versions_of
 from xcite.language import noted, tr
 from xcite.preprocessing import Preprocessing, sides
 from xcite.runtime.bundle import PROGRAMS, BundleInfo, describe, seal_folder, whole_bundle
@@ -116,7 +116,11 @@ def export(
         outputs=["logits" if architecture.num_classes else "embedding"],
         agreement={},
         provenance={**metadata.provenance, "recipe_hash": metadata.recipe_hash},
-        versions=_versions(),
+        versions={
+            "xcite": __version__,
+            "python": platform.python_version(),
+            **versions_of(*PACKAGES),
+        },
     )
     with whole_bundle(out) as folder:
         outputs = _write_program(folder, weights, reference, info, options, say)
@@ -189,16 +193,6 @@ def _notes(architecture: Architecture, names: Sequence[str], called: str) -> lis
             "numbers; --classes names them"
         ]
     return []
-
-
-def _versions() -> dict[str, str]:
-    versions = {"xcite": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def _calibration(

@@ -57,8 +57,8 @@ class LoadedBundle:
         if mode not in ("latency", "throughput"):
             raise XciteError(f"mode is {mode!r}; choose latency or throughput")
         for name, value in (("threads", threads), ("streams", streams)):
-            if value is not None and value < 1:
-                raise XciteError(f"{name} is {value}; it must be at least 1")
+            if value is not None:
+                at_least_one(name, value)
         self._options = {
             "runtime": runtime,
             "threads": threads,
@@ -179,6 +179,12 @@ class LoadedBundle:
                 f"description says {expected}; export again"
             )
         return outputs
+
+
+def at_least_one(name: str, value: int) -> None:
+    """Refuse a number of things below 1."""
+    if value < 1:
+        raise XciteError(f"{name} is {value}; it must be at least 1")
 
 
 def _opened_again(

@@ -11,7 +11,7 @@ from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
 from xcite.runtime.answers import Answer, UnreadablePicture
 from xcite.runtime.bundle import require_classes
-from xcite.runtime.loaded_bundle import LoadedBundle
+from xcite.runtime.loaded_bundle import LoadedBundle, at_least_one
 from xcite.runtime.ranking import class_name, probabilities, ranked
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class Predictor(LoadedBundle):
             UnreadablePicture: a picture that cannot be read.
             XciteError: a bundle that gives classes.
         """
-        _at_least_one("batch", batch)
+        at_least_one("batch", batch)
         if self.info.answer != "embedding":
             raise XciteError(
                 f"bundle {self.bundle} gives classes; for embeddings export weights without a "
@@ -140,8 +140,8 @@ class Predictor(LoadedBundle):
     def _answers(
         self, pictures: "Pictures", top: int, on_error: OnError, batch: int
     ) -> Iterator[Any]:
-        _at_least_one("top", top)
-        _at_least_one("batch", batch)
+        at_least_one("top", top)
+        at_least_one("batch", batch)
         if on_error not in ("raise", "return"):
             raise XciteError(f"on_error is {on_error!r}; choose raise or return")
         require_classes(self.info, self.bundle)
@@ -256,11 +256,6 @@ class Predictor(LoadedBundle):
                 "export an XCiT with --format openvino or onnx"
             )
         return self.run(images)["class_attention"]
-
-
-def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise XciteError(f"{name} is {value}; it must be at least 1")
 
 
 def input_pixels(

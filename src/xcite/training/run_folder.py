@@ -22,7 +22,6 @@
 
 import contextlib
 import glob
-import importlib.metadata
 import itertools
 import json
 import os
@@ -31,13 +30,14 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from xcite import recipe as recipes
 from xcite.control_characters import visible
 from xcite.errors import XciteError
+from xcite.installed import versions_of
 from xcite.machine import usable_cores
 from xcite.recipe import Recipe
 from xcite.training import json_lines
@@ -198,7 +198,7 @@ class RunFolder:
                 "python": platform.python_version(),
                 "platform": platform.platform(),
                 "cores": usable_cores(),
-                "versions": dict(_versions()),
+                "versions": versions_of(*_PACKAGES),
             }
         )
         write_text(self.environment, json.dumps({"sessions": sessions}, indent=2) + "\n")
@@ -297,9 +297,3 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         and json_lines.is_count(row.get("step"))
         and all(json_lines.is_number(value) for key, value in row.items() if key != "kind")
     ]
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            yield package, importlib.metadata.version(package)

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from pydantic import ValidationError
 
 from xcite.choices import Choices
 from xcite.errors import XciteError
+from xcite.installed import COMPUTING, version_of
 from xcite.machine import usable_cores
 from xcite.processor import this_processor
 from xcite.regular_files import read_regular
@@ -19,8 +19,6 @@ from xcite.tuning.knobs import Work
 from xcite.tuning.search import Found
 from xcite.user_cache import user_cache
 from xcite.whole_files import whole_file
-
-DISTRIBUTIONS = {"paddle": ("paddlepaddle", "paddlepaddle-gpu"), "torch": ("torch",)}
 
 
 @dataclass(frozen=True)
@@ -63,8 +61,9 @@ def machine() -> dict[str, Any]:
 
 def look_up(work: Work) -> Choices | None:
     """The choices that were found for just this work on this machine; None if there are none."""
-    found = [entry for entry in entries() if entry.work == described(work)]
-    return found[-1].choices if found else None
+    wanted = described(work)
+    found = [entry.choices for entry in entries() if entry.work == wanted]
+    return found[-1] if found else None
 
 
 def entries() -> list[Entry]:
@@ -101,7 +100,7 @@ def described(work: Work) -> dict[str, Any]:
     """The work as JSON, with the versions that it is computed by."""
     return {
         "engine": work.engine,
-        "version": _version(work.engine),
+        "version": version_of(*COMPUTING[work.engine]) or "",
         "precision": work.precision,
         "kind": work.kind,
         "batch": work.batch,
@@ -110,10 +109,3 @@ def described(work: Work) -> dict[str, Any]:
         # as JSON has it: lists, not tuples
         "architecture": json.loads(json.dumps(asdict(work.architecture))),
     }
-
-
-def _version(engine: str) -> str:
-    for name in DISTRIBUTIONS[engine]:
-        with contextlib.suppress(PackageNotFoundError):
-            return version(name)
-    return ""
