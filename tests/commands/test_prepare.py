@@ -80,9 +80,35 @@ def test_folders_from_the_command_line(archives, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["prepare", "imagenet", *paths, str(archives / "imagenet")])
     assert ended.value.code == 0
-    assert "12 train and 4 val pictures of 3 classes" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
+    assert (
+        said[0]
+        == "training: 12 pictures of 3 classes, 4 each, sides of 8 pixels in those looked at"
+    )
+    assert said[1].startswith(
+        "validation: 4 pictures of 3 classes, from 1 (n01443537) to 2 (n01440764)"
+    )
+    assert "12 train and 4 val pictures of 3 classes" in said[2]
     check(open_source(archives / "imagenet/train"), open_source(archives / "imagenet/val"))
     assert not (archives / "imagenet.part").exists()
+
+
+def test_what_is_left_out_of_the_archives_is_said_before_anything_is_written(archives):
+    strays = [("__MACOSX/n01440764/._1.JPEG", b"fork"), ("README.txt", b"read me")]
+    members = [(f"{wnid}.tar", tar_bytes([*train_pictures(wnid), strays[1]])) for wnid in WNIDS]
+    (archives / "train.tar").write_bytes(tar_bytes([*members, *strays]))
+    said = {}
+
+    def announce(split, lines):
+        assert not (archives / "imagenet.part").exists()
+        said[split] = lines
+
+    prepare_imagenet(archives / "imagenet", announce=announce, **official(archives))
+    assert said["train"][1] == (
+        "left out: 4 .txt files (n01440764.tar/README.txt), "
+        "1 system folders (__MACOSX/n01440764/._1.JPEG)"
+    )
+    assert len(said["val"]) == 1
 
 
 def test_shards(archives):

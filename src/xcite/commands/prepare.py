@@ -45,6 +45,11 @@ def prepare(
                 tasks[what] = bars.add_task(what, total=None)
             bars.update(tasks[what], completed=done, total=total or None)  # type: ignore[arg-type]
 
+        def announce(split: str, lines: list[str]) -> None:
+            for line in lines:
+                said = tr("training: {line}", line=line), tr("validation: {line}", line=line)
+                say(said[split == "val"])
+
         try:
             counts = prepare_imagenet(
                 destination,
@@ -55,6 +60,7 @@ def prepare(
                 layout=layout,
                 per_shard=per_shard,
                 progress=show,
+                announce=announce,
             )
         except KeyboardInterrupt:
             raise XciteError("interrupted; run the same command again to go on") from None

@@ -17,9 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xcite.data.formats import is_picture
+import numpy as np
+
+from xcite.data.findings import describe
+from xcite.data.sources import Found
 from xcite.data.sources.answers import WNID as _CLASS
 from xcite.data.sources.answers import Answers, read_answers, read_devkit
+from xcite.data.sources.source import read_file
+from xcite.data.sources.strays import stray_file, stray_folder
 from xcite.data.tar_members import tar_members
 from xcite.errors import XciteError
 from xcite.whole_files import whole_file, write_text
@@ -46,6 +51,39 @@ class Picture:
     file: str
 
 
+class Listed:
+    """One part's pictures in their archives, as a `Source` to be described.
+
+    Attributes:
+        pictures: in the order in which they are written.
+        found: what is left out of the archives.
+    """
+
+    def __init__(self, pictures: list[Picture], found: Found) -> None:
+        self.pictures = pictures
+        self.found = found
+        self.notes: list[str] = []
+        self.class_names = sorted({picture.class_name for picture in pictures})
+        position = {name: label for label, name in enumerate(self.class_names)}
+        self.labels = np.array([position[picture.class_name] for picture in pictures], np.int64)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def read(self, index: int) -> bytes:
+        picture = self.pictures[index]
+        return read_file(picture.archive, picture.offset, picture.size)
+
+    def name(self, index: int) -> str:
+        return f"{self.pictures[index].archive}:{self.pictures[index].file}"
+
+    def fingerprint(self) -> str:
+        return _hash({"": self.pictures})
+
+    def files(self) -> Iterable[str]:
+        return {picture.archive: None for picture in self.pictures}
+
+
 def prepare_imagenet(
     destination: Path,
     *,
@@ -56,6 +94,7 @@ def prepare_imagenet(
     layout: str = "folders",
     per_shard: int = PICTURES_PER_SHARD,
     progress: Progress = lambda *_: None,
+    announce: Callable[[str, list[str]], None] = lambda *_: None,
 ) -> dict[str, int]:
     """Write ``destination`` with train and val as folders or shards.
 
@@ -64,6 +103,8 @@ def prepare_imagenet(
         val: tars of pictures, flat (then `devkit` or `val_list` says what they show) or in folders.
         devkit: the official development kit; needs SciPy to read its table.
         val_list: Kaggle's LOC_val_solution.csv or lines of ``name wnid`` instead of the kit.
+        announce: called once for each part, before anything is written, with its name and lines
+            that say what was found in it and what is left out.
         layout: "folders" gives ``train/<wnid>/<picture>``, "shards" ``train-0000.tar`` and so on.
 
     Returns:
@@ -84,11 +125,14 @@ def prepare_imagenet(
         answers = read_devkit(devkit)
     elif val_list is not None:
         answers = read_answers(val_list)
+    found = {"train": Found(), "val": Found()}
     splits = {
-        "train": _listed_train(train, progress),
-        "val": _listed_val(val, answers, progress),
+        "train": _listed_train(train, found["train"], progress),
+        "val": _listed_val(val, answers, found["val"], progress),
     }
     counts = _check(splits, answers)
+    for split, pictures in splits.items():
+        announce(split, describe(Listed(pictures, found[split])))
     plan = counts | {"layout": layout, "per_shard": per_shard, "listing": _hash(splits)}
     if destination.exists():
         if _plan_of(destination) == plan:
@@ -112,33 +156,38 @@ def prepare_imagenet(
 # --- listing ------------------------------------------------------------------------------------
 
 
-def _listed_train(archives: Sequence[Path], progress: Progress) -> list[Picture]:
+def _listed_train(archives: Sequence[Path], found: Found, progress: Progress) -> list[Picture]:
     pictures: list[Picture] = []
     for archive in archives:
-        for name, offset, size in tar_members(archive):
-            parts = _parts(archive, name)
-            if name.endswith(".tar"):
-                class_name = _fitting(_CLASS, parts[-1].removesuffix(".tar"), archive, name)
-                for inner, start, length in tar_members(archive, offset, size):
-                    file = _parts(archive, inner)[-1]
-                    pictures += _picture(archive, start, length, class_name, file)
+        for name, offset, size in tar_members(archive, left_out=found.leave_out):
+            *folders, file = _parts(archive, name)
+            if _is_stray(folders, file, name, found, besides=".tar"):
+                continue
+            if file.endswith(".tar"):
+                class_name = _fitting(_CLASS, file.removesuffix(".tar"), archive, name)
+                for inner, start, length in tar_members(
+                    archive, offset, size, left_out=found.leave_out
+                ):
+                    *inner_folders, inner_file = _parts(archive, inner)
+                    if not _is_stray(inner_folders, inner_file, f"{name}/{inner}", found):
+                        pictures.append(_picture(archive, start, length, class_name, inner_file))
                 progress("listing train", len(pictures), 0)
-            elif len(parts) > 1:
-                pictures += _picture(archive, offset, size, parts[-2], parts[-1])
-            elif _is_picture(parts[-1]):
+            elif folders:
+                pictures.append(_picture(archive, offset, size, folders[-1], file))
+            else:
                 raise XciteError(f"{archive}: {name!r} lies in no class folder and no class tar")
     progress("listing train", len(pictures), len(pictures))
     return pictures
 
 
 def _listed_val(
-    archives: Sequence[Path], answers: Answers | None, progress: Progress
+    archives: Sequence[Path], answers: Answers | None, found: Found, progress: Progress
 ) -> list[Picture]:
     pictures: list[Picture] = []
     for archive in archives:
-        for name, offset, size in tar_members(archive):
+        for name, offset, size in tar_members(archive, left_out=found.leave_out):
             *folders, file = _parts(archive, name)
-            if not _is_picture(file):
+            if _is_stray(folders, file, name, found):
                 continue
             if answers is not None:
                 class_name = answers.wnid(file)
@@ -149,21 +198,31 @@ def _listed_val(
                     f"{archive}: {file} lies in no class folder; "
                     "give --devkit or --val-list, which says what it shows"
                 )
-            pictures += _picture(archive, offset, size, class_name, file)
+            pictures.append(_picture(archive, offset, size, class_name, file))
     progress("listing val", len(pictures), len(pictures))
     return pictures
 
 
-def _picture(archive: Path, offset: int, size: int, class_name: str, file: str) -> list[Picture]:
-    if not _is_picture(file):
-        return []
+def _is_stray(
+    folders: Sequence[str], file: str, name: str, found: Found, besides: str = "/"
+) -> bool:
+    """Whether a member is no picture of the data set; counted if so.
+
+    Args:
+        besides: an ending of files that are wanted, too.
+    """
+    kind = next(filter(None, map(stray_folder, folders)), None)
+    if kind is None and not file.endswith(besides):
+        kind = stray_file(file)
+    if kind is not None:
+        found.leave_out(kind, name)
+    return kind is not None
+
+
+def _picture(archive: Path, offset: int, size: int, class_name: str, file: str) -> Picture:
     _fitting(_CLASS, class_name, archive, class_name)
     _fitting(_FILE, file, archive, file)
-    return [Picture(str(archive), offset, size, class_name, file)]
-
-
-def _is_picture(file: str) -> bool:
-    return is_picture(file) and not file.startswith(".")
+    return Picture(str(archive), offset, size, class_name, file)
 
 
 def _parts(archive: Path, name: str) -> list[str]:

@@ -30,7 +30,7 @@ _MEMORY = 1 << 28  # bytes, of an xz dictionary
 
 
 def unpacked_tar(path: Path) -> Path:
-    """The uncompressed tar in the cache, made now if it is not there.
+    """The uncompressed tar in the cache, made now if it is not there; older copies of it go.
 
     Raises:
         XciteError: no known compression, damaged, a bomb, or no room for it.
@@ -39,8 +39,8 @@ def unpacked_tar(path: Path) -> Path:
     folder = user_cache("unpacked")
     if folder is None:
         raise XciteError(f"{path}: compressed, and there is no home folder for a cache; {advice}")
-    key = f"{path.absolute()} {state(str(path))}"
-    target = folder / f"{hashlib.sha256(os.fsencode(key)).hexdigest()[:32]}.tar"
+    key = _hash(str(path.absolute()))
+    target = folder / f"{key}-{_hash(str(state(str(path))))}.tar"
     if target.is_file():
         return target
     try:
@@ -58,7 +58,14 @@ def unpacked_tar(path: Path) -> Path:
                 _copy(data, file, most, path, advice)
     except (OSError, lzma.LZMAError) as error:
         raise XciteError(f"{path}: cannot be unpacked ({error}); {advice}") from error
+    for outdated in folder.glob(f"{key}-*.tar"):
+        if outdated != target:
+            outdated.unlink(missing_ok=True)
     return target
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:32]
 
 
 def _copy(data: IO[bytes], file: IO[bytes], most: int, path: Path, advice: str) -> None:
