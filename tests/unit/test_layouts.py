@@ -86,7 +86,8 @@ def test_folders_beside_the_parts_are_named(pictures, tmp_path):
     shutil.copytree(pictures, root / "val")
     pictures.rename(root / "train")
     put(root / "test" / "1.png")
-    assert open_source(root).found.left_out == {"other folders": 1}
+    tar(root / "imagenet.tar", [("cat/1.png", png(1))])
+    assert open_source(root).found.left_out == {"other folders": 1, "archives": 1}
     assert open_source(root, split="validation").found.left_out == {}
 
 

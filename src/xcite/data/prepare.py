@@ -62,7 +62,7 @@ class Listed:
     def __init__(self, pictures: list[Picture], found: Found) -> None:
         self.pictures = pictures
         self.found = found
-        self.notes: list[str] = []
+        self.notes: Sequence[str] = ()
         self.class_names = sorted({picture.class_name for picture in pictures})
         position = {name: label for label, name in enumerate(self.class_names)}
         self.labels = np.array([position[picture.class_name] for picture in pictures], np.int64)

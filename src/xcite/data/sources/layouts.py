@@ -36,7 +36,7 @@ class Place:
     Attributes:
         kind: "folder", or what `kind_of` says of the files.
         beside: archives that lie beside class folders and are not read.
-        unread: folders beside the parts of a data set, which are none.
+        unread: folders and archives beside the parts of a data set, which are none.
         notes: what people should know.
     """
 
@@ -87,7 +87,9 @@ def find_place(folder: Path, split: str) -> Place:
         place.notes.append(f"{given}: the pictures are those in {folder}")
     if parts and is_folder and split == "train":
         used = [path for found in parts.values() for path in found]
-        place.unread = [path for path in _entries(paths[0].parent)[0] if path not in used]
+        folders, files = _entries(paths[0].parent)
+        archives = [path for path in files if kind_of(path) != "list"]
+        place.unread = [path for path in [*folders, *archives] if path not in used]
     return place
 
 

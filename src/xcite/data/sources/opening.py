@@ -72,8 +72,8 @@ def open_source(
     place = _place(spec, split)
     source = _opened(place, spec, split, names, root, outside_root, _columns(columns))
     source.notes = [*source.notes, *place.notes]
-    if place.unread:
-        source.found.leave_out("other folders", place.unread[0].name, len(place.unread))
+    for path in place.unread:
+        source.found.leave_out("other folders" if path.is_dir() else "archives", path.name)
     if place.beside:
         if place.kind != "folder":  # whose listing counts them
             source.found.leave_out("archives", place.beside[0].name, len(place.beside))
