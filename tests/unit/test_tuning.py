@@ -1,14 +1,16 @@
 """Searching for the fastest choices, keeping them, and what a processor gives without a search."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from xcite import processor
 from xcite.choices import default_choices
+from xcite.engines import create_engine
 from xcite.processor import Processor, allowed
-from xcite.tuning import profile
+from xcite.tuning import profile, step
 from xcite.tuning.knobs import NEVER, SLICES, Work, knobs
 from xcite.tuning.search import search
 from xcite.variants import find
@@ -109,6 +111,7 @@ def test_what_was_found_is_looked_up_on_this_machine_alone(monkeypatch, tmp_path
     profile.keep(WORK, found)
     assert profile.look_up(WORK) == found.choices
     assert profile.look_up(Work(WORK.architecture, "torch", 8, 224, 224, "float32")) is None
+    assert profile.look_up(replace(WORK, attention="usual")) is None
     profile.keep(WORK, machine.search(found.choices))  # in its place
     assert len(profile.entries()) == 1
     told = json.loads(profile.profile_file().read_text())
@@ -118,6 +121,22 @@ def test_what_was_found_is_looked_up_on_this_machine_alone(monkeypatch, tmp_path
     assert profile.look_up(WORK) is None
     profile.keep(WORK, found)
     assert len(list((tmp_path / "xcite" / "profiles").iterdir())) == 2
+
+
+def test_a_form_of_attention_that_is_asked_for_is_the_one_that_is_timed(monkeypatch):
+    assert "covariance_above" in knobs(WORK)
+    asked = replace(WORK, attention="usual", height=32, width=32, batch=1)
+    assert "covariance_above" not in knobs(asked)
+    built = []
+
+    def create(*arguments, **options):
+        built.append(options["attention"])
+        return create_engine(*arguments, **options)
+
+    monkeypatch.setattr(step, "create_engine", create)
+    timed = step.Timed(asked)
+    assert timed(timed.choices) > 0
+    assert built == ["usual"]
 
 
 @pytest.mark.parametrize(

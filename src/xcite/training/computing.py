@@ -97,7 +97,15 @@ def _chosen(
     """Those of the profile, or found now if the run is long, or the processor's default."""
     seen, run = recipe.preprocessing, recipe.run
     batch = recipe.optim.batch // recipe.optim.accumulate // engine.world_size
-    work = Work(architecture, run.engine, batch, seen.height, seen.width, run.precision)
+    work = Work(
+        architecture,
+        run.engine,
+        batch,
+        seen.height,
+        seen.width,
+        run.precision,
+        attention=run.attention,
+    )
     as_built = run.operators == "plain" or run.compile
     if run.tune == "off" or as_built or not engine.on_cpu or not knobs(work):
         return engine.choices

@@ -18,6 +18,7 @@ class Work:
         batch: pictures of one forward pass (a step's batch over accumulation and processes).
         height, width: pixels.
         kind: training steps, or forward passes.
+        attention: its form; "auto" leaves it to the choices.
     """
 
     architecture: Architecture
@@ -27,6 +28,7 @@ class Work:
     width: int
     precision: str
     kind: Literal["train", "forward"] = "train"
+    attention: str = "auto"
 
 
 def knobs(work: Work) -> dict[str, tuple[Any, ...]]:
@@ -37,7 +39,8 @@ def knobs(work: Work) -> dict[str, tuple[Any, ...]]:
     if work.engine == "torch" and work.precision == "float32":
         found["products"] = ("matrix", "convolution")
     found["slice_bytes"] = SLICES
-    found["covariance_above"] = (0.0, NEVER)
+    if work.attention == "auto":
+        found["covariance_above"] = (0.0, NEVER)
     if work.engine == "torch" and work.precision == "float32":
         found["apart_from"] = (0, 25_000_000, 1 << 60)
     if work.engine == "torch" and work.precision == "bf16":

@@ -103,6 +103,7 @@ def described(work: Work) -> dict[str, Any]:
         "version": version_of(*COMPUTING[work.engine]) or "",
         "precision": work.precision,
         "kind": work.kind,
+        "attention": work.attention,
         "batch": work.batch,
         "height": work.height,
         "width": work.width,

@@ -32,7 +32,9 @@ class Timed:
 
     def __init__(self, work: Work, *, whole: bool = False) -> None:
         architecture = work.architecture if whole else shortened(work.architecture)
-        self._engine = create_engine(work.engine, architecture, precision=work.precision)
+        self._engine = create_engine(
+            work.engine, architecture, precision=work.precision, attention=work.attention
+        )
         self._run = work_of(
             self._engine,
             architecture,
