@@ -339,6 +339,26 @@ def test_a_kaggle_table_of_ids(tmp_path):
     assert decode(source.read(1))[0, 0, 0] == 1
 
 
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_hugging_faces_metadata_beside_loose_pictures(tmp_path, form):
+    rows = [(f"{number}.png", name) for number, name in enumerate(("cat", "dog", "cat"))]
+    table = "file_name,label\n" + "".join(f"{file},{name}\n" for file, name in rows)
+    if form == "jsonl":
+        table = "".join(json.dumps({"file_name": f, "label": n}) + "\n" for f, n in rows)
+    for part in ("train", "validation"):
+        for number in range(3):
+            put(tmp_path / part / f"{number}.png", png(number))
+        (tmp_path / part / f"metadata.{form}").write_text(table)
+    for split in ("train", "validation"):
+        source = open_source(tmp_path, split=split)
+        assert source.class_names == ["cat", "dog"]
+        assert source.labels.tolist() == [0, 1, 0]
+        assert f"/{split}/" in source.name(0)
+    assert len(open_source(tmp_path / "train")) == 3
+    (tmp_path / "train" / "labels.csv").write_text("file_name,label\n0.png,a\n1.png,b\n")
+    assert open_source(tmp_path / "train").class_names == ["a", "b"]
+
+
 def test_a_kaggle_folder_with_an_unlabelled_test_part(tmp_path):
     for part in ("train", "test"):
         for number in range(3):

@@ -22,9 +22,10 @@ _KINDS = {
     "tar": (".tar", *COMPRESSED),
     "parquet": (".parquet",),
     "zip": (".zip",),
-    "list": (".txt", ".csv", ".tsv", ".lst"),
+    "list": (".txt", ".csv", ".tsv", ".lst", ".jsonl"),
 }
 _INSIDE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")  # Kaggle's ImageNet
+_LISTING = ("train", "labels", "metadata")  # the best first; the last is Hugging Face's
 _LOOKED_AT = 2_000  # entries of a folder, to see whether pictures are in it
 _WORDS = re.compile(r"[a-z]+")
 
@@ -189,7 +190,7 @@ def _contents(folder: Path) -> Place:
         files = _entries(folders[0])[1]
         if named := _of_kind(files, "parquet"):
             return Place("parquet", named)
-    lists = [path for path in _of_kind(files, "list") if _lists_pictures(path)]
+    lists = _best([p for p in _of_kind(files, "list") if _lists_pictures(p)], _LISTING)
     if len(lists) == 1 and not _has_classes(folders):
         return Place("list", lists)
     return Place("folder", [folder])
@@ -220,12 +221,13 @@ def _words(path: Path) -> set[str]:
 
 
 def _is_table(path: Path) -> bool:
-    return path.suffix.lower() in (".csv", ".tsv")
+    return path.suffix.lower() in (".csv", ".tsv", ".jsonl")
 
 
 def _lists_pictures(path: Path) -> bool:
     """Whether a list beside a folder of pictures says what they show, going by its name."""
-    return "train" in _words(path) or (_is_table(path) and "labels" in _words(path))
+    first, *others = _LISTING
+    return first in _words(path) or (_is_table(path) and not _words(path).isdisjoint(others))
 
 
 def _best(files: Sequence[Path], words: Sequence[str]) -> list[Path]:
@@ -237,8 +239,8 @@ def _best(files: Sequence[Path], words: Sequence[str]) -> list[Path]:
 def _is_labelled(folder: Path) -> bool:
     """Whether a folder may be a part of a data set, and not a class."""
     folders, files = _entries(folder)
-    archives = any(kind_of(path) != "list" for path in files)
-    return bool(folders) or archives or answers_beside(folder) is not None
+    answers = any(kind_of(path) != "list" or _lists_pictures(path) for path in files)
+    return bool(folders) or answers or answers_beside(folder) is not None
 
 
 def _has_classes(folders: Sequence[Path]) -> bool:
