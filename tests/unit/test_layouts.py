@@ -330,9 +330,10 @@ def test_paddles_folder_with_lists_beside_one_folder_of_pictures(tmp_path):
     assert decode(source.read(0))[0, 0, 0] == 3
 
 
-def test_a_kaggle_table_of_ids(tmp_path):
+@pytest.mark.parametrize("ending", [".png", ".JPEG", ".JPG"])
+def test_a_kaggle_table_of_ids(tmp_path, ending):
     for number in range(2):
-        put(tmp_path / "train" / f"0{number}af.png", png(number))
+        put(tmp_path / "train" / f"0{number}af{ending}", png(number))
     (tmp_path / "labels.csv").write_text("id,breed\n00af,boxer\n01af,beagle\n")
     source = open_source(tmp_path / "labels.csv")
     assert source.class_names == ["beagle", "boxer"]
