@@ -94,6 +94,25 @@ def test_train_and_val_folders_are_taken_as_they_are(capsys: pytest.CaptureFixtu
     assert not Path("runs").exists()
 
 
+def test_a_table_beside_loose_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    make_pictures(Path("plain"), 8)
+    Path("d/train").mkdir(parents=True)
+    rows = []
+    for picture in sorted(Path("plain").rglob("*.png")):
+        name = f"{picture.parent.name}_{picture.name}"
+        shutil.copy(picture, Path("d/train") / name)
+        rows.append(json.dumps({"file_name": name, "label": picture.parent.name}))
+    Path("d/train/metadata.jsonl").write_text("\n".join(rows))
+    assert run("train", "d", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "24 pictures of 3 classes, 8 each" in said
+    assert "classes          3: a, b, c" in said
+    counted = (f"{number} plain/{path}" for number, path in enumerate(["a/0.png", "b/0.png"], 1))
+    Path("images.txt").write_text("\n".join(counted))  # as CUB-200 has it
+    assert run("train", "images.txt", "--dry-run") == 2
+    assert "only count the lines" in capsys.readouterr().err
+
+
 def test_validation_pictures_need_no_training_pictures() -> None:
     make_pictures(Path("d/train"), 8)
     make_pictures(Path("d/val"), 2, classes="bc", seed=1)

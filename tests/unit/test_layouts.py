@@ -335,13 +335,34 @@ def test_paddles_folder_with_lists_beside_one_folder_of_pictures(tmp_path):
     assert decode(source.read(0))[0, 0, 0] == 3
 
 
-def test_a_kaggle_table_of_ids(tmp_path):
+@pytest.mark.parametrize("ending", [".png", ".JPEG", ".JPG"])
+def test_a_kaggle_table_of_ids(tmp_path, ending):
     for number in range(2):
-        put(tmp_path / "train" / f"0{number}af.png", png(number))
+        put(tmp_path / "train" / f"0{number}af{ending}", png(number))
     (tmp_path / "labels.csv").write_text("id,breed\n00af,boxer\n01af,beagle\n")
     source = open_source(tmp_path / "labels.csv")
     assert source.class_names == ["beagle", "boxer"]
     assert decode(source.read(1))[0, 0, 0] == 1
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_hugging_faces_metadata_beside_loose_pictures(tmp_path, form):
+    rows = [(f"{number}.png", name) for number, name in enumerate(("cat", "dog", "cat"))]
+    table = "file_name,label\n" + "".join(f"{file},{name}\n" for file, name in rows)
+    if form == "jsonl":
+        table = "".join(json.dumps({"file_name": f, "label": n}) + "\n" for f, n in rows)
+    for part in ("train", "validation"):
+        for number in range(3):
+            put(tmp_path / part / f"{number}.png", png(number))
+        (tmp_path / part / f"metadata.{form}").write_text(table)
+    for split in ("train", "validation"):
+        source = open_source(tmp_path, split=split)
+        assert source.class_names == ["cat", "dog"]
+        assert source.labels.tolist() == [0, 1, 0]
+        assert f"/{split}/" in source.name(0)
+    assert len(open_source(tmp_path / "train")) == 3
+    (tmp_path / "train" / "labels.csv").write_text("file_name,label\n0.png,a\n1.png,b\n")
+    assert open_source(tmp_path / "train").class_names == ["a", "b"]
 
 
 def test_a_kaggle_folder_with_an_unlabelled_test_part(tmp_path):
@@ -406,3 +427,18 @@ def test_json_beside_shards_names_the_classes(tmp_path):
         (tmp_path / file).unlink()
     (tmp_path / "classes.txt").write_text("0 cat\n1 dog\n")
     assert open_source(tmp_path / "0.tar").class_names == ["cat", "dog"]
+
+
+def test_a_table_beside_folders_that_may_be_no_classes_is_named(tmp_path):
+    """HAM10000 is such a set: folders are parts of it, a table says what the pictures show."""
+    for part in ("part_1", "part_2"):
+        put(tmp_path / part / "1.png")
+        put(tmp_path / part / "2.png")
+    (tmp_path / "skin.csv").write_text("image_id,dx\n1,nv\n")
+    source = open_source(tmp_path)
+    assert source.class_names == ["part_1", "part_2"]
+    (said,) = source.found.warnings
+    assert said.endswith(
+        "skin.csv was not read, the classes are the names of the folders; give the table "
+        "itself if it says what the pictures show"
+    )

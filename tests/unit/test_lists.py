@@ -1,6 +1,7 @@
 """Lists and class files as people write them; what could mean two things is refused."""
 
 import io
+import json
 import os
 
 import numpy as np
@@ -38,6 +39,11 @@ def paths(separator="/"):
 def lines(labels, separator=" ", slash="/", end="\n"):
     rows = zip(paths(slash), np.repeat(labels, 2), strict=True)
     return "".join(f"{path}{separator}{label}{end}" for path, label in rows)
+
+
+def objects(labels):
+    rows = zip(paths(), np.repeat(labels, 2).tolist(), strict=True)
+    return "".join(json.dumps({"file_name": path, "label": label}) + "\n" for path, label in rows)
 
 
 def listed(root, data, name="list.txt", **options):
@@ -90,6 +96,22 @@ ROWS = "".join(f"{path},3,{path[:3]}\n" for path in paths())
         ((HEADER + ROWS).replace("\n", "\r"), "list.csv", CLASSES),
         (lines(["0.0", "1.0", "10.0"], separator=","), "list.csv", ["0", "1", "10"]),
         ("".join(f"{3 * (n // 2)} {path}\n" for n, path in enumerate(paths())), "l.txt", "036"),
+        (
+            (HEADER + ROWS).replace("image", "Image Path").replace("label", "CLASS"),
+            "l.csv",
+            CLASSES,
+        ),
+        ((HEADER + ROWS).replace("image", "路径").replace("label", "类别"), "l.csv", CLASSES),
+        (
+            (HEADER + ROWS).replace("image", "图片").replace("label", "标签").encode("gbk"),
+            "l.csv",
+            CLASSES,
+        ),
+        (lines([0, 1, 2]).replace(".png", ""), "list.txt", "012"),
+        (objects(CLASSES), "list.jsonl", CLASSES),
+        (objects([0, 1, 2]), "list.txt", "012"),
+        (objects(CLASSES).replace(" ", ""), "list.jsonl", CLASSES),
+        ("#all\n" + lines([0, 1, 2]), "list.txt", "012"),
     ],
 )
 def test_lists_as_people_write_them(root, data, name, classes):
@@ -122,7 +144,12 @@ def test_columns_by_name(root):
         (b"\xff\xfec\x00\x00\xd8", "damaged utf-16"),
         (b"PK\3\4" + bytes(100), "not a text file but a workbook or a zip archive; save the"),
         (b"\x1f\x8b\x08" + bytes(100), "not a text file but a compressed one"),
-        ('[{"image": "cat/0.png", "label": 0}]', "looks like JSON"),
+        ('[{"image": "cat/0.png", "label": 0}]', "line 1: this looks like JSON, but"),
+        ('{"image": "cat/0.png", "label": 0}\n7\n', "line 2: this looks like JSON, but"),
+        ('{"image":' * 2000, "line 1: this looks like JSON, but"),
+        ('{"image": "cat/0.png", "label": [0]}\n', "line 1: no label for 'cat/0.png'"),
+        ('{"file": "cat/0.png", "text": "a"}\n', "which of its 2 columns .* data.columns"),
+        ("1 cat/0.png\n2 cat/1.png\n3 dog/0.png\n", "only count the lines"),
         ("http://x.org/0.png 0\n", "these are addresses"),
         ("cat/0.png 0\ncat/1.png -1\n", "the label -1 is below 0"),
         ("cat/0.png -1\ncat/1.png 0\n", "the label -1 is below 0"),

@@ -164,6 +164,21 @@ def test_the_suite_is_recognised_and_training_parts_are_not(tmp_path: Path) -> N
         assert result.accuracy.top1 == pytest.approx({4: 50}.get(result.accuracy.pictures, 200 / 3))
 
 
+def test_the_official_tar_is_imagenet_unless_its_pictures_lie_there(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    pictures = validation(tmp_path / "flat", flat=True)
+    with tarfile.open(tmp_path / "data" / "ILSVRC2012_img_val.tar", "w") as archive:
+        for path in pictures.glob("*.JPEG"):
+            archive.add(path, path.name)
+    with tarfile.open(tmp_path / "data" / "imagenet-r.tar.xz", "w:xz") as archive:
+        archive.add(two_wnids(tmp_path / "renditions"), "imagenet-r")
+    titles = {known.path.name: known.title for known in find_sets(tmp_path / "data")}
+    assert titles == {"ILSVRC2012_img_val.tar": "ImageNet", "imagenet-r.tar.xz": "ImageNet-R"}
+    validation(tmp_path / "data" / "val")
+    found = [known.path.name for known in find_sets(tmp_path / "data")]
+    assert found == ["imagenet-r.tar.xz", "val"]
+
+
 def test_a_single_set_is_a_suite_of_one(tmp_path: Path) -> None:
     (known,) = find_sets(two_wnids(tmp_path / "imagenet-sketch"))
     assert known.title == "ImageNet-Sketch"

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from xcite.data.sources.layouts import kind_of
 from xcite.data.sources.source import is_folder
 from xcite.errors import XciteError
 
@@ -28,8 +29,8 @@ _TITLES = {
     r"imagenet[-_]?(r|renditions?)(?![a-z])": "ImageNet-R",
     r"imagenette": "Imagenette",
     r"imagewoof": "Imagewoof",
+    r"ilsvrc2012_img_val\.": "ImageNet",
 }
-_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 _WNID = re.compile(r"n\d{8}")
 _VALIDATION_PICTURE = re.compile(r"ILSVRC2012_val_\d{8}")
 _NUMBERS = {str(number) for number in range(1000)}
@@ -62,8 +63,11 @@ def find_sets(folder: str | os.PathLike[str]) -> list[KnownSet]:
     found: list[KnownSet] = []
     labels: list[Path] = []
     _look_into(top, top, DEPTH, found, labels)
+    whole = [known for known in found if known.title == "ImageNet"]
+    if any(known.path.is_dir() for known in whole):  # the official tar is the same, packed
+        found = [known for known in found if known not in whole or known.path.is_dir()]
+        whole = [known for known in whole if known.path.is_dir()]
     if labels:
-        whole = [known for known in found if known.title == "ImageNet"]
         found += [KnownSet("ImageNet ReaL", known.path, labels[0]) for known in whole]
     if not found:
         raise XciteError(
@@ -86,7 +90,8 @@ def _look_into(
     labels += [place / name for name in files if name.lower() == REAL]
     for name in files:
         title = _known_title(name)
-        if title and name.lower().endswith(_ARCHIVES) and not _unpacked(name, folders):
+        packed = kind_of(Path(name)) in ("tar", "zip")
+        if title and packed and not _unpacked(name, folders):
             found.append(KnownSet(title, place / name))
     if depth:
         for name in folders:

@@ -22,9 +22,10 @@ _KINDS = {
     "tar": (".tar", *COMPRESSED),
     "parquet": (".parquet",),
     "zip": (".zip",),
-    "list": (".txt", ".csv", ".tsv", ".lst"),
+    "list": (".txt", ".csv", ".tsv", ".lst", ".jsonl"),
 }
 _INSIDE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")  # Kaggle's ImageNet
+_LISTING = ("train", "labels", "metadata")  # the best first; the last is Hugging Face's
 _LOOKED_AT = 2_000  # entries of a folder, to see whether pictures are in it
 _WORDS = re.compile(r"[a-z]+")
 
@@ -37,6 +38,7 @@ class Place:
         kind: "folder", or what `kind_of` says of the files.
         beside: archives that lie beside class folders and are not read.
         unread: folders and archives beside the parts of a data set, which are none.
+        tables: that lie beside class folders and are not read.
         notes: what people should know.
     """
 
@@ -44,6 +46,7 @@ class Place:
     paths: list[Path]
     beside: list[Path] = field(default_factory=list)
     unread: list[Path] = field(default_factory=list)
+    tables: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -191,10 +194,10 @@ def _contents(folder: Path) -> Place:
         files = _entries(folders[0])[1]
         if named := _of_kind(files, "parquet"):
             return Place("parquet", named)
-    lists = [path for path in _of_kind(files, "list") if _lists_pictures(path)]
+    lists = _best([p for p in _of_kind(files, "list") if _lists_pictures(p)], _LISTING)
     if len(lists) == 1 and not _has_classes(folders):
         return Place("list", lists)
-    return Place("folder", [folder])
+    return Place("folder", [folder], tables=[path for path in files if _is_table(path)])
 
 
 def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -222,12 +225,13 @@ def _words(path: Path) -> set[str]:
 
 
 def _is_table(path: Path) -> bool:
-    return path.suffix.lower() in (".csv", ".tsv")
+    return path.suffix.lower() in (".csv", ".tsv", ".jsonl")
 
 
 def _lists_pictures(path: Path) -> bool:
     """Whether a list beside a folder of pictures says what they show, going by its name."""
-    return "train" in _words(path) or (_is_table(path) and "labels" in _words(path))
+    first, *others = _LISTING
+    return first in _words(path) or (_is_table(path) and not _words(path).isdisjoint(others))
 
 
 def _best(files: Sequence[Path], words: Sequence[str]) -> list[Path]:
@@ -239,8 +243,8 @@ def _best(files: Sequence[Path], words: Sequence[str]) -> list[Path]:
 def _is_labelled(folder: Path) -> bool:
     """Whether a folder may be a part of a data set, and not a class."""
     folders, files = _entries(folder)
-    archives = any(kind_of(path) != "list" for path in files)
-    return bool(folders) or archives or answers_beside(folder) is not None
+    answers = any(kind_of(path) != "list" or _lists_pictures(path) for path in files)
+    return bool(folders) or answers or answers_beside(folder) is not None
 
 
 def _has_classes(folders: Sequence[Path]) -> bool:

@@ -25,6 +25,7 @@ from xcite.errors import XciteError
 _FEW = 8  # files of a folder that are asked for one by one
 _ASKED = 20  # of those that a folder's listing does not have
 _FOLDERS = ("images", "image", "imgs", "img", "jpg", "pictures", "photos", "train", "val", "data")
+_ENDINGS = (*SUFFIXES, *(suffix.upper() for suffix in SUFFIXES))  # ImageNet's are .JPEG
 _KAGGLE = "ILSVRC/Data/CLS-LOC/val"
 _TRIED = 8  # listed paths, to find out where paths start
 _POINT_ZERO = re.compile(r"\d+\.0+", re.ASCII)
@@ -193,7 +194,7 @@ def _with_slashes(table: Table, root: str) -> None:
 def _root(table: Table, root: str, own_root: bool) -> str:
     """Where paths start: ``root``, or one of the usual folders in it where some are found."""
     tried = [table.paths[index] for index in evenly(len(table.paths), _TRIED)]
-    endings = ["", *SUFFIXES] if table.stems else [""]
+    endings = ["", *_ENDINGS] if table.stems else [""]
     folders = [*_FOLDERS, _KAGGLE] if own_root else [_KAGGLE]
     for place in [root, *(os.path.join(root, folder) for folder in folders)]:
         if any(os.path.exists(_at(place, name + ending)) for name in tried for ending in endings):
@@ -220,7 +221,7 @@ def _find(table: Table, root: str) -> tuple[int, set[str]]:
             file = os.path.basename(table.paths[index])
             if file in names:
                 continue
-            if table.stems and (ending := next((s for s in SUFFIXES if file + s in names), "")):
+            if table.stems and (ending := next((s for s in _ENDINGS if file + s in names), "")):
                 table.paths[index] += ending
                 continue
             # Some file systems find files under names that differ in case: a few are asked for.

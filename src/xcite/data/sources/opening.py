@@ -81,6 +81,11 @@ def open_source(
             f"{spec}: {len(place.beside)} archives ({place.beside[0].name}, ...) were not read; "
             f"the pictures are from the {'class folders' if place.kind == 'folder' else 'others'}"
         )
+    if place.tables:
+        source.found.warnings.append(
+            f"{place.tables[0]} was not read, the classes are the names of the folders; give the "
+            "table itself if it says what the pictures show"
+        )
     return source
 
 

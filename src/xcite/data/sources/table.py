@@ -2,8 +2,9 @@
 
 import csv
 import itertools
+import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,12 +16,14 @@ from xcite.errors import XciteError
 PATH_COLUMNS = (
     *("path", "image_path", "img_path", "filepath", "file_path", "filename", "file_name", "file"),
     *("image", "img", "images", "image_name", "img_name", "picture", "photo", "name"),
-    *("image_id", "imageid", "id", "image_link"),
+    *("image_id", "imageid", "id", "image_link", "image_file", "img_file"),
+    *("路径", "图片路径", "图像路径", "文件路径", "文件名", "图片名", "图片", "图像", "文件"),
 )
 LABEL_COLUMNS = (
     *("label", "labels", "class", "class_name", "classname", "category", "category_name", "target"),
     *("species", "breed", "tag", "diagnosis", "class_id", "label_id", "category_id"),
-    *("predictionstring", "y"),
+    *("predictionstring", "y", "class_label", "label_name", "fine_label", "dx"),
+    *("标签", "类别", "类别名", "分类", "类名", "种类"),
 )
 PART_COLUMNS = ("split", "set", "subset", "partition", "phase")
 _SUFFIXED = re.compile(
@@ -81,7 +84,8 @@ def read_table(path: Path, columns: Sequence[str], exists: Callable[[str], bool]
     """
 
     def names_a_file(line: str) -> bool:
-        return exists(_plain(line)[0])
+        name = _plain(line)[0]
+        return bool(name) and exists(name)  # "" is the folder itself
 
     def names_bytes(line: str) -> bool:
         return not _plain(line)[0].isascii() and names_a_file(line)
@@ -95,20 +99,26 @@ def read_table(path: Path, columns: Sequence[str], exists: Callable[[str], bool]
     if not lines:
         raise XciteError(f"{path}: no pictures listed")
     first = lines[0][1]
-    if first.lstrip()[0] in "[{" and not names_a_file(first):
-        raise XciteError(f"{path}: this looks like JSON; write 'path label' lines or a CSV")
     delimiter = max(_DELIMITERS, key=first.count)
-    header = [name.strip().strip('"').casefold() for name in first.split(delimiter)]
-    if columns or _is_header(header) or path.suffix.lower() in (".csv", ".tsv"):
-        table = _delimited(path, lines, delimiter, columns)
+    header = [name.strip().strip('"') for name in first.split(delimiter)]
+    if first.lstrip()[0] in "[{" and not names_a_file(first):
+        table = _delimited(path, _objects(path, lines), columns)
+    elif columns or _is_header(header) or path.suffix.lower() in (".csv", ".tsv"):
+        table = _delimited(path, _rows(path, lines, delimiter), columns)
     else:
-        table = _lines(path, lines[1:] if _is_header(first.casefold().split()) else lines)
+        table = _lines(path, lines[1:] if _is_header(first.split()) else lines)
     table.notes[:0] = notes
     return table
 
 
-def _is_header(names: Sequence[str]) -> bool:
-    return bool(set(names) & set(PATH_COLUMNS)) and bool(set(names) & set(LABEL_COLUMNS))
+def _is_header(names: Iterable[str]) -> bool:
+    known = {_column(name) for name in names}
+    return not known.isdisjoint(PATH_COLUMNS) and not known.isdisjoint(LABEL_COLUMNS)
+
+
+def _column(name: str) -> str:
+    """The name of a column as the lists above have it: "Image Path" is image_path."""
+    return "_".join(name.replace("-", " ").casefold().split())
 
 
 def _lines(path: Path, lines: Sequence[tuple[int, str]]) -> Table:
@@ -121,7 +131,14 @@ def _lines(path: Path, lines: Sequence[tuple[int, str]]) -> Table:
         table.add(name, label, number)
     if all(name.isdecimal() for name in table.paths) and all(map(is_picture, table.labels)):
         table.paths, table.labels = table.labels, table.paths
+        numbers = [int(label) for label in table.labels]
+        if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+            raise XciteError(
+                f"{path}: the numbers before the paths only count the lines; write 'path label' "
+                "lines"
+            )
         table.notes.append(f"{path}: the labels stand before the paths")
+    table.stems = not any(map(is_picture, table.paths))
     return table
 
 
@@ -138,15 +155,12 @@ def _plain(line: str) -> tuple[str, str]:
     return name.strip(), label
 
 
-def _delimited(
-    path: Path, lines: Sequence[tuple[int, str]], delimiter: str, columns: Sequence[str]
-) -> Table:
-    """A table with fields that may be quoted, with or without a header."""
-    rows = _rows(path, lines, delimiter)
+def _delimited(path: Path, rows: Iterator[tuple[int, list[str]]], columns: Sequence[str]) -> Table:
+    """A table of numbered rows, with or without a header."""
     numbers, first = next(rows)
     table = Table()
-    header = [name.strip().casefold() for name in first]
-    if columns or _is_header(header):
+    header = [_column(name) for name in first]
+    if columns or _is_header(first):
         place, label = _places(path, first, columns)
         shown = f"{first[place].strip()} and {first[label].strip()}"
         table.notes.append(f"{path}: the columns {shown} are read")
@@ -184,6 +198,30 @@ def _rows(
             raise XciteError(f"{path} line {number}: no row of a table ({error})") from error
 
 
+def _objects(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
+    """The names of the first object's fields, then the fields of the object on each line.
+
+    Raises:
+        XciteError: JSON of another form.
+    """
+    names: list[str] = []
+    for number, line in lines:
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise XciteError(
+                f"{path} line {number}: this looks like JSON, but not with an object on each line "
+                "(.jsonl); write 'path label' lines or a CSV"
+            )
+        if not names:
+            names = list(found)
+            yield number, names
+        fields = [found.get(name) for name in names]
+        yield number, [str(f) if isinstance(f, str | int | float) else "" for f in fields]
+
+
 def _and_then(
     row: tuple[int, list[str]], rows: Iterator[tuple[int, list[str]]]
 ) -> Iterator[tuple[int, list[str]]]:
@@ -192,10 +230,13 @@ def _and_then(
 
 
 def _places(path: Path, header: Sequence[str], columns: Sequence[str]) -> tuple[int, int]:
-    names = [name.strip().casefold() for name in header]
+    names = [_column(name) for name in header]
+    exact = [name.strip() for name in header]
     found = []
     for wanted in [[c] for c in columns] if columns else [PATH_COLUMNS, LABEL_COLUMNS]:
-        place = next((names.index(w.casefold()) for w in wanted if w.casefold() in names), None)
+        place = next((names.index(_column(w)) for w in wanted if _column(w) in names), None)
+        if wanted[0] in exact:  # two names may differ in case alone
+            place = exact.index(wanted[0])
         if place is None:
             raise XciteError(
                 f"{path}: no column {wanted[0]!r} among {', '.join(header[:12])[:300]}; name the "

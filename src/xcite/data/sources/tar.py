@@ -159,7 +159,7 @@ def _by_answers(pictures: Sequence[Member], paths: Sequence[str], beside: Path) 
     if answers is None:
         raise XciteError(
             f"{paths[loose[1]]}: {loose[0]!r} lies in no class folder; "
-            f"members must be named <class>/<picture>, have a .cls member beside them, or "
+            f"members must be named <class>/<picture>, have a .cls or .json member beside them, or "
             f"{missing_answers()}"
         )
     of_class = [answers.wnid(name) for name, *_ in pictures]
