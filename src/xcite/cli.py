@@ -139,7 +139,7 @@ def main(arguments: list[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")  # a Latin-1 terminal shows what it can
     try:
         if _INSTALL in arguments and is_temporary(Path.home()):
-            raise OSError("no home folder that can be written to")
+            raise OSError("no home folder can be written to")
         command(arguments, prog_name="xcite")
     except Exception as error:
         said = _in_words(error, arguments)

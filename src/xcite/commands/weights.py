@@ -30,8 +30,8 @@ def weights(
     if fetch:
         if is_temporary(kept):
             raise XciteError(
-                "there is no home folder to keep weights in; set XDG_CACHE_HOME to a folder that "
-                "can be written to"
+                "no home folder to keep weights in can be written to; set XDG_CACHE_HOME to a "
+                "folder that can"
             )
         for entry in chosen:
             say(_fetch(entry, weights_dir, mirror))
@@ -72,7 +72,8 @@ def weights(
             here,
         )
     Console().print(table)
-    say(f"kept in {kept}; sources: xcite weights --json")
+    place = "nowhere without a home: set XDG_CACHE_HOME" if is_temporary(kept) else f"in {kept}"
+    say(f"kept {place}; sources: xcite weights --json")
 
 
 def _fetch(entry: catalog.Entry, weights_dir: Path | None, mirror: str | None) -> str:
