@@ -7,6 +7,7 @@ import io
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -15,7 +16,7 @@ from typer.core import TyperGroup
 from xcite import language
 from xcite.control_characters import visible, visible_lines
 from xcite.errors import XciteError
-from xcite.machine import provide_home
+from xcite.machine import is_temporary, provide_home
 
 # name: (module below xcite.commands, one line of help)
 COMMANDS = {
@@ -137,9 +138,11 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a Latin-1 terminal shows what it can
     try:
+        if _INSTALL in arguments and is_temporary(Path.home()):
+            raise OSError("no home folder can be written to")
         command(arguments, prog_name="xcite")
     except Exception as error:
-        said = _in_words(error)
+        said = _in_words(error, arguments)
         if said is None:
             raise
         if "--debug" in arguments:
@@ -159,10 +162,18 @@ _NO_MEMORY = (
 )
 
 
-def _in_words(error: Exception) -> str | None:
+_INSTALL = "--install-completion"  # typer's own, which lets the system's errors through
+
+
+def _in_words(error: Exception, arguments: list[str]) -> str | None:
     """What the user can mend; None for an error of the program, which ends in a traceback."""
     if isinstance(error, XciteError):
         return str(error)
+    if isinstance(error, OSError) and _INSTALL in arguments:
+        return (
+            f"cannot install completion ({error}); put what `xcite --show-completion` prints "
+            "where your shell reads it"
+        )
     if isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY):
         return (
             "memory ran out; lower optim.batch, data.workers or the model's size, or raise the "

@@ -29,14 +29,38 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+_temporary: list[Path] = []  # the home that `provide_home` gave, if it did
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file at ``path`` goes when this program ends, with the home that it was given."""
+    return any(path.is_relative_to(home) for home in _temporary)
+
+
 def provide_home() -> None:
-    """Give a user without a home a temporary one, as libraries ask for it; it goes at the end."""
+    """Give a user who has no home, or one that takes no file, a temporary one; it goes at the end.
+
+    Libraries keep things there: Paddle the code that it traces, matplotlib its list of fonts. What
+    lies in the ``.cache`` of the user's own home is still found.
+    """
     try:
-        Path.home()
+        own = Path.home()
     except RuntimeError:
+        own = Path(os.sep)
+        os.environ["HOME"] = os.sep
+    place = next(folder for folder in (own, *own.parents) if folder.exists())
+    if os.access(place, os.W_OK | os.X_OK):
+        return
+    try:
         folder = tempfile.mkdtemp(prefix="xcite-home-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        os.environ["HOME"] = folder
+    except OSError:  # nothing can be written anywhere; many commands need not
+        return
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _temporary.append(Path(folder))
+    os.environ["HOME"] = folder
+    if (own / ".cache").is_dir():
+        os.environ.setdefault("XDG_CACHE_HOME", str(own / ".cache"))
+        os.environ.setdefault("MPLCONFIGDIR", folder)
 
 
 def known_signals(*names: str) -> tuple[signal.Signals, ...]:
@@ -75,6 +99,20 @@ def set_timer(name: str, seconds: float) -> None:
     """Have ``ITIMER_REAL`` or ``ITIMER_PROF`` end this process; where there is none, nothing."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(getattr(signal, name), seconds)
+
+
+def use_one_openmp_thread() -> None:
+    """Have the calling thread wait for no other in OpenMP, whichever libraries of it are loaded.
+
+    Only Linux tells them. The system's table of mapped files names them in full.
+    """
+    with contextlib.suppress(OSError):
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as table:
+            mapped = {line.split(maxsplit=5)[-1].rstrip("\n") for line in table}
+        for path in mapped:
+            if Path(path).name.startswith(("libgomp", "libiomp", "libomp")):
+                with contextlib.suppress(OSError, AttributeError):
+                    ctypes.CDLL(path).omp_set_num_threads(1)
 
 
 def end_without_destructors() -> None:

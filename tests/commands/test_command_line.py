@@ -63,15 +63,29 @@ def test_a_user_without_a_home_gets_one_for_the_time(monkeypatch, tmp_path):
         raise KeyError
 
     monkeypatch.setattr(pwd, "getpwuid", nobody)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    machine.provide_home()
-    assert os.environ["HOME"] == str(tmp_path)
-    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(machine, "_temporary", [])
+    for name in ("XDG_CACHE_HOME", "MPLCONFIGDIR"):
+        monkeypatch.setenv(name, "")  # so that it is as before at the end
+        monkeypatch.delenv(name)
+    for home in (tmp_path, tmp_path / "to/be/made"):
+        monkeypatch.setenv("HOME", str(home))
+        machine.provide_home()
+        assert os.environ["HOME"] == str(home)
+    monkeypatch.setattr(machine.os, "access", lambda path, mode: False)
+    (tmp_path / ".cache").mkdir()
     left = []
     monkeypatch.setattr(machine.atexit, "register", lambda *a, **k: left.append((a, k)))
+    monkeypatch.setenv("HOME", str(tmp_path))
     machine.provide_home()
     home = Path.home()
     assert home.is_dir()
+    assert machine.is_temporary(home / ".cache")
+    assert os.environ["XDG_CACHE_HOME"] == str(tmp_path / ".cache")  # what lies there is found
     ((remove, *arguments), options) = left[0]
     remove(*arguments, **options)
     assert not home.exists()
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    machine.provide_home()
+    assert Path.home() not in (home, Path("/"))
+    remove(Path.home())

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("onnx")
+from read_only import AS_USER, READ_ONLY, SHARED, UNSHARED, USER
 from serving import make_bundle, photograph
 
 ROOT = Path(__file__).parents[2]
-USER = 10001
 
 
 def _instructions():
@@ -83,18 +83,6 @@ def installed():
     shutil.rmtree(place)
 
 
-UNSHARED = ["unshare", "--mount", "--net", "sh", "-ec"]
-# Another user must reach the interpreter, which may lie in a home folder.
-BASE = sys.base_prefix
-HOME = str(Path.home())
-REACHABLE = (
-    f"mount --bind {BASE} /mnt && mount -t tmpfs -o mode=755 tmpfs {HOME} && mkdir -p {BASE} && "
-    f"mount --bind /mnt {BASE} && umount /mnt"
-    if BASE.startswith(f"{HOME}/")
-    else "true"
-)
-READ_ONLY = f"mount --make-rprivate / && {REACHABLE} && mount -o remount,bind,ro /"
-SHARED = "mount -t tmpfs tmpfs /dev/shm"  # as Docker does, also with --read-only
 ASK = """
 import sys, urllib.request as r
 head = {"content-type": "image/png"}
@@ -124,7 +112,7 @@ def test_the_image_serves_where_nothing_can_be_written(installed, mounts, worker
             "ip link set lo up",
             READ_ONLY,
             *mounts,
-            f'exec setpriv --reuid={USER} --regid={USER} --clear-groups -- "$@"',
+            AS_USER,
         ]
     )
     environment = dict(re.findall(r"(PYTHON\w+)=(\S+)", " ".join(_all("ENV"))))

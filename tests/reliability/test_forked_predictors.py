@@ -33,6 +33,8 @@ RUNTIMES = [
 CODE = """
 import multiprocessing, os, sys
 import numpy as np
+if "torch" in sys.argv:  # its OpenMP, loaded first, serves PaddlePaddle, too
+    import torch
 import xcite
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 20, 30, 3), np.uint8)
@@ -59,7 +61,7 @@ def grandchild():
     print("flushed")
 
 if __name__ == "__main__":
-    predictor = xcite.Predictor(sys.argv[1], runtime=sys.argv[2], threads=2)
+    predictor = xcite.Predictor(sys.argv[1], runtime=sys.argv[2])
     expected = names_here()
     assert in_child(child) == 7
     assert in_child(lambda: None) == 7  # one that never asks
@@ -80,8 +82,8 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from xcite.export.options import ExportOptions
 
     place = tmp_path_factory.mktemp("forked")
-    shape = XCiTArchitecture(patch_size=4, embed_dim=16, depth=1, num_heads=2, num_classes=6)
-    metadata = Metadata(architecture=shape, preprocessing=Preprocessing(size=16))
+    shape = XCiTArchitecture(patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=6)
+    metadata = Metadata(architecture=shape, preprocessing=Preprocessing(size=48))
     weights = WeightFile(initial_weights(shape, 0), shape, "xcite", metadata)
     for kind in ("openvino", "onnx", "paddle"):
         if kind != "paddle" or "paddle" in installed():
@@ -91,11 +93,16 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("bundle", "runtime"), RUNTIMES)
-def test_forked_and_pickled(bundles: Path, bundle: str, runtime: str) -> None:
+@pytest.mark.parametrize("beside", ["", "torch"])
+def test_forked_and_pickled(bundles: Path, bundle: str, runtime: str, beside: str) -> None:
+    if beside and beside not in installed():
+        pytest.skip("no PyTorch")
     environment = {**os.environ, "PYTHONPATH": str(Path(xcite.__file__).parents[1])}
-    started = "spawn" if runtime == "onnxruntime" else "fork"  # spawning once is slow enough
+    environment.pop("OMP_NUM_THREADS", None)  # PaddlePaddle sets it here, for its own workers
+    # spawning once is slow enough
+    started = "spawn" if runtime == "onnxruntime" and not beside else "fork"
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "program.py", bundle, runtime, started],
+        [sys.executable, "-W", "ignore", "program.py", bundle, runtime, started, beside],
         cwd=bundles,
         env=environment,
         capture_output=True,

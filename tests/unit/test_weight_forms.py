@@ -263,7 +263,8 @@ def test_weights_of_eight_bits(tmp_path):
         ),
         (lambda t: t.to("meta"), "head.weight is a tensor without numbers"),
         (lambda t: t.to(torch.complex64), "head.weight is of type complex64"),
-        (lambda t: t.to(torch.int32), "head.weight is of type int64"),
+        (lambda t: t.to(torch.int32), "head.weight is of type int32"),
+        (lambda t: t.abs().to(torch.float8_e8m0fnu), "head.weight is a float8_e8m0fnu tensor"),
         (lambda t: torch.device("cpu"), "head.weight is torch.device"),
         (lambda t: np.array(["a"]), "head.weight is NumPy type 'U1'"),
     ],
@@ -272,6 +273,22 @@ def test_weights_of_eight_bits(tmp_path):
 def test_weights_that_are_no_plain_tensors_are_refused_by_name(tmp_path, change, said):
     saved = tensors()
     saved["head.weight"] = change(saved["head.weight"])
+    torch.save(saved, tmp_path / "x.pth")
+    with pytest.raises(XciteError, match=said):
+        open_weights(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.abs().to(torch.float8_e8m0fnu), "cls_token is a float8_e8m0fnu tensor"),
+        (lambda t: t.to_sparse(), "cls_token is a sparse tensor"),
+        (lambda t: t.to(torch.int16), "cls_token is of type int16"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_without_one_plain_tensor_is_refused_by_its_type(tmp_path, change, said):
+    saved = {n: change(t) if t.is_floating_point() else t for n, t in tensors().items()}
     torch.save(saved, tmp_path / "x.pth")
     with pytest.raises(XciteError, match=said):
         open_weights(tmp_path / "x.pth")

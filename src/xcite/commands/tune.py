@@ -8,6 +8,7 @@ from xcite.choices import Choices
 from xcite.commands.printing import say, say_json
 from xcite.errors import XciteError
 from xcite.language import tr
+from xcite.machine import is_temporary
 from xcite.processor import this_processor
 
 app = typer.Typer(add_completion=False)
@@ -53,6 +54,15 @@ def tune(
     timed = Timed(work)
     found = search(timed.choices, knobs(work), timed, limit=seconds)
     entry = profile.keep(work, found)
+    path = profile.profile_file()
+    if path is None or is_temporary(path) or not path.is_file():
+        say(
+            tr(
+                "not kept, as no folder for it can be written to; set XDG_CACHE_HOME to one and "
+                "tune again"
+            ),
+            err=True,
+        )
     if as_json:
         say_json(entry.to_json())
         return

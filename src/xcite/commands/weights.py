@@ -5,6 +5,8 @@ from pathlib import Path
 import typer
 
 from xcite.commands.printing import say, say_json
+from xcite.errors import XciteError
+from xcite.machine import is_temporary
 from xcite.weights import catalog
 
 app = typer.Typer(add_completion=False)
@@ -24,7 +26,13 @@ def weights(
     chosen = catalog.matching(pattern)
     if not chosen:
         catalog.find(pattern)  # names the nearest
+    kept = catalog.cache_folder()
     if fetch:
+        if is_temporary(kept):
+            raise XciteError(
+                "no home folder to keep weights in can be written to; set XDG_CACHE_HOME to a "
+                "folder that can"
+            )
         for entry in chosen:
             say(_fetch(entry, weights_dir, mirror))
         return
@@ -64,7 +72,8 @@ def weights(
             here,
         )
     Console().print(table)
-    say(f"kept in {catalog.cache_folder()}; sources: xcite weights --json")
+    place = "nowhere without a home: set XDG_CACHE_HOME" if is_temporary(kept) else f"in {kept}"
+    say(f"kept {place}; sources: xcite weights --json")
 
 
 def _fetch(entry: catalog.Entry, weights_dir: Path | None, mirror: str | None) -> str:

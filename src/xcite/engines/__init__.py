@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import logging
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +35,24 @@ def engine_package(name: str) -> "ModuleType":
         others = [other for other in installed() if other != name]
         instead = f", or use --engine {others[0]}" if others else ""
         raise XciteError(f"engine {name!r} is not installed: pip install 'xcite[{name}]'{instead}")
+    return quietly_imported(f"xcite.engines.{name}")
+
+
+def quietly_imported(name: str) -> "ModuleType":
+    """A module that imports Paddle, without what Paddle does to messages then.
+
+    It misses ccache, which concerns only those who build extensions, and has the root logger print
+    what any library notes about itself.
+    """
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
     with warnings.catch_warnings():
-        # Paddle misses ccache when imported, which concerns only those who build extensions.
         warnings.filterwarnings("ignore", message="No ccache found")
-        return importlib.import_module(f"xcite.engines.{name}")
+        try:
+            return importlib.import_module(name)
+        finally:
+            root.setLevel(level)
+            root.handlers[:] = handlers
 
 
 def create_engine(name: str, architecture: "Architecture", **options: Any) -> "Engine":

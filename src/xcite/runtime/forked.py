@@ -12,7 +12,7 @@ import sys
 import weakref
 from typing import Any
 
-from xcite.machine import end_without_destructors
+from xcite.machine import end_without_destructors, use_one_openmp_thread
 
 _loaded: "weakref.WeakSet[Any]" = weakref.WeakSet()
 _found_paddle = False  # in the parent of this forked process
@@ -39,6 +39,8 @@ def _in_child() -> None:
     for program in programs:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(program))  # which nobody gives back
     if programs:
+        if _found_paddle:  # GNU's OpenMP, which PyTorch brings along, waits for the threads it had
+            use_one_openmp_thread()
         end_without_destructors()
     _loaded.clear()
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from xcite.engines import quietly_imported
 from xcite.engines.vector_instructions import use_vector_instructions
 from xcite.errors import XciteError
 from xcite.processor import this_processor
@@ -273,7 +274,7 @@ class _Paddle(Program):
     name, title, suffixes, extra = "paddle", "Paddle Inference", (".json",), "paddle"
 
     def __init__(self, given: _Arguments) -> None:
-        from paddle import inference
+        inference = quietly_imported("paddle.inference")
 
         super().__init__(given)
         use_vector_instructions()

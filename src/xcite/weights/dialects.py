@@ -16,7 +16,7 @@ import numpy as np
 from xcite.canonical import Shape, shapes
 from xcite.errors import XciteError
 from xcite.families import FAMILIES, Architecture
-from xcite.weights.stored import StoredTensor
+from xcite.weights.stored import ITEM_SIZES, StoredTensor
 
 
 @dataclass(frozen=True)
@@ -276,9 +276,9 @@ def translate(
     for name, found_parts in parts.items():
         ordered = tuple(found_parts[i] for i in range(len(found_parts)))
         entry = _Found(rows[name], ordered, table.transposed)
-        # `entry.read` has made float32 of any float type already.
+        # `entry.read` has made float32 of any float type already; what is no number keeps its name.
         stored = ordered[0].dtype
-        dtype = "float32" if "float" in stored else "int64" if "int" in stored else stored
+        dtype = "float32" if stored in ITEM_SIZES and "float" in stored else stored
         result[name] = StoredTensor(entry.shape, dtype, entry.read)
     for name, bias in biases.items():
         if name in result and result[name].shape == bias.shape:
