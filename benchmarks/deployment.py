@@ -24,6 +24,7 @@ from xcite import canonical, variants
 from xcite.export import graph
 from xcite.export.quantization import quantise
 from xcite.runtime.programs import compile_openvino
+from xcite.runtime.turns import by_turns
 
 SIZE = 224
 # model: batch: (runtime, precision, least ratio)
@@ -111,21 +112,6 @@ def runner(
     return run
 
 
-def interleaved(
-    runs: list[Callable[[], np.ndarray]], rounds: int, clock: Callable[[], float]
-) -> list[list[float]]:
-    """Seconds of each run in each round."""
-    seconds: list[list[float]] = [[] for _ in runs]
-    for number in range(rounds + 2):
-        order = range(len(runs)) if number % 2 else reversed(range(len(runs)))
-        for i in order:
-            start = clock()
-            runs[i]()
-            if number >= 2:  # the first two warm up
-                seconds[i].append(clock() - start)
-    return seconds
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -163,7 +149,8 @@ def main() -> None:
                 expected, found = (run() for run in runs)
                 share = np.abs(expected - found).max() / np.abs(expected).max()
                 assert share < (1e-4 if precision == "f32" else 0.2), f"{name}: off by {share:.1e}"
-                times = [statistics.median(s) for s in interleaved(runs, arguments.rounds, clock)]
+                turns = by_turns(runs, rounds=arguments.rounds, clock=clock)
+                times = [statistics.median(seconds) for seconds in turns]
                 print(
                     f"| {name} | {batch} | {runtime} | {precision} | {batch / times[0]:.1f} | "
                     f"{batch / times[1]:.1f} | {times[0] / times[1]:.2f} | {least or ''} |",
