@@ -1,0 +1,279 @@
+"""Accuracy against speed on this machine: XCiT variants and what one might take instead.
+
+    python benchmarks/front.py
+    python benchmarks/front.py --peers resnet50:80.4:resnet50.onnx edgenext_small@256:81.1:edge.onnx
+    python benchmarks/front.py --picture docs/front.png
+
+Every model runs in the fastest of its runtimes and precisions here: OpenVINO in float32, and in
+bfloat16 where the processor has instructions for it, ONNX Runtime in float32; TorchScript in
+PyTorch. int8 is left out: what it costs in accuracy is not published. The ways of a model take
+turns with one yardstick, nano_12_p16 at 224 px in OpenVINO, and a speed is the ratio to it times
+what the yardstick did over the whole run, so that drift cancels out.
+
+Accuracy is the published top-1 of ImageNet: the catalogue's for XCiT, what the command line says
+for peers. XCiT's is known at 224 and 384 px; other sizes have a speed, and no place on the front.
+Speed does not depend on the weights' values, which are drawn. Prints a Markdown table.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from xcite import canonical
+from xcite.errors import XciteError
+from xcite.export import graph
+from xcite.export.onnx_file import write_onnx
+from xcite.processor import this_processor
+from xcite.runtime.precision import native
+from xcite.runtime.programs import open_program
+from xcite.runtime.turns import by_turns
+from xcite.variants import find
+from xcite.weights.catalog import entries
+
+SIZES = (160, 224, 288, 384)
+MODELS = (
+    *("xcit_nano_12_p16", "xcit_tiny_12_p16", "xcit_tiny_24_p16", "xcit_small_12_p16"),
+    *("xcit_nano_12_p8", "xcit_tiny_12_p8", "xcit_small_12_p8"),
+)
+YARDSTICK = ("xcit_nano_12_p16", 224)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model at a size, as it runs here.
+
+    Attributes:
+        top1: published, in percent; None where nothing is.
+        way: runtime and precision.
+        speed: images/s.
+    """
+
+    name: str
+    size: int
+    top1: float | None
+    way: str = ""
+    speed: float = 0.0
+
+    @property
+    def ours(self) -> bool:
+        return self.name.startswith("xcit_")
+
+
+# Measured on 2 cores of Zen 3 (AVX2 alone), OpenVINO float32, batch 8: an earlier run, whose peers
+# were timm's models. Sizes and top-1 as they were given with it.
+ZEN3 = [
+    Point("xcit_small_12_p16", 224, 83.3, speed=16.8),
+    Point("edgenext_small", 224, 81.6, speed=63.4),
+    Point("xcit_tiny_12_p8", 224, 81.2, speed=18.2),
+    Point("resnet50", 224, 80.4, speed=21.8),
+    Point("deit_small", 224, 79.9, speed=18.1),
+    Point("mobilenetv4_conv_medium", 224, 79.1, speed=101),
+    Point("xcit_tiny_12_p16", 224, 78.6, speed=60.9),
+    Point("efficientnet_b0", 224, 77.7, speed=117),
+    Point("xcit_nano_12_p8", 224, 76.3, speed=38.0),
+    Point("convnext_atto", 224, 75.7, speed=113),
+    Point("mobilenetv4_conv_small", 224, 73.8, speed=412),
+    Point("xcit_nano_12_p16", 224, 72.4, speed=119),
+]
+
+
+def front(points: Sequence[Point]) -> list[Point]:
+    """The points that no other beats in accuracy and speed at once, the fastest first."""
+    best, found = 0.0, []
+    known = [(point.speed, point.top1, point) for point in points if point.top1 is not None]
+    for _, top1, point in sorted(known, key=lambda one: one[:2], reverse=True):
+        if top1 > best:
+            best = top1
+            found.append(point)
+    return found
+
+
+def peer(text: str) -> tuple[Point, Path]:
+    """``name[@pixels]:accuracy:path`` taken apart."""
+    try:
+        name, accuracy, path = text.split(":", 2)
+        name, _, size = name.partition("@")
+        point = Point(name, int(size or 224), float(accuracy))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not name:accuracy:path") from None
+    if not Path(path).is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {path}")
+    return point, Path(path)
+
+
+def variants(models: Sequence[str], sizes: Sequence[int]) -> Iterator[Point]:
+    """The models at every size, with the best top-1 that was published there."""
+    for model in models:
+        for size in sizes:
+            known = [
+                entry.top1
+                for entry in entries()
+                if (entry.architecture, entry.resolution) == (model, size) and entry.classes
+            ]
+            yield Point(model, size, max(known, default=None))
+
+
+def written(point: Point, folder: Path) -> Path:
+    """An XCiT's graph with drawn weights as an ONNX file."""
+    architecture = find(point.name)
+    weights = canonical.initial_weights(architecture, 0)
+    path = folder / f"{point.name}_{point.size}.onnx"
+    write_onnx(graph.build(weights, architecture, size=(point.size, point.size)), path)
+    return path
+
+
+def ways(
+    path: Path, size: int, threads: int
+) -> Iterator[tuple[str, Callable[[np.ndarray], object]]]:
+    """Every way to run a model file here, by name."""
+    if path.suffix in (".pt", ".pth", ".ts"):
+        import torch
+
+        torch.set_num_threads(threads)
+        model = torch.jit.load(str(path), map_location="cpu").eval()
+
+        def run(images: np.ndarray) -> object:
+            with torch.inference_mode():
+                return model(torch.from_numpy(images))
+
+        yield "torch f32", run
+        return
+    for runtime, precision in (("openvino", "f32"), ("openvino", "bf16"), ("onnxruntime", "f32")):
+        if not native(precision, this_processor()):
+            continue
+        if runtime == "onnxruntime" and path.suffix != ".onnx":
+            continue
+        program = open_program(
+            path, runtime=runtime, precision=precision, threads=threads, usual=(size, size)
+        )
+        yield f"{runtime} {precision}", program.run
+
+
+def images(batch: int, size: int) -> np.ndarray:
+    """Noise float32 (B, 3, H, W)."""
+    shape = (batch, 3, size, size)
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def measured(
+    asked: Sequence[tuple[Point, Path]], yardstick: Path, options: argparse.Namespace
+) -> list[Point]:
+    """The points with their fastest way and its speed."""
+    size = YARDSTICK[1]
+    program = open_program(
+        yardstick, runtime="openvino", threads=options.threads, usual=(size, size)
+    )
+    given = images(options.batch, size)
+    of_yardstick, found = [], []
+    for point, path in asked:
+        batch = images(options.batch, point.size)
+        names, works = [], [lambda: program.run(given)]
+        for name, run in ways(path, point.size, options.threads):
+            try:
+                run(batch)
+            except XciteError as error:  # such as a file made for another batch
+                print(f"{point.name}: {name} is left out: {error}", file=sys.stderr, flush=True)
+                continue
+            names.append(name)
+            works.append(lambda run=run, batch=batch: run(batch))
+        times = by_turns(works, rounds=options.rounds, limit=options.limit)
+        of_yardstick += times[0]
+        own = [statistics.median(one) for one in times]
+        best = min(range(1, len(own)), key=own.__getitem__)
+        found.append(replace(point, way=names[best - 1], speed=own[0] / own[best]))
+    rate = options.batch / statistics.median(of_yardstick)
+    return [replace(point, speed=point.speed * rate) for point in found]
+
+
+def table(points: Sequence[Point]) -> list[str]:
+    """Markdown rows, the fastest first."""
+    best = front(points)
+    rows = ["| model | px | top-1, % | fastest in | images/s | on the front |"]
+    rows.append("| --- | ---: | ---: | --- | ---: | --- |")
+    for point in sorted(points, key=lambda one: -one.speed):
+        known = "none published" if point.top1 is None else f"{point.top1:.1f}"
+        there = "yes" if point in best else ""
+        rows.append(
+            f"| {point.name} | {point.size} | {known} | {point.way} | {point.speed:.1f} | {there} |"
+        )
+    return rows
+
+
+def draw(points: Sequence[Point], here: str, picture: Path) -> None:
+    """This machine and Zen 3 in two panels, the front as a line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(13, 6), layout="constrained", sharey=True)
+    sides = {here: points, "2 cores of Zen 3, OpenVINO float32, batch 8": ZEN3}
+    for panel, (title, shown) in zip(panels, sides.items(), strict=True):
+        known = [point for point in shown if point.top1 is not None]
+        best = front(known)
+        panel.plot([p.speed for p in best], [p.top1 for p in best], color="0.6", lw=1, zorder=1)
+        for ours, colour, marker in ((True, "tab:red", "o"), (False, "tab:blue", "s")):
+            group = [point for point in known if point.ours == ours]
+            label = "XCiT" if ours else "others"
+            panel.scatter(
+                [p.speed for p in group],
+                [p.top1 for p in group],
+                c=[colour if p in best else "none" for p in group],
+                edgecolors=colour,
+                marker=marker,
+                label=f"{label} (filled: on the front)",
+                zorder=2,
+            )
+        for point in known:
+            name = point.name.removeprefix("xcit_").replace("mobilenetv4_conv", "mnv4")
+            panel.annotate(
+                f"{name} {point.size}",
+                (point.speed, point.top1),
+                xytext=(5, 4),
+                textcoords="offset points",
+                fontsize=7,
+            )
+        panel.set(xscale="log", xlabel="images/s", title=title)
+        panel.margins(x=0.16)
+        panel.grid(True, which="both", alpha=0.25)
+        panel.legend(loc="lower left", fontsize=8)
+    panels[0].set_ylabel("published ImageNet top-1, %")
+    figure.savefig(picture, dpi=110)
+
+
+def main() -> None:
+    """Measure, print the table, draw."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="*", default=list(MODELS))
+    parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES))
+    parser.add_argument("--peers", nargs="*", type=peer, default=[], metavar="NAME:ACCURACY:PATH")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--limit", type=float, default=12.0, help="seconds for a model at a size")
+    parser.add_argument("--picture", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        asked = [
+            (point, written(point, Path(folder)))
+            for point in variants(options.models, options.sizes)
+        ]
+        yardstick = written(Point(*YARDSTICK, None), Path(folder))
+        points = measured([*asked, *options.peers], yardstick, options)
+    print("\n".join(table(points)))
+    if options.picture:
+        processor = this_processor()
+        here = f"{options.threads} cores of {processor.name}, {processor.instruction_set}"
+        draw(points, f"{here}, batch {options.batch}, each in its fastest way", options.picture)
+
+
+if __name__ == "__main__":
+    main()
