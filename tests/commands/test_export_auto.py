@@ -13,7 +13,7 @@ from small_runs import answered as run
 from xcite import canonical
 from xcite.engines import installed
 from xcite.errors import XciteError
-from xcite.export.automatic import Way, hopeless, ways
+from xcite.export.automatic import Way, _unsteady, hopeless, ways
 from xcite.export.export import export
 from xcite.export.options import ExportOptions
 from xcite.preprocessing import Preprocessing
@@ -239,3 +239,8 @@ def test_turns_alternate_and_end_in_time():
     times = by_turns(works, rounds=100, limit=0.0, clock=lambda: now[0])
     assert [len(each) for each in times] == [LEAST] * 2
     assert len(order) == 2 * (WARM_UP + LEAST)
+
+
+def test_a_busy_machine_is_noticed():
+    assert not _unsteady([1.0, 1.02, 1.1, 5.0, 0.99])  # one turn that was interrupted
+    assert _unsteady([1.0, 1.0, 1.4, 2.0, 2.1])

@@ -15,7 +15,7 @@ import numpy as np
 from xcite.errors import XciteError
 from xcite.export import graph
 from xcite.export.options import ExportOptions
-from xcite.language import padded, tr, translated, width
+from xcite.language import noted, padded, tr, translated, width
 from xcite.processor import Processor, this_processor
 from xcite.runtime.bundle import BundleInfo, Chosen, Format, Precision, Runtime
 from xcite.runtime.precision import native
@@ -27,6 +27,7 @@ from xcite.variants import Architecture
 BATCH = 16  # pictures at a time: the largest batch that OpenVINO's programs are compiled for
 ROUNDS = 15
 SECONDS = 20.0  # for taking turns; large models get few rounds
+UNSTEADY = 1.3  # between the quartiles of one way's times
 # The runtimes of each format, and the precisions that may pay on a CPU in it.
 _RUNTIMES: dict[Format, tuple[Runtime, ...]] = {
     "openvino": ("openvino",),
@@ -158,6 +159,12 @@ def take_fastest(
         break
     for line in _table(candidates, speeds, reasons, chosen):
         say(line)
+    if any(_unsteady(one) for one in times):
+        say(
+            noted(
+                "the times of one way differ much, other programs compute here: choose again later"
+            )
+        )
     if chosen is None:
         told = (f"{way.format} {way.precision}: {reason}" for way, reason in reasons.items())
         raise XciteError(f"no format and precision can be taken here ({', '.join(told)})")
@@ -176,6 +183,11 @@ def take_fastest(
         machine=machine(),
     )
     return info.model_copy(update={"chosen": because})
+
+
+def _unsteady(seconds: Sequence[float]) -> bool:
+    low, _, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return high > UNSTEADY * low
 
 
 def _row(way: Way, speeds: dict[Way, float], reasons: dict[Way, str]) -> dict[str, Any]:
