@@ -75,9 +75,12 @@ def official(
     return file.getvalue()
 
 
-def ours(architecture: variants.XCiTArchitecture, weights: canonical.Weights) -> bytes:
+def ours(
+    architecture: variants.XCiTArchitecture, weights: canonical.Weights, precision: str
+) -> bytes:
     """The folded graph as an ONNX file."""
-    return graph.build(weights, architecture, size=(SIZE, SIZE)).SerializeToString()
+    proto = graph.build(weights, architecture, size=(SIZE, SIZE), bf16=precision != "f32")
+    return proto.SerializeToString()
 
 
 def runner(
@@ -137,10 +140,11 @@ def main() -> None:
         for batch, cases in CASES[name].items():
             if batch not in arguments.batches:
                 continue
-            graphs = official(architecture, weights, batch), ours(architecture, weights)
+            reference = official(architecture, weights, batch)
             shape = (batch, architecture.in_chans, SIZE, SIZE)
             images = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
             for runtime, precision, least in cases:
+                graphs = reference, ours(architecture, weights, precision)
                 precisions = ("bf16" if precision == "int8" else precision, precision)
                 runs = [
                     runner(model, runtime, kind, images, arguments.threads)

@@ -19,6 +19,7 @@ import argparse
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,7 +95,7 @@ def front(points: Sequence[Point]) -> list[Point]:
     return found
 
 
-def peer(text: str) -> tuple[Point, Path]:
+def peer(text: str) -> tuple[Point, dict[str, Path]]:
     """``name[@pixels]:accuracy:path`` taken apart."""
     try:
         name, accuracy, path = text.split(":", 2)
@@ -104,7 +105,7 @@ def peer(text: str) -> tuple[Point, Path]:
         raise argparse.ArgumentTypeError(f"{text!r} is not name:accuracy:path") from None
     if not Path(path).is_file():
         raise argparse.ArgumentTypeError(f"there is no file {path}")
-    return point, Path(path)
+    return point, {"f32": Path(path), "bf16": Path(path)}
 
 
 def variants(models: Sequence[str], sizes: Sequence[int]) -> Iterator[Point]:
@@ -119,19 +120,23 @@ def variants(models: Sequence[str], sizes: Sequence[int]) -> Iterator[Point]:
             yield Point(model, size, max(known, default=None))
 
 
-def written(point: Point, folder: Path) -> Path:
-    """An XCiT's graph with drawn weights as an ONNX file."""
+def written(point: Point, folder: Path) -> dict[str, Path]:
+    """An XCiT's graphs with drawn weights as ONNX files, by precision."""
     architecture = find(point.name)
     weights = canonical.initial_weights(architecture, 0)
-    path = folder / f"{point.name}_{point.size}.onnx"
-    write_onnx(graph.build(weights, architecture, size=(point.size, point.size)), path)
-    return path
+    size, files = (point.size, point.size), {}
+    for precision in ("f32", "bf16"):
+        files[precision] = folder / f"{point.name}_{point.size}_{precision}.onnx"
+        proto = graph.build(weights, architecture, size=size, bf16=precision == "bf16")
+        write_onnx(proto, files[precision])
+    return files
 
 
 def ways(
-    path: Path, size: int, threads: int
+    files: dict[str, Path], size: int, threads: int
 ) -> Iterator[tuple[str, Callable[[np.ndarray], object]]]:
-    """Every way to run a model file here, by name."""
+    """Every way to run a model here, by name; its files by precision."""
+    path = files["f32"]
     if path.suffix in (".pt", ".pth", ".ts"):
         import torch
 
@@ -150,7 +155,11 @@ def ways(
         if runtime == "onnxruntime" and path.suffix != ".onnx":
             continue
         program = open_program(
-            path, runtime=runtime, precision=precision, threads=threads, usual=(size, size)
+            files[precision],
+            runtime=runtime,
+            precision=precision,
+            threads=threads,
+            usual=(size, size),
         )
         yield f"{runtime} {precision}", program.run
 
@@ -162,7 +171,7 @@ def images(batch: int, size: int) -> np.ndarray:
 
 
 def measured(
-    asked: Sequence[tuple[Point, Path]], yardstick: Path, options: argparse.Namespace
+    asked: Sequence[tuple[Point, dict[str, Path]]], yardstick: Path, options: argparse.Namespace
 ) -> list[Point]:
     """The points with their fastest way and its speed."""
     size = YARDSTICK[1]
@@ -171,10 +180,10 @@ def measured(
     )
     given = images(options.batch, size)
     of_yardstick, found = [], []
-    for point, path in asked:
+    for point, files in asked:
         batch = images(options.batch, point.size)
         names, works = [], [lambda: program.run(given)]
-        for name, run in ways(path, point.size, options.threads):
+        for name, run in ways(files, point.size, options.threads):
             try:
                 run(batch)
             except XciteError as error:  # such as a file made for another batch
@@ -182,11 +191,17 @@ def measured(
                 continue
             names.append(name)
             works.append(lambda run=run, batch=batch: run(batch))
-        times = by_turns(works, rounds=options.rounds, limit=options.limit)
+        clock = time.process_time if options.cpu_time else time.perf_counter
+        times = by_turns(works, rounds=options.rounds, limit=options.limit, clock=clock)
         of_yardstick += times[0]
         own = [statistics.median(one) for one in times]
         best = min(range(1, len(own)), key=own.__getitem__)
         found.append(replace(point, way=names[best - 1], speed=own[0] / own[best]))
+        print(
+            f"{point.name}, {point.size} px: {found[-1].speed:.3f} of the yardstick",
+            file=sys.stderr,
+            flush=True,
+        )
     rate = options.batch / statistics.median(of_yardstick)
     return [replace(point, speed=point.speed * rate) for point in found]
 
@@ -259,6 +274,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--limit", type=float, default=12.0, help="seconds for a model at a size")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="count processor time, not the clock's: for a busy machine, with --threads 1",
+    )
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -266,13 +286,14 @@ def main() -> None:
             (point, written(point, Path(folder)))
             for point in variants(options.models, options.sizes)
         ]
-        yardstick = written(Point(*YARDSTICK, None), Path(folder))
+        yardstick = written(Point(*YARDSTICK, None), Path(folder))["f32"]
         points = measured([*asked, *options.peers], yardstick, options)
     print("\n".join(table(points)))
     if options.picture:
         processor = this_processor()
-        here = f"{options.threads} cores of {processor.name}, {processor.instruction_set}"
-        draw(points, f"{here}, batch {options.batch}, each in its fastest way", options.picture)
+        cores = "1 core" if options.threads == 1 else f"{options.threads} cores"
+        here = f"{cores} of {processor.name}, {processor.instruction_set}, batch {options.batch}"
+        draw(points, f"{here}, each in its fastest way", options.picture)
 
 
 if __name__ == "__main__":

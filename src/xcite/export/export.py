@@ -190,6 +190,7 @@ def _write_program(
         size=info.size,
         opset=options.opset or graph.OPSET,
         half=info.precision == "f16",
+        bf16=info.precision in ("bf16", "int8"),
         name=info.model,
     )
     if info.format == "onnx":
