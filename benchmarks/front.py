@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -225,7 +226,7 @@ def draw(points: Sequence[Point], here: str, picture: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, panels = pyplot.subplots(1, 2, figsize=(13, 6), layout="constrained", sharey=True)
     sides = {here: points, "2 cores of Zen 3, OpenVINO float32, batch 8": ZEN3}
@@ -245,21 +246,48 @@ def draw(points: Sequence[Point], here: str, picture: Path) -> None:
                 label=f"{label} (filled: on the front)",
                 zorder=2,
             )
-        for point in known:
-            name = point.name.removeprefix("xcit_").replace("mobilenetv4_conv", "mnv4")
-            panel.annotate(
-                f"{name} {point.size}",
-                (point.speed, point.top1),
-                xytext=(5, 4),
-                textcoords="offset points",
-                fontsize=7,
-            )
         panel.set(xscale="log", xlabel="images/s", title=title)
-        panel.margins(x=0.16)
-        panel.grid(True, which="both", alpha=0.25)
+        panel.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+        panel.xaxis.set_minor_formatter(ticker.NullFormatter())
+        panel.margins(x=0.2, y=0.08)
+        panel.grid(True, alpha=0.25)
         panel.legend(loc="lower left", fontsize=8)
     panels[0].set_ylabel("published ImageNet top-1, %")
+    figure.draw_without_rendering()  # the panels get their places, which labels go by
+    for panel, shown in zip(panels, sides.values(), strict=True):
+        label_points(panel, [point for point in shown if point.top1 is not None])
     figure.savefig(picture, dpi=110)
+
+
+def label_points(panel: Any, points: Sequence[Point]) -> None:
+    """Names beside their points, each where it covers least of the others and of the points."""
+    from matplotlib.transforms import Bbox
+
+    places = [panel.transData.transform((point.speed, point.top1)) for point in points]
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in places]
+    for point in points:
+        name = point.name.removeprefix("xcit_").replace("mobilenetv4_conv", "mnv4")
+        tried = []
+        for side, x in (("left", 6), ("right", -6)):
+            for y in (0, 7, -7, 13, -13):
+                label = panel.annotate(
+                    f"{name} {point.size}",
+                    (point.speed, point.top1),
+                    xytext=(x, y),
+                    textcoords="offset points",
+                    ha=side,
+                    va="center",
+                    fontsize=7,
+                )
+                box = label.get_window_extent()
+                covers = sum(box.overlaps(other) for other in taken) + (box.x1 > panel.bbox.x1)
+                tried.append((covers, len(tried), label, box))
+        _, _, kept, box = min(tried, key=lambda one: one[:2])
+        for _, _, label, _ in tried:
+            if label is not kept:
+                label.remove()
+        taken.append(box)
 
 
 def main() -> None:
@@ -293,7 +321,7 @@ def main() -> None:
         processor = this_processor()
         cores = "1 core" if options.threads == 1 else f"{options.threads} cores"
         here = f"{cores} of {processor.name}, {processor.instruction_set}, batch {options.batch}"
-        draw(points, f"{here}, each in its fastest way", options.picture)
+        draw(points, f"{here},\neach model in its fastest way", options.picture)
 
 
 if __name__ == "__main__":

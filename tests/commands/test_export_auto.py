@@ -1,5 +1,6 @@
 """`xcite export --format auto --precision auto`: every way tried, the fastest that passes taken."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from xcite.export.options import ExportOptions
 from xcite.preprocessing import Preprocessing
 from xcite.processor import Processor, this_processor
 from xcite.runtime.bundle import read_info, seal_folder
+from xcite.runtime.precision import native
 from xcite.runtime.predictor import Predictor
 from xcite.runtime.turns import LEAST, WARM_UP, by_turns
 from xcite.variants import RegNetArchitecture, XCiTArchitecture
@@ -64,7 +66,9 @@ def test_all_are_tried_and_the_fastest_is_taken(file, tmp_path, capsys):
     timed = [row for row in tried if "images_per_second" in row]
     kinds = {(row["format"], row["precision"]) for row in timed}
     assert {("openvino", "f32"), ("onnx", "f32")} <= kinds
-    assert (("openvino", "bf16") in kinds) == this_processor().native_bf16
+    assert (("openvino", "bf16") in kinds) == native("bf16", this_processor())
+    int8 = native("int8", this_processor()) and importlib.util.find_spec("nncf") is not None
+    assert (("openvino", "int8") in kinds) == int8
     fastest = max(timed, key=lambda row: row["images_per_second"])
     assert (info.format, info.precision, chosen.runtime) == (
         fastest["format"],
@@ -105,7 +109,7 @@ def test_only_what_is_open_is_tried(file, tmp_path, capsys):
 
 def test_what_disagrees_is_not_taken_however_fast(tmp_path):
     """So sharp a softmax turns over by the bits that bfloat16 lacks."""
-    if not this_processor().native_bf16:
+    if not native("bf16", this_processor()):
         pytest.skip("bfloat16 is not tried on this processor")
     weights = model().tensors
     sharp = {}
