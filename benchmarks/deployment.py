@@ -24,6 +24,7 @@ from xcite import canonical, variants
 from xcite.export import graph
 from xcite.export.quantization import quantise
 from xcite.runtime.programs import compile_openvino
+from xcite.runtime.turns import by_turns
 
 SIZE = 224
 # model: batch: (runtime, precision, least ratio)
@@ -74,9 +75,12 @@ def official(
     return file.getvalue()
 
 
-def ours(architecture: variants.XCiTArchitecture, weights: canonical.Weights) -> bytes:
+def ours(
+    architecture: variants.XCiTArchitecture, weights: canonical.Weights, precision: str
+) -> bytes:
     """The folded graph as an ONNX file."""
-    return graph.build(weights, architecture, size=(SIZE, SIZE)).SerializeToString()
+    proto = graph.build(weights, architecture, size=(SIZE, SIZE), bf16=precision != "f32")
+    return proto.SerializeToString()
 
 
 def runner(
@@ -111,21 +115,6 @@ def runner(
     return run
 
 
-def interleaved(
-    runs: list[Callable[[], np.ndarray]], rounds: int, clock: Callable[[], float]
-) -> list[list[float]]:
-    """Seconds of each run in each round."""
-    seconds: list[list[float]] = [[] for _ in runs]
-    for number in range(rounds + 2):
-        order = range(len(runs)) if number % 2 else reversed(range(len(runs)))
-        for i in order:
-            start = clock()
-            runs[i]()
-            if number >= 2:  # the first two warm up
-                seconds[i].append(clock() - start)
-    return seconds
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -151,10 +140,11 @@ def main() -> None:
         for batch, cases in CASES[name].items():
             if batch not in arguments.batches:
                 continue
-            graphs = official(architecture, weights, batch), ours(architecture, weights)
+            reference = official(architecture, weights, batch)
             shape = (batch, architecture.in_chans, SIZE, SIZE)
             images = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
             for runtime, precision, least in cases:
+                graphs = reference, ours(architecture, weights, precision)
                 precisions = ("bf16" if precision == "int8" else precision, precision)
                 runs = [
                     runner(model, runtime, kind, images, arguments.threads)
@@ -163,7 +153,8 @@ def main() -> None:
                 expected, found = (run() for run in runs)
                 share = np.abs(expected - found).max() / np.abs(expected).max()
                 assert share < (1e-4 if precision == "f32" else 0.2), f"{name}: off by {share:.1e}"
-                times = [statistics.median(s) for s in interleaved(runs, arguments.rounds, clock)]
+                turns = by_turns(runs, rounds=arguments.rounds, clock=clock)
+                times = [statistics.median(seconds) for seconds in turns]
                 print(
                     f"| {name} | {batch} | {runtime} | {precision} | {batch / times[0]:.1f} | "
                     f"{batch / times[1]:.1f} | {times[0] / times[1]:.2f} | {least or ''} |",

@@ -43,6 +43,7 @@ SUITE = {
     "weights_loading": ["weights_loading.py"],
     "distilled_step": ["distilled_step.py"],
     "deployment": ["deployment.py"],
+    "front": ["front.py", "--picture", str(HERE.parent / "docs" / "front.png")],
     "tuning": ["tuning.py"],
     "train_step_torch_avx2": [
         "train_step.py",

@@ -197,8 +197,8 @@ def test_regnet_teachers_export_too(tmp_path):
     [
         (["--size", "zero"], "--size is 'zero'"),
         (["--size", "0x3"], "--size is '0x3'"),
-        (["--format", "tflite"], "choose onnx, openvino or paddle"),
-        (["--precision", "f8"], "choose f32, f16, bf16 or int8"),
+        (["--format", "tflite"], "choose auto, onnx, openvino or paddle"),
+        (["--precision", "f8"], "choose auto, f32, f16, bf16 or int8"),
         (["--precision", "float16"], "f16 is for --format onnx"),
         (["--opset", "17"], "leave --opset out"),
         (["--format", "onnx", "--opset", "12"], "--opset is 12; choose 13 to 23"),

@@ -210,6 +210,9 @@ def test_covariance_form_only_where_it_is_cheaper():
     assert prefers_covariance(784, 128)  # nano_12_p8 at 224
     assert prefers_covariance(None, 768)
     assert not prefers_covariance(196, 384)  # small_12_p16 at 224
+    assert prefers_covariance(196, 128)  # nano_12_p16 at 224
+    assert not prefers_covariance(196, 128, bf16=True)
+    assert prefers_covariance(784, 384, bf16=True)  # small_12_p8 at 224
 
 
 def test_refuses_misfit_weights_and_sizes():

@@ -30,8 +30,10 @@ def export(
         help="Folder of the bundle; an earlier bundle is replaced. Default: `bundle` in a run "
         "folder, else <weights>-bundle here.",
     ),
-    format: str = typer.Option("openvino", help="onnx, openvino or paddle."),
-    precision: str = typer.Option("f32", help="f32, f16 (ONNX), bf16 or int8 (OpenVINO)."),
+    format: str = typer.Option(
+        "openvino", help="onnx, openvino, paddle, or auto: the fastest here."
+    ),
+    precision: str = typer.Option("f32", help="f32, f16 (ONNX), bf16 or int8 (OpenVINO), or auto."),
     opset: int = typer.Option(None, help="ONNX's operator set, 13 to 23; default: 20."),
     size: str = typer.Option(
         None, help="Input pixels: 224, 224x320 (height x width) or dynamic; default as trained."

@@ -19,6 +19,7 @@ from xcite.engines import installed
 from xcite.engines.interface import Engine
 from xcite.errors import XciteError
 from xcite.export import agreement, graph, paddleclas
+from xcite.export.automatic import Made, Way, hopeless, take_fastest, ways
 from xcite.export.onnx_file import write_onnx
 from xcite.export.options import ExportOptions
 from xcite.installed import versions_of
@@ -59,7 +60,8 @@ def export(
 
     Raises:
         XciteError: options that the model does not support, disagreement with the engine, or too
-            large a loss of accuracy; nothing of the new bundle is left then.
+            large a loss of accuracy; nothing of the new bundle is left then. Where the machine is
+            to choose, only if that is so of every way.
     """
     options = options or ExportOptions()
     architecture, metadata = weights.architecture, weights.metadata
@@ -80,7 +82,9 @@ def export(
             "every export is compared with an engine and none is installed; "
             "pip install 'xcite[torch]' or 'xcite[paddle]'"
         )
-    name = options.engine or ("paddle" if options.format == "paddle" else None)
+    candidates = ways(options, installed=installed())
+    paddle = any(way.format == "paddle" for way in candidates)
+    name = options.engine or ("paddle" if paddle else None)
     opened = on_engine(weights, name, called=called, classifier=False)
     for note in (*opened.notes, *_notes(architecture, names, called)):
         say(noted(note))
@@ -105,9 +109,9 @@ def export(
             origin=origin,
         )
     )
-    info = BundleInfo(
-        format=options.format,
-        precision=options.precision,
+    plain = BundleInfo(
+        format=candidates[0].format,
+        precision=candidates[0].precision,
         model=metadata.variant,
         architecture=describe(architecture),
         size=size,
@@ -122,26 +126,43 @@ def export(
             **versions_of(*PACKAGES),
         },
     )
-    with whole_bundle(out) as folder:
+
+    def make(folder: Path, way: Way) -> Made:
+        info = plain.model_copy(update={"format": way.format, "precision": way.precision})
         outputs = _write_program(folder, weights, reference, info, options, say)
         info = info.model_copy(update={"outputs": outputs})
         seal_folder(folder, info)
-        predictor = Predictor(folder)
-        report = _compare(predictor, reference, pixels, options.precision)
+        predictor = Predictor(folder, runtime=way.runtime)
+        report = _compare(predictor, reference, pixels, way.precision)
         report["origin"] = origin
         say(_agreement(report))
-        accuracy = None
-        if options.validation is not None:
-            classifiers: dict[str, Classifier] = {"before": opened.classifier, "after": predictor}
-            accuracy = _measure(classifiers, info, options.validation, options.max_drop)
-            say(
-                tr(
-                    "top-1 {before:.2f} % before, {after:.2f} % after, on {pictures} pictures",
-                    **{key: accuracy[key] for key in ("before", "after", "pictures")},
-                )
+        return Made(info.model_copy(update={"agreement": report}), predictor)
+
+    def checked(made: Made) -> Made:
+        if options.validation is None:
+            return made
+        classifiers: dict[str, Classifier] = {
+            "before": opened.classifier,
+            "after": made.predictor,
+        }
+        accuracy = _measure(classifiers, made.info, options.validation, options.max_drop)
+        say(
+            tr(
+                "top-1 {before:.2f} % before, {after:.2f} % after, on {pictures} pictures",
+                **{key: accuracy[key] for key in ("before", "after", "pictures")},
             )
+        )
+        return made._replace(info=made.info.model_copy(update={"accuracy": accuracy}))
+
+    def left_out(way: Way) -> str | None:
+        return hopeless(way, options, architecture, reference.name)
+
+    with whole_bundle(out) as folder:
+        if not options.automatic:
+            return seal_folder(folder, checked(make(folder, candidates[0])).info)
+        images = normalise(pixels, preprocessing)
         return seal_folder(
-            folder, info.model_copy(update={"agreement": report, "accuracy": accuracy})
+            folder, take_fastest(folder, candidates, left_out, make, checked, images, say)
         )
 
 
@@ -169,6 +190,7 @@ def _write_program(
         size=info.size,
         opset=options.opset or graph.OPSET,
         half=info.precision == "f16",
+        bf16=info.precision in ("bf16", "int8"),
         name=info.model,
     )
     if info.format == "onnx":

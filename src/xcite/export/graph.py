@@ -36,6 +36,7 @@ def build(
     attention: str = "auto",
     opset: int = OPSET,
     half: bool = False,
+    bf16: bool = False,
     name: str | None = None,
 ) -> "ModelProto":
     """The model in evaluation mode as an ONNX model, batch always dynamic.
@@ -48,6 +49,7 @@ def build(
         opset: ONNX's operator set, one of `OPSETS`.
         half: compute in float16, but for norms and the lengths in attention; input and outputs stay
             float32.
+        bf16: the graph is to run in bfloat16, or int8 and that: decides what "auto" is.
         name: of the graph; the family's if None.
 
     Returns:
@@ -68,7 +70,7 @@ def build(
     if isinstance(architecture, RegNetArchitecture):
         outputs = regnet_graph(graph, exact, architecture)
     else:
-        outputs = XCiTGraph(graph, exact, architecture, size, attention).outputs()
+        outputs = XCiTGraph(graph, exact, architecture, size, attention, bf16).outputs()
     unread = [n for n in exact if n not in exact.names and not n.endswith("num_batches_tracked")]
     if unread:  # a field of the architecture that the graph does not know would change its answers
         raise XciteError(f"the exported graph would leave out {', '.join(unread[:4])}")

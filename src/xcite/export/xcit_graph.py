@@ -20,13 +20,14 @@ AXIS_CHANNELS = POSITION_CHANNELS // 2  # 16 frequencies, sine and cosine
 TEMPERATURE = 10000.0
 
 
-def prefers_covariance(tokens: int | None, width: int) -> bool:
+def prefers_covariance(tokens: int | None, width: int, *, bf16: bool = False) -> bool:
     """Whether the covariance form is the faster one for N tokens of width d.
 
-    Multiply-adds cross at N = 1.5 d (2 N d^2 + 3 d^3 against 4 N d^2). The covariance form also
-    spares the traffic of q, k and v, see benchmarks/deployment.py. A dynamic N is taken as large.
+    Multiply-adds cross at N = 1.5 d (2 N d^2 + 3 d^3 against 4 N d^2), and so do the times in
+    float32. In bfloat16 the products weigh less, and what the form does beside them keeps it the
+    slower one up to 2 d, see docs/performance.md. A dynamic N is taken as large.
     """
-    return tokens is None or tokens >= 1.5 * width
+    return tokens is None or (tokens > 2 * width if bf16 else tokens >= 1.5 * width)
 
 
 class XCiTGraph:
@@ -39,6 +40,7 @@ class XCiTGraph:
         architecture: XCiTArchitecture,
         size: tuple[int, int] | None,
         attention: str,
+        bf16: bool = False,
     ) -> None:
         a, patch = architecture, architecture.patch_size
         self.g, self.weights, self.a = graph, weights, a
@@ -51,7 +53,7 @@ class XCiTGraph:
         if half and attention == "covariance":
             raise XciteError("the covariance form sums squares, which float16 cannot hold")
         if attention == "auto":
-            covariance = not half and prefers_covariance(tokens, self.width)
+            covariance = not half and prefers_covariance(tokens, self.width, bf16=bf16)
             attention = "covariance" if covariance else "usual"
         self.covariance = attention == "covariance"
         self.tokens = tokens

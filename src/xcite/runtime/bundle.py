@@ -37,6 +37,28 @@ _BESIDE = {".xml": ".bin", ".json": ".pdiparams"}  # a program's suffix: of its 
 Format = Literal["onnx", "openvino", "paddle"]
 Side = Annotated[int, Field(ge=1, le=8192)]
 Precision = Literal["f32", "f16", "bf16", "int8"]
+Runtime = Literal["openvino", "onnxruntime", "paddle"]
+
+
+class Chosen(BaseModel):
+    """Why a bundle is in this format and precision, where the machine chose.
+
+    Attributes:
+        runtime: on which it was the fastest; a `Predictor` takes it where it is installed.
+        images_per_second: median of turns of all that were tried.
+        batch: pictures at a time.
+        tried: the ways that were looked at, each with its "format", "precision" and "runtime", and
+            with "images_per_second" or why it was "left_out".
+        machine: processor, its model and instructions, cores.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    runtime: Runtime
+    images_per_second: float
+    batch: int
+    tried: list[dict[str, Any]]
+    machine: dict[str, Any]
 
 
 class BundleInfo(BaseModel):
@@ -50,6 +72,7 @@ class BundleInfo(BaseModel):
             patches of the row-major grid; in Paddle's format "probabilities" (B, K) too.
         agreement: how far the graph is from the reference, see `xcite.export.agreement`.
         accuracy: top-1 in percent before and after export, where validation data were given.
+        chosen: what against what, where the machine chose; bundles without it do not write it.
         files: graph files and their SHA-256.
         seal: SHA-256 over the other fields.
     """
@@ -67,6 +90,7 @@ class BundleInfo(BaseModel):
     outputs: list[str]
     agreement: dict[str, Any]
     accuracy: dict[str, Any] | None = None
+    chosen: Chosen | None = None
     provenance: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
@@ -102,9 +126,14 @@ class BundleInfo(BaseModel):
         unsealed = self.model_copy(update={"files": dict(sorted(files.items())), "seal": ""})
         return unsealed.model_copy(update={"seal": unsealed.digest()})
 
+    def written(self) -> dict[str, Any]:
+        """What ``bundle.json`` holds: older versions know no `chosen`, nor have their seals it."""
+        return self.model_dump(mode="json", exclude={"chosen"} if self.chosen is None else None)
+
     def digest(self) -> str:
-        """SHA-256 over all fields but the seal, as compact JSON with sorted keys."""
-        fields = self.model_dump(mode="json", exclude={"seal"})
+        """SHA-256 over what is written but the seal, as compact JSON with sorted keys."""
+        fields = self.written()
+        del fields["seal"]
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(writable_json(text).encode()).hexdigest()
 
@@ -184,7 +213,7 @@ def seal_folder(folder: Path, info: BundleInfo) -> BundleInfo:
     own = (path for path in folder.iterdir() if path.name not in (DESCRIPTION, PADDLECLAS))
     files = {path.name: checksum(path) for path in own}
     sealed = info.sealed(files)
-    text = json.dumps(sealed.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    text = json.dumps(sealed.written(), indent=2, ensure_ascii=False)
     with (folder / DESCRIPTION).open("w", encoding="utf-8") as stream:
         stream.write(writable_json(text) + "\n")
         stream.flush()

@@ -43,7 +43,8 @@ class LoadedBundle:
 
         Args:
             bundle: the folder `xcite export` wrote, or one of its files.
-            runtime: None for the fastest installed one that reads the bundle's format.
+            runtime: None for the one that was the fastest at the export, else the usual one, of
+                those that are installed and read the bundle's format.
             threads: None for all cores this process may use.
             streams: None for 1 (latency) or as many as there are threads, 4 at most (throughput).
             mode: "latency" answers one batch as soon as possible; "throughput" cuts a batch into
@@ -97,6 +98,7 @@ class LoadedBundle:
         program = open_program(
             sealed_program(self._place, self.info),
             runtime=runtime,
+            preferred=self._fastest(),
             threads=self.threads,
             streams=self.streams,
             precision=self._precision,
@@ -106,6 +108,11 @@ class LoadedBundle:
         )
         leave_behind_in_children(program)
         return _Loaded(program, os.getpid())
+
+    def _fastest(self) -> str | None:
+        """The runtime that the export found to be the fastest; None in another precision."""
+        chosen = self.info.chosen
+        return chosen.runtime if chosen and self._precision == self.info.precision else None
 
     @property
     def _program(self) -> Program:

@@ -5,7 +5,17 @@ OpenVINO overlooks ONEDNN_MAX_CPU_ISA and then fails, so it is asked for nothing
 
 from xcite.processor import NATIVE_BF16, Processor
 
-_INT8 = {"avx_vnni", "avx512_vnni", "amx_int8"}
+_NATIVE = {"bf16": NATIVE_BF16, "int8": {"avx_vnni", "avx512_vnni", "amx_int8"}}
+
+
+def native(asked: str, processor: Processor) -> bool:
+    """Whether a processor has instructions for a precision; an untold one is trusted.
+
+    Args:
+        asked: "f32", "f16", "bf16" or "int8".
+    """
+    wanted = _NATIVE.get(asked)
+    return wanted is None or not processor.known or bool(processor.instructions & wanted)
 
 
 def as_run(asked: str, processor: Processor) -> tuple[str, str, list[str]]:
@@ -27,7 +37,7 @@ def as_run(asked: str, processor: Processor) -> tuple[str, str, list[str]]:
     able = processor.instructions
     notes = []
     floats = "bf16" if able & (NATIVE_BF16 | {"avx512bw"}) else "f32"
-    if asked == "int8" and not able & _INT8:
+    if asked == "int8" and not native(asked, processor):
         notes.append("this processor has no instructions for int8 (VNNI): it may be no faster so")
     if floats == "f32":
         what = "what is not int8" if asked == "int8" else "the bundle"

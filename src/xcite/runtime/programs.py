@@ -77,6 +77,7 @@ def open_program(
     path: str | Path,
     *,
     runtime: str | None = None,
+    preferred: str | None = None,
     threads: int | None = None,
     streams: int = 1,
     precision: str = "f32",
@@ -89,6 +90,7 @@ def open_program(
     Args:
         path: an ``.onnx``, ``.xml`` or ``.json`` file.
         runtime: take this one.
+        preferred: take this one if it is installed.
         threads: compute threads; None leaves the number to the runtime.
         streams: parts of a batch that run at the same time; OpenVINO only.
         precision: "f32", "f16", "bf16" or "int8", of the file; how it runs is up to the processor.
@@ -108,7 +110,7 @@ def open_program(
         raise XciteError(f"runtime {runtime!r} does not read {called}; choose {' or '.join(able)}")
     if not path.is_file():
         raise XciteError(f"cannot read {called}: there is no such file")
-    names = [runtime] if runtime else able
+    names = [runtime] if runtime else sorted(able, key=lambda name: name != preferred)
     for kind in (_KINDS[name] for name in names):
         try:
             return kind(_Arguments(path, called, precision, threads, streams, usual, outputs))
