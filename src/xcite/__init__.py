@@ -132,8 +132,9 @@ def load_weights(
     """Set the weights of a model made by `create_model`; returns the model.
 
     Args:
+        model: also one that is compiled, or inside DataParallel and the like.
         weights: a file of any dialect, a run folder, a published name, or canonical names to
-            arrays, which must fit as they are.
+            arrays, which must fit as they are; the names may have a prefix in common.
         reset_head: keep the model's own head instead of loading the file's.
         adapt_channels: fit the file's first convolution to the model's input channels.
 
@@ -142,7 +143,7 @@ def load_weights(
     """
     from xcite.engines import engine_package
 
-    built: Any = model
+    built = _inside(model)
     if not isinstance(weights, Mapping):
         from xcite.weights import open_weights
 
@@ -156,16 +157,48 @@ def load_weights(
         if opened.missing:
             own = read_weights(built)
             weights = {**weights, **{name: own[name] for name in opened.missing}}
+    else:
+        weights = _without_prefix(weights, built.architecture)
     engine_package(built.engine).load_weights(built, weights)
     return model
 
 
 def read_weights(model: Any) -> "dict[str, np.ndarray]":
-    """Canonical (official PyTorch) names to NumPy arrays, copies, of a model of either engine."""
+    """Canonical (official PyTorch) names to NumPy arrays, copies, of a model of either engine.
+
+    The model may be compiled, or inside DataParallel and the like.
+
+    Raises:
+        XciteError: it is no model that `create_model` made.
+    """
     from xcite.engines import engine_package
 
-    result: dict[str, np.ndarray] = engine_package(model.engine).read_weights(model)
+    built = _inside(model)
+    result: dict[str, np.ndarray] = engine_package(built.engine).read_weights(built)
     return result
+
+
+def _inside(model: Any) -> Any:
+    """The model that `create_model` made, without what was put around it."""
+    around = ("_orig_mod", "module", "_layers")  # torch.compile; DataParallel of PyTorch; of Paddle
+    while names := [name for name in around if hasattr(model, name)]:
+        model = getattr(model, names[0])
+    if not hasattr(model, "engine"):
+        raise XciteError(f"{type(model).__name__} is no model that xcite.create_model made")
+    return model
+
+
+def _without_prefix(
+    weights: "Mapping[str, np.ndarray]", architecture: Any
+) -> "Mapping[str, np.ndarray]":
+    """The arrays without what all their names begin with, such as ``module.``."""
+    from xcite import canonical
+
+    first = next(iter(canonical.shapes(architecture)))
+    prefix = next((n.removesuffix(first) for n in weights if n.endswith(f".{first}")), "")
+    if all(name.startswith(prefix) for name in weights):
+        return {name.removeprefix(prefix): array for name, array in weights.items()}
+    return weights
 
 
 def __dir__() -> list[str]:

@@ -7,7 +7,9 @@ import pickle
 import numpy as np
 import pytest
 
+import xcite
 from reference_rule import build, reference_images, reference_weights
+from xcite.errors import XciteError
 from xcite.variants import XCiTArchitecture
 
 torch = pytest.importorskip("torch")
@@ -378,6 +380,43 @@ def test_symbolic_tracing(kind, logits):
     graph = torch.fx.symbolic_trace(Logits(model_of(kind)))
     assert_close(graph(IMAGES), logits)
     assert_close(graph(OTHER), model_of(kind)(OTHER))
+
+
+@each_kind
+def test_symbolic_tracing_without_drop_path(kind, logits):
+    graph = torch.fx.symbolic_trace(model_of(kind), concrete_args={"paths": None})
+    assert_close(graph(IMAGES), logits)
+
+
+def test_scripting_is_refused_in_words():
+    with pytest.raises(XciteError, match=r"torch\.jit\.trace"):
+        torch.jit.script(model_of(next(iter(KINDS))))
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        torch.nn.DataParallel,
+        lambda model: torch.compile(model, backend="eager"),
+        lambda model: torch.nn.DataParallel(torch.compile(model, backend="eager")),
+    ],
+    ids=["parallel", "compiled", "both"],
+)
+def test_weights_go_through_what_is_around_a_model(around):
+    model = model_of(next(iter(KINDS)))
+    own = xcite.read_weights(model)
+    wrapped = around(model)
+    for prefix in ("", "module.", "_orig_mod.module."):
+        doubled = {prefix + name: array * 2 for name, array in own.items()}
+        xcite.load_weights(wrapped, doubled)
+        for name, array in xcite.read_weights(wrapped).items():
+            np.testing.assert_array_equal(array, own[name] * 2)
+        xcite.load_weights(model, own)
+
+
+def test_weights_of_what_is_no_model_are_refused():
+    with pytest.raises(XciteError, match=r"Linear is no model that xcite\.create_model made"):
+        xcite.read_weights(torch.nn.DataParallel(torch.nn.Linear(2, 2)))
 
 
 @each_kind

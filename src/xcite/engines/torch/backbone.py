@@ -59,6 +59,13 @@ class Backbone(nn.Module):
         self.feature_info = feature_info(architecture)
         self.num_features: int = self.feature_info[-1]["num_chs"]
 
+    def __prepare_scriptable__(self) -> Any:
+        """What `torch.jit.script` asks for first."""
+        raise XciteError(
+            "TorchScript cannot compile this model; use torch.jit.trace, torch.export or "
+            "torch.compile"
+        )
+
     def walk(self, images: Tensor, paths: Tensor | None = None, see: See | None = None) -> Tensor:
         """What the last layer before `pooled` gives; ``see`` is told parts' names and outputs."""
         raise NotImplementedError
