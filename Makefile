@@ -42,5 +42,5 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) install -c constraints.txt -e '.[paddle,torch,deploy,serve,demo,tensorboard,fast,fonts,formats,parquet,dev]'
+	$(PIP) install -c constraints.txt -e '.[paddle,torch,deploy,serve,demo,tensorboard,fast,fonts,formats,parquet,teacher,dev]'
 	@touch $@

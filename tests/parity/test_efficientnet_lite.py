@@ -94,9 +94,11 @@ def test_gradients_agree_between_the_engines():
         pytest.skip("one engine alone")
     (loss, gradients), (other, others) = found.values()
     assert loss == pytest.approx(other, rel=1e-5)
+    # A shift before a BatchNorm has no gradient but rounding's.
+    rounding = 1e-6 * max(float(np.abs(gradient).max()) for gradient in gradients.values())
     for name, gradient in gradients.items():
-        most = max(1e-3, float(np.abs(gradient).max()))
-        np.testing.assert_allclose(others[name], gradient, atol=2e-3 * most, err_msg=name)
+        most = rounding + 1e-4 * float(np.abs(gradient).max())
+        np.testing.assert_allclose(others[name], gradient, atol=most, rtol=0, err_msg=name)
 
 
 def test_the_sizes_follow_tensorflows_rounding():
