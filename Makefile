@@ -12,9 +12,10 @@ demo: $(VENV)/.demo
 demo-distill: $(VENV)/.demo
 	$(BIN)/python benchmarks/distilled_digits.py
 
-# Workers share the cores, so threads that wait must sleep, not spin.
+# Workers share the cores, so threads that wait must sleep, not spin. A worker that crashes is not
+# replaced: that can leave the others waiting for ever.
 test: $(VENV)/.dev
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist loadfile --max-worker-restart 0
 
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
@@ -42,5 +43,5 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) install -c constraints.txt -e '.[paddle,torch,deploy,serve,demo,tensorboard,fast,fonts,formats,parquet,dev]'
+	$(PIP) install -c constraints.txt -e '.[paddle,torch,deploy,serve,demo,tensorboard,fast,fonts,formats,parquet,teacher,dev]'
 	@touch $@

@@ -31,6 +31,7 @@ COMMANDS = {
     "inspect": ("inspect", "Say what a weights file holds."),
     "weights": ("weights", "List or fetch published weights."),
     "teach": ("teach", "Compute a teacher's answers once, for many students."),
+    "fit-head": ("fit_head", "Fit a classifier of your classes on a frozen network."),
     "export": ("export", "Make a checked bundle for CPU deployment."),
     "serve": ("serve", "Serve a bundle over HTTP with a page."),
     "draw": ("draw", "Draw attention maps or training curves."),

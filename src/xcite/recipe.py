@@ -220,7 +220,7 @@ class DistillRecipe(Section):
         default=None, description="empty: read from the weights"
     )
     teacher_size: Size | None = Field(
-        default=None, description="side of the teacher's input, or [height, width]; empty: same"
+        default=None, description="its input's side, or [height, width]; empty: its file's, or same"
     )
     teacher_engine: Literal["paddle", "torch"] | None = Field(
         default=None, description="empty: same"

@@ -11,6 +11,7 @@ from xcite.families import (
     PUBLISHED,
     RELATIVES,
     Architecture,
+    EfficientNetLiteArchitecture,
     Published,
     RegNetArchitecture,
     XCiTArchitecture,
@@ -19,6 +20,7 @@ from xcite.families import (
 __all__ = [
     "ARCHITECTURES",
     "Architecture",
+    "EfficientNetLiteArchitecture",
     "Published",
     "RegNetArchitecture",
     "XCiTArchitecture",

@@ -122,7 +122,7 @@ def test_inspect_names_what_is_wrong(tmp_path, capsys):
 def test_weights_lists_and_finds(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert not run("weights", "--json")
-    assert len(json.loads(capsys.readouterr().out)) == 47
+    assert len(json.loads(capsys.readouterr().out)) == 50
     assert not run("weights", "nano_12_p8")
     said = capsys.readouterr().out
     assert "xcit_nano_12_p8_224_dist" in said

@@ -405,3 +405,40 @@ def test_a_damaged_picture_has_a_stand_in_in_the_cache_too(
 def softmax(logits: np.ndarray) -> np.ndarray:
     exponentials = np.exp(logits - logits.max(1, keepdims=True))
     return exponentials / exponentials.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("loss", ["hard", "soft"])
+def test_answers_are_verified_and_a_wrong_one_is_found(
+    place: Path, tmp_path: Path, loss: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["teach", str(place / "tiny.yaml"), "--out", str(tmp_path / "cache")]
+    words += ["--set", f"distill.loss={loss}", "--set", "distill.top=2", "--views", "1"]
+    for more in ([], ["--verify", "20"]):
+        with pytest.raises(SystemExit) as ended:
+            main([*words, *more])
+        assert not ended.value.code
+    said = capsys.readouterr().out
+    assert "24 answers computed again are the teacher's" in said  # whole steps
+
+    hashed = cache_files.read_manifest(tmp_path / "cache")["hash"]
+    columns = cache_files.read_view(tmp_path / "cache", 0, hashed, 3)
+    ids = columns["classes" if loss == "hard" else "top_classes"].reshape(24, -1)
+    ids[5] = (ids[5] + 1) % 3
+    cache_files.save(cache_files.view_path(tmp_path / "cache", 0), columns, hashed, 0)
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--verify", "1000"])
+    assert ended.value.code == 2
+    assert "1 of 24 answers of the teacher cache" in capsys.readouterr().err
+
+
+def test_the_documented_lines_read_a_view(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "distillation.md").read_text(encoding="utf-8")
+    lines = text.partition("```python\n")[2].partition("```")[0]
+    names: dict[str, object] = {}
+    monkeypatch.chdir(cache.parent)
+    exec(lines.replace('"CACHE', f'"{cache.name}'), names)
+    view = load_file(cache / "view-00000.safetensors")
+    np.testing.assert_array_equal(names["classes"], view["classes"])
+    keys = names["keys"]
+    assert isinstance(keys, np.ndarray)
+    assert len(keys) == len(view["classes"]) == 24

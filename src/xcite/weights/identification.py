@@ -12,7 +12,7 @@ import numpy as np
 from xcite.errors import XciteError
 from xcite.families import FAMILIES, Architecture, XCiTArchitecture
 from xcite.preprocessing import Preprocessing
-from xcite.variants import find, list_published_names, published, relatives
+from xcite.variants import find, list_published_names, relatives
 from xcite.weights import catalog, dialects
 from xcite.weights.containers import METADATA_KEY, Contents, State, listed
 from xcite.weights.hub_config import HubConfig
@@ -222,6 +222,6 @@ def _preprocessing(architecture: Architecture, variant: str | None) -> Preproces
     """That of the published model of this name."""
     if architecture.in_chans != 3 or variant is None:
         return None
-    sizes = {row.name: row.resolution for row in published()}
+    sizes = {entry.name: entry.resolution for entry in catalog.entries()}
     usual = architecture.preprocessing
     return usual.model_copy(update={"size": sizes.get(variant, usual.size)})

@@ -7,11 +7,12 @@ from xcite.choices import Choices
 from xcite.engines.attention_form import check_form
 from xcite.engines.operators import check_operators
 from xcite.engines.paddle.canonical_state import load_weights
+from xcite.engines.paddle.efficientnet_lite import EfficientNetLite
 from xcite.engines.paddle.fast import accelerate
 from xcite.engines.paddle.regnet import RegNet
 from xcite.engines.paddle.xcit import XCiT
 from xcite.engines.vector_instructions import use_vector_instructions
-from xcite.variants import Architecture, RegNetArchitecture
+from xcite.variants import Architecture, EfficientNetLiteArchitecture, RegNetArchitecture
 
 
 def build(
@@ -30,7 +31,7 @@ def build(
 
     Args:
         operators: "fast" or "plain", see `xcite.engines.operators`.
-        attention: "auto", "usual" or "covariance"; RegNet has no attention and takes any.
+        attention: "auto", "usual" or "covariance"; others than XCiT have none and take any.
         choices: of the fast operators; by default what this processor is known for.
         activation_checkpointing: keep only the blocks' inputs for the backward pass.
         seed: draws `xcite.canonical.initial_weights`; None leaves that out, for weights that are
@@ -45,6 +46,8 @@ def build(
     model: Any
     if isinstance(architecture, RegNetArchitecture):
         model = RegNet(architecture, activation_checkpointing=activation_checkpointing)
+    elif isinstance(architecture, EfficientNetLiteArchitecture):
+        model = EfficientNetLite(architecture, activation_checkpointing=activation_checkpointing)
     else:
         model = XCiT(architecture, activation_checkpointing=activation_checkpointing)
         if operators == "fast":

@@ -7,10 +7,11 @@ from xcite.choices import Choices
 from xcite.engines.attention_form import check_form
 from xcite.engines.operators import check_operators
 from xcite.engines.torch.canonical_state import load_weights
+from xcite.engines.torch.efficientnet_lite import EfficientNetLite
 from xcite.engines.torch.fast import accelerate
 from xcite.engines.torch.regnet import RegNet
 from xcite.engines.torch.xcit import XCiT
-from xcite.variants import Architecture, RegNetArchitecture
+from xcite.variants import Architecture, EfficientNetLiteArchitecture, RegNetArchitecture
 
 
 def build(
@@ -26,7 +27,7 @@ def build(
 
     Args:
         operators: "fast" or "plain", see `xcite.engines.operators`.
-        attention: "auto", "usual" or "covariance"; RegNet has no attention and takes any.
+        attention: "auto", "usual" or "covariance"; others than XCiT have none and take any.
         choices: of the fast operators; by default what this processor is known for.
         activation_checkpointing: keep only the blocks' inputs for the backward pass.
         seed: draws `xcite.canonical.initial_weights`; None leaves that out, for weights that are
@@ -40,6 +41,8 @@ def build(
     model: Any
     if isinstance(architecture, RegNetArchitecture):
         model = RegNet(architecture, activation_checkpointing=activation_checkpointing)
+    elif isinstance(architecture, EfficientNetLiteArchitecture):
+        model = EfficientNetLite(architecture, activation_checkpointing=activation_checkpointing)
     else:
         model = XCiT(architecture, activation_checkpointing=activation_checkpointing)
         if operators == "fast":

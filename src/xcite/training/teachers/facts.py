@@ -92,6 +92,7 @@ def network_facts(
     own, names, notes = file.metadata.preprocessing, file.metadata.class_names, []
     if file.dialect != "xcite" and names is not None and not set(class_names) <= set(names):
         names = None  # the file itself names none: these were guessed by their number
+    fixed = own.size if own is not None and file.dialect == "xcite" else None
     if own is None:
         # Files without metadata are the published ones, all trained with ImageNet's mean and std.
         own = student
@@ -103,7 +104,7 @@ def network_facts(
     known = Facts(
         Path(path).name,
         weights_digest(file.tensors),
-        _teacher_preprocessing(path, own, recipe),
+        _teacher_preprocessing(path, own, recipe, fixed),
         architecture.num_classes,
         names,
         notes,

@@ -55,6 +55,11 @@ class LiveTeacher:
         self._identity = dict(identity)
 
     def answers(self, batch: Batch) -> np.ndarray:
+        logits = self.logits(batch)
+        return logits.argmax(1) if self._hard else logits
+
+    def logits(self, batch: Batch) -> np.ndarray:
+        """float32 (B, K) for the student's classes, whatever kind of answer is asked for."""
         seen = model_input(batch, self._student)  # (B, C, H, W)
         images = resize(renormalise(seen, self._student, self._own), self._own.size)
         logits = np.asarray(self.predict(images), np.float32)  # (B, K')
@@ -65,7 +70,7 @@ class LiveTeacher:
             )
         if self._columns is not None:
             logits = logits[:, self._columns]  # (B, K)
-        return logits.argmax(1) if self._hard else logits
+        return logits
 
     def identity(self) -> dict[str, Any]:
         return dict(self._identity)

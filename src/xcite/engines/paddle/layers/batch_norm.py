@@ -11,8 +11,8 @@ class UnbiasedBatchNorm2D(nn.BatchNorm2D):
     Counts its batches as PyTorch does; ``track_running_stats`` False leaves the buffers alone.
     """
 
-    def __init__(self, width: int) -> None:
-        super().__init__(width, momentum=0.9, epsilon=1e-5)
+    def __init__(self, width: int, epsilon: float = 1e-5) -> None:
+        super().__init__(width, momentum=0.9, epsilon=epsilon)
         self.track_running_stats = True
         self.register_buffer("num_batches_tracked", paddle.zeros([], "int64"))
 

@@ -1,0 +1,109 @@
+"""Whether a cache holds what the teacher answers: some of its entries computed again."""
+
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from xcite import recipe as recipes
+from xcite.data.batch import Batch, split
+from xcite.data.pipeline import TrainLoader
+from xcite.data.sources import Source
+from xcite.errors import XciteError
+from xcite.recipe import Recipe
+from xcite.training.teachers.cache_files import view_path
+from xcite.training.teachers.cached import CachedTeacher, open_cache
+from xcite.training.teachers.live import LiveTeacher
+
+# Of a probability: float16 keeps three digits, and engines differ by less.
+CLOSE = 2e-3
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was compared.
+
+    Attributes:
+        entries: answers that were computed again.
+        differing: those that are not the same, to rounding.
+        largest: the largest difference of a probability; of classes, how much more probable the
+            teacher's answer is than the one that is kept.
+    """
+
+    entries: int
+    differing: int
+    largest: float
+
+
+def verify(
+    recipe: Recipe,
+    source: Source,
+    class_names: Sequence[str],
+    teacher: LiveTeacher,
+    entries: int,
+    *,
+    processes: int = 1,
+    seed: int | None = None,
+    after_batch: Callable[[int], None] = lambda done: None,
+) -> Verified:
+    """Compute the answers of random steps again and compare them with ``recipe.distill.cache``.
+
+    Args:
+        entries: at least so many; whole steps are computed, as mixing joins their pictures.
+        processes: that the cache was made for.
+        seed: of the choice; None draws another one each time.
+
+    Raises:
+        XciteError: no cache, one that does not fit the recipe, or answers that differ by more than
+            rounding.
+    """
+    folder = Path(os.path.expanduser(recipe.distill.cache or ""))
+    views = next(view for view in itertools.count() if not view_path(folder, view).is_file())
+    recipe = recipes.with_values(recipe, "distill", views=max(views, 1))
+    cached = open_cache(recipe, source, class_names, processes=processes)
+    loaders = [TrainLoader(source, recipe, rank=r, world_size=processes) for r in range(processes)]
+    steps = loaders[0].steps_per_epoch
+    wanted = min(-(-entries // recipe.optim.batch), views * steps)
+    places = np.random.default_rng(seed).choice(views * steps, wanted, replace=False)
+    compared, gaps = 0, [np.zeros(0)]
+    try:
+        for place in np.sort(places).tolist():
+            view, step = divmod(place, steps)
+            for loader in loaders:
+                batch = next(loader.epoch(view, start_step=step))
+                for part in split(batch, recipe.optim.accumulate):
+                    gaps.append(_gap(cached, teacher, part, recipe))
+                    compared += len(part)
+            after_batch(compared)
+    finally:
+        for loader in loaders:
+            loader.close()
+    gap = np.concatenate(gaps)
+    found = Verified(compared, int((gap > CLOSE).sum()), float(gap.max(initial=0.0)))
+    if found.differing:
+        raise XciteError(
+            f"{found.differing} of {found.entries} answers of the teacher cache {folder} are not "
+            f"the teacher's, by up to {found.largest:.3g} of a probability; make another one with "
+            "`xcite teach --out`"
+        )
+    return found
+
+
+def _gap(cached: CachedTeacher, teacher: LiveTeacher, batch: Batch, recipe: Recipe) -> np.ndarray:
+    """float64 (B,), what `Verified.largest` is the largest of."""
+    temperature = recipe.distill.temperature
+    shares, kept = _softmax(teacher.logits(batch) / temperature), cached.answers(batch)
+    if kept.ndim == 1:
+        return shares.max(1) - shares[np.arange(len(kept)), kept]
+    best = np.argsort(-shares, axis=1)[:, : min(recipe.distill.top, shares.shape[1])]
+    difference = np.take_along_axis(np.abs(shares - _softmax(kept / temperature)), best, 1)
+    return difference.max(1)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    shares = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    result: np.ndarray = shares / shares.sum(1, keepdims=True)
+    return result
