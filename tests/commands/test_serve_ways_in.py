@@ -176,6 +176,13 @@ def test_parts_as_common_clients_send_them(client, best, heads, name):
     assert answer.json()["pictures"][0]["file"] == name
 
 
+def test_what_base64_without_a_file_name_holds_decides(client, best):
+    coding = "Content-Transfer-Encoding: base64"
+    field = _part(base64.b64encode("größer".encode()), DISPOSITION, coding)
+    answer = _post(client, *_form(field, _part(_lines(TEXTS[1]).encode(), DISPOSITION, coding)))
+    assert _names(answer) == best[1:2]
+
+
 def test_a_form_of_everything(client, best):
     """Fields of several names, text beside pictures, base64 in parts, a form inside the form."""
     inner = _part(PICTURES[2], 'Content-Disposition: file; filename="c.png"').replace(

@@ -45,6 +45,16 @@ def test_measure_show_and_forget(capsys):
     assert "nothing was tuned" in run(capsys, "--show")
 
 
+def test_what_cannot_be_kept_is_said(capsys, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(SystemExit):
+        main(["tune", *SMALL, "--seconds", "1"])
+    said = capsys.readouterr()
+    assert "times as fast as untuned" in said.out
+    assert "not kept" in said.err
+
+
 def test_a_model_with_one_way_is_refused(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["tune", "regnety_160"])

@@ -39,6 +39,11 @@ class Part:
             return bool(self.file_name or self.data)
         if self.kind.startswith("image/") or self.kind == "application/octet-stream":
             return True
+        if self.coding == "base64":  # mail libraries write fields so, too
+            try:
+                return not _is_text(self.picture())
+            except ValueError:
+                return False
         return self.data[:5].lower() == b"data:" or not _is_text(self.data)
 
     def picture(self) -> bytes:
@@ -171,7 +176,7 @@ def header_value(text: str) -> tuple[str, dict[str, str]]:
     return text.partition(";")[0].strip().lower(), found
 
 
-def _is_text(data: bytearray) -> bool:
+def _is_text(data: bytes | bytearray) -> bool:
     try:
         data.decode("utf-8")
     except UnicodeDecodeError:
