@@ -36,6 +36,7 @@ SUITE = {
         *("--repeats", "9"),
     ],
     "train_step_paddle": ["train_step.py", "--engine", "paddle"],
+    "compiled_operators": ["train_step.py", "--engine", "paddle", "--reference", "uncompiled"],
     "attention_forms": ["attention_forms.py"],
     "engines": ["engines.py"],
     "scaling": ["scaling.py", "--huge", "--picture", str(HERE.parent / "docs" / "scaling.png")],
@@ -48,6 +49,10 @@ SUITE = {
     "train_step_torch_avx2": [
         "train_step.py",
         *("--engine", "torch", "--precision", "float32"),
+    ],
+    "compiled_operators_avx2": [
+        "train_step.py",
+        *("--engine", "paddle", "--reference", "uncompiled"),
     ],
     "tuning_avx2": ["tuning.py", "--points", *AVX2_POINTS],
     "server_load": ["server_load.py"],

@@ -14,7 +14,8 @@ the reference's median time over ours. Peak memory is that of one training step 
 resident before it (weights, moments, libraries), each side in a process of its own.
 
 The reference is Xcite's own model of plain operators, which computes what the official code does,
-operation by operation, or with --reference any Python file, which runs as a program of yours would.
+operation by operation; with --reference uncompiled Xcite's on Paddle without compiled operators;
+with --reference FILE.py any Python file, which runs as a program of yours would.
 The file defines either `build(architecture)` or a class `XCiT` that takes the architecture
 (`xcite.variants.XCiTArchitecture`: patch_size, embed_dim, depth, num_heads, num_classes, ...), and
 gives a module with `model(images) -> logits`. For timm:
@@ -42,6 +43,7 @@ from typing import Any
 
 import numpy as np
 
+from xcite.choices import default_choices
 from xcite.engines.allocation import keep_freed_memory
 from xcite.evaluation.throughput import reset_resident_peak, resident_peak
 from xcite.recipe import OptimRecipe
@@ -50,6 +52,7 @@ from xcite.variants import Architecture, find
 THREADS = len(os.sched_getaffinity(0))
 LEARNING_RATE = 1e-4
 PLAIN = "plain"
+UNCOMPILED = "uncompiled"
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,8 @@ MEMORY = Case("xcit_nano_12_p8", 1, 448)
 
 def load_reference(path: str, engine: str, architecture: Architecture) -> Any:
     """The module that the file's ``build`` or ``XCiT`` makes, or that of plain operators."""
-    if path == PLAIN:
-        return ours(engine, architecture, PLAIN)
+    if path in (PLAIN, UNCOMPILED):
+        return ours(engine, architecture, path)
     spec = importlib.util.spec_from_file_location("reference_model", path)
     if spec is None or spec.loader is None:
         sys.exit(f"{path} is not a Python file")
@@ -108,13 +111,16 @@ def load_reference(path: str, engine: str, architecture: Architecture) -> Any:
     return make(architecture)
 
 
-def ours(engine: str, architecture: Architecture, operators: str = "fast") -> Any:
+def ours(engine: str, architecture: Architecture, kind: str = "fast") -> Any:
     """The product's model, with PyTorch's or Paddle's own initial values."""
     if engine == "torch":
         from xcite.engines.torch import build
     else:
         from xcite.engines.paddle import build
-    return build(architecture, operators=operators, seed=None)
+    if kind == UNCOMPILED:
+        choices = default_choices(engine, compiled=False)
+        return build(architecture, choices=choices, seed=None)
+    return build(architecture, operators=kind, seed=None)
 
 
 def torch_side(model: Any, case: Case, product: bool) -> dict[str, Callable[[], None]]:
@@ -211,7 +217,8 @@ def side(engine: str, case: Case, reference: str | None) -> dict[str, Callable[[
     architecture = find(case.model)
     if reference is None:
         return SIDES[engine](ours(engine, architecture), case, True)
-    return SIDES[engine](load_reference(reference, engine, architecture), case, False)
+    model = load_reference(reference, engine, architecture)
+    return SIDES[engine](model, case, reference == UNCOMPILED)
 
 
 def timer(work: dict[str, Callable[[], None]]) -> Callable[[str], float]:
@@ -292,7 +299,7 @@ def shown(seconds: list[float]) -> str:
 def step_memory(engine: str, case: Case, reference: str | None) -> float:
     """MiB of one training step over what was resident before it; runs in a child process."""
     architecture = find(case.model)
-    product = reference is None
+    product = reference in (None, UNCOMPILED)
     model = (
         load_reference(reference, engine, architecture) if reference else ours(engine, architecture)
     )
@@ -340,7 +347,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--size", type=int)
     parser.add_argument("--repeats", type=int)
-    parser.add_argument("--reference", default=PLAIN, help="a Python file, see above")
+    parser.add_argument("--reference", default=PLAIN, help="plain, uncompiled or a file, see above")
     parser.add_argument("--own-processes", action="store_true", help="see above")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     parser.add_argument("--side-of", help=argparse.SUPPRESS)

@@ -30,15 +30,25 @@ class Choices(BaseModel):
     turned_gelu: bool = Field(
         description="PyTorch, bf16: GELU of pictures by the kernel that takes plain tensors only"
     )
+    # Runs that were begun before there was this one go on without.
+    compiled: bool = Field(
+        default=False,
+        description="PaddlePaddle, float32: operators that this machine's C++ compiler makes at "
+        "first use, where it has one",
+    )
 
 
-def default_choices(engine: str, processor: Processor | None = None) -> Choices:
+def default_choices(
+    engine: str, processor: Processor | None = None, *, compiled: bool = True
+) -> Choices:
     """What is known to be good by the instruction set alone; docs/performance.md has the figures.
 
     Args:
         engine: "paddle" or "torch".
         processor: this one, if left out.
+        compiled: whether there is a compiler for Paddle's operators.
     """
+    compiled = compiled and engine == "paddle"
     processor = processor or this_processor()
     # MKL leaves AVX-512 unused on AMD's processors, oneDNN's convolutions use it.
     wide = "avx512bw" in processor.instructions and processor.vendor == "AuthenticAMD"
@@ -46,6 +56,8 @@ def default_choices(engine: str, processor: Processor | None = None) -> Choices:
         products="convolution" if wide else "matrix",
         apart_from=25_000_000,
         slice_bytes=(6272 if wide else 12544) if engine == "torch" else 3136,
-        covariance_above=1.75 if engine == "torch" else 0.75,
+        # Paddle itself is slow at turning q, k and v round.
+        covariance_above=1.75 if engine == "torch" else 5.0 if compiled else 0.75,
         turned_gelu=True,
+        compiled=compiled,
     )

@@ -10,6 +10,7 @@ import ctypes
 import os
 import shutil
 import signal
+import stat
 import sys
 import tempfile
 from pathlib import Path
@@ -61,6 +62,13 @@ def provide_home() -> None:
     if (own / ".cache").is_dir():
         os.environ.setdefault("XDG_CACHE_HOME", str(own / ".cache"))
         os.environ.setdefault("MPLCONFIGDIR", folder)
+
+
+def only_ours(path: Path) -> bool:
+    """Whether nobody but this user may write it; Windows keeps a user's folders to the user."""
+    found = path.stat()
+    own = not hasattr(os, "getuid") or found.st_uid == os.getuid()
+    return own and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def known_signals(*names: str) -> tuple[signal.Signals, ...]:

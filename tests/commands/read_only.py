@@ -3,6 +3,9 @@
 A program in it gets a mount and a network namespace of its own; outside nothing changes.
 """
 
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +23,16 @@ REACHABLE = (
 READ_ONLY = f"mount --make-rprivate / && {REACHABLE} && mount -o remount,bind,ro /"
 SHARED = "mount -t tmpfs tmpfs /dev/shm"  # as Docker does, also with --read-only
 AS_USER = f'exec setpriv --reuid={USER} --regid={USER} --clear-groups -- "$@"'
+
+
+def can_be_made() -> bool:
+    """Whether this user may mount; root in a container often may not."""
+    if os.name != "posix" or os.geteuid() != 0 or not shutil.which("setpriv"):
+        return False
+    tried = subprocess.run(
+        [*UNSHARED, READ_ONLY], stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
+    return tried.returncode == 0
 
 
 def writable(folder: Path) -> str:

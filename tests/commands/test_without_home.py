@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from read_only import AS_USER, READ_ONLY, SHARED, UNSHARED, USER, writable
+from read_only import AS_USER, READ_ONLY, SHARED, UNSHARED, USER, can_be_made, writable
 
 import xcite
 from xcite.engines import installed
@@ -16,7 +16,7 @@ from xcite.engines import installed
 pytest.importorskip("nncf")
 pytest.importorskip("sklearn")
 SOURCE = Path(xcite.__file__).parents[1]
-ROOT = os.name == "posix" and os.geteuid() == 0
+ROOT = can_be_made()
 TINY = ["--epochs=1", "--set=model.depth=1", "--set=optim.warmup_epochs=0", "--workers=0"]
 # As Docker starts a user that the system does not know, and as system users are.
 HOMES = {"none": {}, "missing": {"HOME": "/nonexistent"}, "root": {"HOME": "/"}}

@@ -120,7 +120,7 @@ def test_the_covariance_of_bfloat16_tokens_has_twice_their_precision():
 
 @pytest.mark.parametrize("engine", ["paddle", "torch"])
 def test_choice_by_shape(engine):
-    above = default_choices(engine).covariance_above
+    above = default_choices(engine, compiled=False).covariance_above
     assert uses_covariance("auto", 784, 128, above)
     assert uses_covariance("auto", 196, 192, above) == (engine == "paddle")
     assert not uses_covariance("auto", 196, 512, above)
@@ -128,6 +128,12 @@ def test_choice_by_shape(engine):
     assert uses_covariance("covariance", 1, 128, above)
     # An unknown number of tokens, as in an exported program of any size.
     assert uses_covariance("auto", -1, 128, above)
+
+
+def test_compiled_the_usual_form_pays_for_more_tokens():
+    above = default_choices("paddle").covariance_above
+    assert uses_covariance("auto", 784, 128, above)
+    assert not uses_covariance("auto", 784, 192, above)
     assert uses_covariance("auto", object(), 128, above)
 
 

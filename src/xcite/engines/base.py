@@ -67,17 +67,17 @@ class BaseEngine(Engine):
         self._device_asked = device
         self._operators = operators
         self._attention = attention
-        self.choices = choices or default_choices(self.name)
         self._averaged: Any | None = None
         cores = usable_cores() // self._processes.processes_here()
         self._prepare(threads or max(1, cores))
+        self.choices = self._possible(choices)
         self.model = self._new_model(seed, activation_checkpointing)
         if self.world_size > 1:
             self.model = self._processes.synchronise(self.model)
         self._call = self._compiled() if compile else self.model
 
     def choose(self, choices: Choices) -> None:
-        self.choices = choices
+        self.choices = choices = self._possible(choices)
         for model in (self.model, self._averaged):
             if model is not None and self._operators == "fast":
                 self._use(model, choices)
@@ -123,6 +123,10 @@ class BaseEngine(Engine):
             self._processes.average([mean])
         result: np.ndarray = mean.cpu().numpy()
         return result
+
+    def _possible(self, choices: Choices | None) -> Choices:
+        """What this machine can do of the choices; by default what its processor is known for."""
+        return choices or default_choices(self.name)
 
     def _new_model(self, seed: int | None, activation_checkpointing: bool = False) -> Any:
         model = self._build(

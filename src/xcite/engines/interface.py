@@ -101,6 +101,15 @@ class Engine(Protocol):
             device: as for the constructor.
         """
 
+    @classmethod
+    def compiles(cls, device: str) -> bool:
+        """Whether operators can be compiled for the device (`Choices.compiled`); may do it.
+
+        Args:
+            device: as for the constructor.
+        """
+        return False
+
     @property
     def on_cpu(self) -> bool:
         """Whether the model lies on a CPU."""

@@ -82,6 +82,13 @@ def engine_for(
         compile=run.compile,
         device=run.device,
     )
+    if run.choices is not None and run.choices.compiled and not engine.choices.compiled:
+        say(
+            tr(
+                "this run computes with compiled operators, which cannot be made here: from now on "
+                "numbers differ from theirs by rounding"
+            )
+        )
     if run.choices is None:
         engine.choose(_chosen(engine, recipe, architecture, pictures, say))
     return engine, recipes.with_values(recipe, "run", choices=engine.choices)

@@ -197,7 +197,7 @@ class _Run:
         folder, resumed = self.session.folder, self.session.resumed
         if resumed:
             folder.forget_after(self.position.done, self.position.epoch)
-        folder.write_environment(self.engine.name)
+        folder.write_environment(self.engine.name, self.engine.choices)
         if self.recipe.run.tensorboard:
             self.journal.open_board()
         epoch, epochs = self.position.epoch + 1, self.recipe.optim.epochs

@@ -10,11 +10,12 @@ from xcite.canonical import parameter_count
 from xcite.cost import activations
 from xcite.data.pipeline import TrainLoader
 from xcite.data.sources import Source
+from xcite.engines import engine_package
 from xcite.errors import XciteError
 from xcite.families import Architecture
 from xcite.language import padded, tr, translated
 from xcite.preprocessing import in_pixels
-from xcite.recipe import Recipe
+from xcite.recipe import Recipe, RunRecipe
 from xcite.training import initial, schedules
 from xcite.training.computing import settle_precision
 from xcite.training.run_data import RunData, open_data
@@ -80,7 +81,7 @@ class Plan:
             (tr("learning rate"), schedules.in_words(recipe, steps)),
             (tr("drop path"), f"{a.drop_paths()[1]:g}"),
             (tr("memory"), memory),
-            (tr("engine"), f"{recipe.run.engine}, {recipe.run.precision}"),
+            (tr("engine"), _engine_in_words(recipe.run)),
         ]
         if recipe.distill.loss != "none":
             said = tr(
@@ -102,6 +103,15 @@ class Plan:
 def line(label: str, text: str) -> str:
     """A line of a plan: what it is about in a column of its own."""
     return padded(label, 17) + text
+
+
+def _engine_in_words(run: RunRecipe) -> str:
+    said = f"{run.engine}, {run.precision}"
+    chosen = run.choices is None or run.choices.compiled
+    if chosen and run.operators == "fast" and run.precision == "float32":
+        compiles = engine_package(run.engine).Engine.compiles(run.device)
+        said += tr(", operators compiled here") if compiles else ""
+    return said
 
 
 def _source_in_words(source: Source, spec: str) -> str:

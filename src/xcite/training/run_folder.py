@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from xcite import recipe as recipes
+from xcite.choices import Choices
 from xcite.control_characters import visible
 from xcite.errors import XciteError
 from xcite.installed import versions_of
@@ -183,8 +184,8 @@ class RunFolder:
         ]
         write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
 
-    def write_environment(self, engine: str) -> None:
-        """Add this session to environment.json."""
+    def write_environment(self, engine: str, choices: Choices | None = None) -> None:
+        """Add this session to environment.json; ``choices`` are those it computes by."""
         sessions: list[dict[str, Any]] = []
         if self.environment.is_file():
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -199,6 +200,7 @@ class RunFolder:
                 "platform": platform.platform(),
                 "cores": usable_cores(),
                 "versions": versions_of(*_PACKAGES),
+                "choices": choices.model_dump() if choices else {},
             }
         )
         write_text(self.environment, json.dumps({"sessions": sessions}, indent=2) + "\n")

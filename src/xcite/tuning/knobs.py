@@ -38,6 +38,8 @@ def knobs(work: Work) -> dict[str, tuple[Any, ...]]:
     found: dict[str, tuple[Any, ...]] = {}
     if work.engine == "torch" and work.precision == "float32":
         found["products"] = ("matrix", "convolution")
+    if work.engine == "paddle" and work.precision == "float32":
+        found["compiled"] = (True, False)
     found["slice_bytes"] = SLICES
     if work.attention == "auto":
         found["covariance_above"] = (0.0, NEVER)

@@ -77,6 +77,7 @@ def entries() -> list[Entry]:
             return [
                 Entry(**{**one, "choices": Choices.model_validate(one["choices"])})
                 for one in told["entries"]
+                if set(one["choices"]) >= set(Choices.model_fields)  # else found without one
             ]
     return []
 

@@ -11,10 +11,12 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
+from xcite.choices import Choices, default_choices
 from xcite.engines.paddle import canonical_state, losses, optimizer, processes
 from xcite.engines.paddle.batch_norm import untouched_statistics
 from xcite.engines.paddle.build import build
 from xcite.engines.paddle.fast import use
+from xcite.engines.paddle.kernels import library
 from xcite.engines.paddle.layers.probabilities import WithProbabilities
 from xcite.engines.steps import TrainingEngine
 from xcite.errors import XciteError
@@ -54,6 +56,11 @@ class Engine(TrainingEngine):
             return "float32"  # see `_prepare`
         return "bf16" if paddle.device.cuda.get_device_capability()[0] >= 8 else "float32"
 
+    @classmethod
+    def compiles(cls, device: str) -> bool:
+        on_cpu = device != "gpu" and paddle.get_device() == "cpu"
+        return on_cpu and library.available()
+
     @property
     def on_cpu(self) -> bool:
         return self._device == "cpu"
@@ -76,6 +83,11 @@ class Engine(TrainingEngine):
                 "its matrix product has no bfloat16 kernel; set run.precision to float32, or "
                 "run.engine to torch"
             )
+
+    def _possible(self, choices: Choices | None) -> Choices:
+        compiled = self.compiles(self._device_asked)
+        choices = choices or default_choices(self.name, compiled=compiled)
+        return choices if compiled else choices.model_copy(update={"compiled": False})
 
     def _placed(self, model: Any) -> Any:
         return model  # Paddle creates tensors on its device

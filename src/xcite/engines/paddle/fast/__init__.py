@@ -18,7 +18,9 @@ from xcite.engines.paddle.fast.blocks import (
 )
 from xcite.engines.paddle.fast.local import FastLPI
 from xcite.engines.paddle.fast.mlp import FastMlp
+from xcite.engines.paddle.fast.norm import FastLayerNorm
 from xcite.engines.paddle.fast.positions import FastPositionalEncodingFourier
+from xcite.engines.paddle.kernels import library
 
 FAST = {
     kind.__base__: kind
@@ -28,12 +30,16 @@ FAST = {
         FastXCA,
         FastLPI,
         FastMlp,
+        FastLayerNorm,
         FastXCABlock,
         FastClassAttention,
         FastClassAttentionBlock,
         FastXCiT,
     )
 }
+
+# Those with a choice of how to compute.
+CHOOSING = (FastConvPatchEmbed, FastXCA, FastLPI, FastMlp, FastLayerNorm)
 
 
 def accelerate(model: nn.Layer, attention: str = "auto", choices: Choices | None = None) -> Any:
@@ -51,12 +57,12 @@ def accelerate(model: nn.Layer, attention: str = "auto", choices: Choices | None
             layer.form = attention
         elif isinstance(layer, FastPositionalEncodingFourier):
             layer.kept = {}
-    use(model, choices or default_choices("paddle"))
+    use(model, choices or default_choices("paddle", compiled=library.available()))
     return model
 
 
 def use(model: nn.Layer, choices: Choices) -> None:
     """Have the fast operators of a model compute as chosen from now on."""
     for layer in model.sublayers(include_self=True):
-        if isinstance(layer, (FastXCA, FastMlp)):
+        if isinstance(layer, CHOOSING):
             layer.choices = choices

@@ -13,6 +13,7 @@ from xcite.engines.paddle.fast.expected import as_built, has_bias
 from xcite.engines.paddle.fast.layer_scale import scaled
 from xcite.engines.paddle.fast.precision import full_precision, precise
 from xcite.engines.paddle.fast.repeating import add_bias, repeated, token_sums
+from xcite.engines.paddle.kernels import library, operators
 from xcite.engines.paddle.xcit import XCA, ClassAttention
 
 # F.normalize divides by max(|q|, 1e-12); here the squares are bounded.
@@ -50,7 +51,10 @@ class FastXCA(XCA):
         if self._covariance_pays(x):
             matrix, offset = self._as_matrix(x, weight, bias)
             # (B, 1, C) + (B, N, C) @ (B, C, C)
-            y = add_bias(paddle.matmul(x, matrix), offset)
+            y = self._applied(x, matrix, offset)
+        elif not self._drops() and library.usable(self.choices, x, weight, self.qkv.weight):
+            qkv = operators.linear(x, self.qkv.weight, self.qkv.bias)
+            y = operators.linear(operators.Attend.apply(qkv, self.temperature), weight, bias)
         else:
             attention, v = self._usual(x)
             attention = self.attn_drop(attention)
@@ -67,9 +71,18 @@ class FastXCA(XCA):
 
     def _covariance_pays(self, x: Tensor) -> bool:
         # With attention dropout the usual form draws what the plain operator draws.
-        if self.attn_drop.training and self.attn_drop.p > 0:
+        if self._drops():
             return False
         return uses_covariance(self.form, x.shape[1], x.shape[2], self.choices.covariance_above)
+
+    def _drops(self) -> bool:
+        return self.attn_drop.training and self.attn_drop.p > 0
+
+    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        given = (x, weight) if bias is None else (x, weight, bias)
+        if library.usable(self.choices, *given):
+            return operators.linear(x, weight, bias)
+        return F.linear(x, weight, bias)
 
     def _usual(self, x: Tensor) -> tuple[Tensor, Tensor]:
         batch, tokens, dim = x.shape
@@ -87,12 +100,12 @@ class FastXCA(XCA):
         weight = self.qkv.weight[:, : 2 * dim]
         with full_precision():
             # X^T [Q K] = (X^T X) W + s b^T, where s = X^T 1 and [Q K] = X W + 1 b^T
-            products = F.linear(gram(x), weight)  # (B, C, 2C)
+            covariance, token_sum = self._moments(x)
+            products = self._linear(covariance, weight)  # (B, C, 2C)
             if self.qkv.bias is None:
                 squares = token_sums(products * repeated(weight, batch))
             else:
                 bias = self.qkv.bias[: 2 * dim]
-                token_sum = token_sums(x)  # s: (B, C)
                 sums = F.linear(token_sum, weight, tokens * bias)  # [Q K]^T 1: (B, 2C)
                 products = products + token_sum.unsqueeze(2) @ bias.reshape([1, 1, -1])
                 squares = token_sums(products * repeated(weight, batch)) + sums * bias
@@ -105,6 +118,19 @@ class FastXCA(XCA):
                 logits = logits + q_sum * bias[dim:].reshape([1, heads[0], 1, heads[1]])
             inverse = squares.clip(min=NORMALIZE_EPS**2).rsqrt().reshape([batch, 2, *heads])
             return self._softmax(logits, inverse[:, 0], inverse[:, 1])
+
+    def _applied(self, x: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
+        if not library.usable(self.choices, x, matrix, offset):
+            return add_bias(paddle.matmul(x, matrix), offset)
+        y: Tensor = operators.Products.apply(x, matrix, offset.expand([len(x), 1, -1]))
+        return y
+
+    def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """X^T X (B, C, C), and s = X^T 1 (B, C), which is of no use without a bias of qkv."""
+        if library.usable(self.choices, x):
+            covariance, token_sum = operators.Gram.apply(x)
+            return covariance, token_sum.squeeze(1)
+        return gram(x), token_sums(x) if self.qkv.bias is not None else None
 
     def _softmax(self, products: Tensor, inverse_q: Tensor, inverse_k: Tensor) -> Tensor:
         scale = (self.temperature * inverse_q.unsqueeze(3)) * inverse_k.unsqueeze(2)
@@ -119,7 +145,7 @@ class FastXCA(XCA):
             # (B, h, c, c) @ (1, h, c, C) -> (B, C, C)
             weight_v = self.qkv.weight[:, 2 * dim :].reshape([dim, *heads]).transpose([1, 2, 0])
             values = attention @ weight_v.unsqueeze(0)
-            matrix = F.linear(values.flatten(1, 2).transpose([0, 2, 1]), weight)
+            matrix = self._linear(values.flatten(1, 2).transpose([0, 2, 1]), weight)
             if self.qkv.bias is None:
                 return matrix, bias
             constant = attention @ self.qkv.bias[2 * dim :].reshape([1, *heads, 1])

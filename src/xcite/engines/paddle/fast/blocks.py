@@ -5,12 +5,14 @@ from typing import Any
 import paddle
 from paddle import Tensor, nn
 
+from xcite.choices import Choices
 from xcite.engines.paddle.backbone import ignore
 from xcite.engines.paddle.fast.attention import FastClassAttention, FastXCA
 from xcite.engines.paddle.fast.expected import as_built, has_bias
 from xcite.engines.paddle.fast.local import FastLPI
 from xcite.engines.paddle.fast.mlp import FastMlp
-from xcite.engines.paddle.layers.layer_norm import LayerNorm, layer_norm
+from xcite.engines.paddle.fast.norm import FastLayerNorm
+from xcite.engines.paddle.kernels import library, operators
 from xcite.engines.paddle.xcit import (
     ClassAttentionBlock,
     ConvPatchEmbed,
@@ -40,8 +42,15 @@ def branch(gamma: Tensor, layer: nn.Layer, *inputs: Any) -> Tensor:
 class FastConvPatchEmbed(ConvPatchEmbed):
     """The residual stream keeps the weights' dtype, also under autocast."""
 
+    choices: Choices
+
     def forward(self, images: Tensor) -> tuple[Tensor, int, int]:
         """(B, in_chans, H, W) -> tokens (B, N, C), Hp, Wp; Hp = ceil(H / patch)."""
+        if as_built(self.proj, nn.Sequential) and library.usable(self.choices, images):
+            x = images
+            for layer in self.proj:
+                x = operators.Gelu.apply(x) if as_built(layer, nn.GELU) else layer(x)
+            return x.flatten(2).transpose([0, 2, 1]), *x.shape[2:]
         x, height, width = super().forward(images)
         return x.astype(self.parameters()[0].dtype), height, width
 
@@ -70,8 +79,8 @@ class FastClassAttentionBlock(ClassAttentionBlock):
     def is_as_built(self) -> bool:
         """Whether `apart` may read the layers' weights."""
         return (
-            as_built(self.norm1, LayerNorm)
-            and as_built(self.norm2, LayerNorm)
+            as_built(self.norm1, FastLayerNorm)
+            and as_built(self.norm2, FastLayerNorm)
             and has_bias(self.norm2)
             and is_fast(self.attn)
             and is_fast(self.mlp)
@@ -93,7 +102,7 @@ class FastClassAttentionBlock(ClassAttentionBlock):
         patches = patches + self.gamma1 * normed
         if self.tokens_norm:
             weight, bias = 2 * norm2.weight, 2 * norm2.bias
-            return cls, layer_norm(patches, weight, bias, norm2._epsilon)
+            return cls, norm2.normalised(patches, weight, bias)
         return cls, 2 * patches
 
 
@@ -103,7 +112,7 @@ class FastXCiT(XCiT):
     def forward_features(self, images: Tensor, paths: Tensor | None = None) -> Tensor:
         """What the classifier sees: CLS after the final norm (B, C)."""
         last = len(self.cls_attn_blocks)
-        if not (as_built(self.norm, LayerNorm) and all(map(is_fast, self.cls_attn_blocks))):
+        if not (as_built(self.norm, FastLayerNorm) and all(map(is_fast, self.cls_attn_blocks))):
             return super().forward_features(images, paths)
         x = self._patches(images, paths, ignore)
         cls = self.cls_token.expand([x.shape[0], -1, -1])

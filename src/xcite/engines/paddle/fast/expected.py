@@ -8,7 +8,8 @@ from typing import Any
 
 from paddle import nn
 
-from xcite.engines.paddle.layers.layer_norm import LayerNorm
+from xcite.engines.paddle.batch_norm import BatchNorm2D
+from xcite.engines.paddle.fast.norm import FastLayerNorm
 from xcite.engines.paddle.xcit import LAYER_NORM_EPS
 
 # What a type leaves open, as our models set it.
@@ -16,7 +17,8 @@ SETTINGS: dict[type[nn.Layer], tuple[tuple[str, Any], ...]] = {
     nn.Conv2D: (("_stride", [1, 1]), ("_dilation", [1, 1]), ("_padding_mode", "zeros")),
     nn.Dropout: (("mode", "upscale_in_train"), ("axis", None)),
     nn.GELU: (("_approximate", False),),
-    LayerNorm: (("_epsilon", LAYER_NORM_EPS),),
+    FastLayerNorm: (("_epsilon", LAYER_NORM_EPS),),
+    BatchNorm2D: (("_data_format", "NCHW"), ("_use_global_stats", None)),
 }
 
 

@@ -11,6 +11,7 @@ from paddle.autograd import PyLayer
 from xcite.choices import Choices
 from xcite.engines.paddle.fast.expected import as_built, has_bias
 from xcite.engines.paddle.fast.layer_scale import scaled
+from xcite.engines.paddle.kernels import library, operators
 from xcite.engines.paddle.xcit import Mlp
 
 
@@ -40,9 +41,11 @@ class FastMlp(Mlp):
         if self._whole(x):
             return self.drop(F.linear(self.drop(self.act(self.fc1(x))), weight, bias))
         keep = paddle.is_grad_enabled()
-        y: Tensor = SlicedMlp.apply(
-            x, self.fc1.weight, self.fc1.bias, weight, bias, keep, self.choices.slice_bytes
-        )
+        tensors = (x, self.fc1.weight, self.fc1.bias, weight, bias)
+        as_wide = weight.shape == self.fc1.weight.shape[::-1]
+        compiled = as_wide and library.usable(self.choices, *tensors)
+        kind = operators.Mlp if compiled else SlicedMlp
+        y: Tensor = kind.apply(*tensors, keep, self.choices.slice_bytes)
         return y
 
     def _whole(self, x: Tensor) -> bool:

@@ -34,10 +34,22 @@ class UnbiasedBatchNorm2D(nn.BatchNorm2D):
         )
         if self.training and self.track_running_stats:
             with paddle.no_grad():
-                count = x.size // len(self.weight)
                 old = self._momentum * self._variance
-                unbiased = (variance - old) * (count / max(count - 1, 1))
-                self._mean.set_value(mean)
-                self._variance.set_value(old + unbiased)
-                self.num_batches_tracked.set_value(self.num_batches_tracked + 1)
+                self._keep(mean, old, variance - old, x.size // len(self.weight))
         return y
+
+    def count_in(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Have the running statistics follow a batch's mean and biased variance, both (C,).
+
+        count: values per channel.
+        """
+        if self.training and self.track_running_stats:
+            with paddle.no_grad():
+                old, new = self._momentum, 1 - self._momentum
+                mean = old * self._mean + new * mean
+                self._keep(mean, old * self._variance, new * variance, count)
+
+    def _keep(self, mean: Tensor, old: Tensor, share: Tensor, count: int) -> None:
+        self._mean.set_value(mean)
+        self._variance.set_value(old + share * (count / max(count - 1, 1)))
+        self.num_batches_tracked.set_value(self.num_batches_tracked + 1)
