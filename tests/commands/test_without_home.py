@@ -17,6 +17,9 @@ pytest.importorskip("nncf")
 pytest.importorskip("sklearn")
 SOURCE = Path(xcite.__file__).parents[1]
 ROOT = can_be_made()
+ANOTHER_USER = pytest.mark.skipif(
+    os.name != "posix" or (os.geteuid() == 0 and not ROOT), reason="another user is needed"
+)
 TINY = ["--epochs=1", "--set=model.depth=1", "--set=optim.warmup_epochs=0", "--workers=0"]
 # As Docker starts a user that the system does not know, and as system users are.
 HOMES = {"none": {}, "missing": {"HOME": "/nonexistent"}, "root": {"HOME": "/"}}
@@ -63,7 +66,7 @@ def without_home():
         yield run
 
 
-@pytest.mark.skipif(os.name != "posix", reason="another user is needed")
+@ANOTHER_USER
 @pytest.mark.parametrize(
     ("engine", "options", "homes"),
     [
@@ -86,7 +89,7 @@ def test_from_training_to_answers(without_home, engine, options, homes):
     assert "%" in right("predict", "bundle", "digits")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="another user is needed")
+@ANOTHER_USER
 @pytest.mark.parametrize("homes", HOMES if ROOT else ["none"])
 def test_what_would_be_kept_in_a_home_is_refused(without_home, homes):
     assert "nowhere without a home" in without_home("weights", homes=homes).stdout
