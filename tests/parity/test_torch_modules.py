@@ -383,8 +383,9 @@ def test_symbolic_tracing(kind, logits):
 
 
 @each_kind
-def test_symbolic_tracing_without_drop_path(kind, logits):
-    graph = torch.fx.symbolic_trace(model_of(kind), concrete_args={"paths": None})
+@pytest.mark.parametrize("arguments", [None, {"paths": None}])
+def test_symbolic_tracing_without_drop_path(kind, logits, arguments):
+    graph = torch.fx.symbolic_trace(model_of(kind), concrete_args=arguments)
     assert_close(graph(IMAGES), logits)
 
 

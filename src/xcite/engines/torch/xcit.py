@@ -271,6 +271,8 @@ class XCiT(Backbone):
         x = self.pos_drop(x)
         see("pos_embeder", x)
         rate = self.architecture.drop_path
+        if isinstance(paths, torch.fx.Proxy):  # a traced graph drops none
+            paths = None
         if paths is None and self.training and rate > 0:
             draws = torch.rand(len(self.blocks), 3, batch, device=x.device)
             paths = (draws >= rate).to(x.dtype) / (1 - rate)
