@@ -56,6 +56,18 @@ def test_gelu(shape):
     agree(operators.Gelu.apply, F.gelu, random(*shape, scale=3.0))
 
 
+# the last ones are of several bands: what a row sees takes more than a fourth of 4 MiB
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("size", [(1, 1), (2, 7), (9, 4), (3, 5000)])
+def test_convolution(stride, size):
+    x, weight = random(2, 10, *size), random(6, 10, 3, 3)
+    agree(
+        lambda x, w: operators.Convolution.apply(x, w, stride),
+        lambda x, w: F.conv2d(x, w, stride=stride, padding=1),
+        *(x, weight),
+    )
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 4), (2, 3, 20), (3, 333, 64), (1, 9000, 17)])
 def test_layer_norm(shape):
     width = shape[-1]

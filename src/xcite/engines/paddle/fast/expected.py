@@ -27,14 +27,16 @@ def as_built(layer: nn.Layer, kind: type[nn.Layer], **settings: Any) -> bool:
 
     Args:
         kind: the exact type, since a subclass may compute anything.
-        settings: attributes and the values they must have, besides those of `SETTINGS`.
+        settings: attributes and the values they must have, besides or instead of those of
+            `SETTINGS`.
     """
     own = vars(layer)
     if type(layer) is not kind or "forward" in own:
         return False
     if own["_forward_pre_hooks"] or own["_forward_post_hooks"]:
         return False
-    return all(own[name] == value for name, value in (*SETTINGS.get(kind, ()), *settings.items()))
+    wanted = {**dict(SETTINGS.get(kind, ())), **settings}
+    return all(own[name] == value for name, value in wanted.items())
 
 
 def has_bias(layer: nn.Layer) -> bool:

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "columns.h"
 #include "convolution.h"
 #include "gelu.h"
 #include "parts.h"
@@ -23,21 +24,16 @@ void attach(Parallel threads, SetThreads count, Product products) {
 }
 
 void gelu(int threads, Index count, const float *x, float *y) {
-  const Rows rows((count + 255) / 256);
-  each(threads, rows.parts, [&](Index part) {
-    const Index end = std::min(count, rows.end(part) * 256);
+  each_span(threads, count, [&](Index begin, Index end) {
 #pragma omp simd
-    for (Index i = rows.begin(part) * 256; i < end; ++i) y[i] = x[i] * cdf(x[i]);
+    for (Index i = begin; i < end; ++i) y[i] = x[i] * cdf(x[i]);
   });
 }
 
 void gelu_back(int threads, Index count, const float *x, const float *grad, float *grad_x) {
-  const Rows rows((count + 255) / 256);
-  each(threads, rows.parts, [&](Index part) {
-    const Index end = std::min(count, rows.end(part) * 256);
+  each_span(threads, count, [&](Index begin, Index end) {
 #pragma omp simd
-    for (Index i = rows.begin(part) * 256; i < end; ++i)
-      grad_x[i] = grad[i] * (cdf(x[i]) + x[i] * pdf(x[i]));
+    for (Index i = begin; i < end; ++i) grad_x[i] = grad[i] * (cdf(x[i]) + x[i] * pdf(x[i]));
   });
 }
 
@@ -367,6 +363,56 @@ void row_sums(int threads, Index pictures, Index count, Index width, const float
     add_up(sums.data() + i * rows.parts * width, rows.parts, width, width, out + i * width);
 }
 
+
+// y (B, D, rows, columns) of x (B, C, H, W) and weight (D, C, 3, 3), padded by a pixel
+int convolve(int threads, Index pictures, Index height, Index width, Index in, Index out,
+             Index stride, const float *x, const float *weight, float *y) {
+  set_threads(threads);
+  const Map map{height, width, in, out, stride};
+  const Index step = map.band(), pixels = map.pixels();
+  std::vector<float> space(map.seen() * step * map.columns());
+  int failed = 0;
+  for (Index i = 0; i < pictures; ++i)
+    for (Index first = 0; first < map.rows(); first += step) {
+      const Index last = std::min(map.rows(), first + step), n = (last - first) * map.columns();
+      each(threads, in, [&](Index c) {
+        map.gather(x + i * in * height * width, c, first, last, space.data());
+      });
+      failed |= product('N', 'N', out, n, map.seen(), 1.0f, weight, map.seen(), space.data(), n,
+                        0.0f, y + i * out * pixels + first * map.columns(), pixels);
+    }
+  return failed;
+}
+
+// grad_x may be left out
+int convolve_back(int threads, Index pictures, Index height, Index width, Index in, Index out,
+                  Index stride, const float *x, const float *weight, const float *grad,
+                  float *grad_x, float *grad_weight) {
+  set_threads(threads);
+  const Map map{height, width, in, out, stride};
+  const Index step = map.band(), pixels = map.pixels(), area = height * width;
+  std::vector<float> space(map.seen() * step * map.columns());
+  int failed = 0;
+  if (grad_x)
+    each(threads, pictures * in, [&](Index i) { std::fill_n(grad_x + i * area, area, 0.0f); });
+  for (Index i = 0; i < pictures; ++i)
+    for (Index first = 0; first < map.rows(); first += step) {
+      const Index last = std::min(map.rows(), first + step), n = (last - first) * map.columns();
+      const float *g = grad + i * out * pixels + first * map.columns();
+      each(threads, in, [&](Index c) {
+        map.gather(x + i * in * area, c, first, last, space.data());
+      });
+      failed |= product('N', 'T', out, map.seen(), n, 1.0f, g, pixels, space.data(), n,
+                        i || first ? 1.0f : 0.0f, grad_weight, map.seen());
+      if (!grad_x) continue;
+      failed |= product('T', 'N', map.seen(), n, out, 1.0f, weight, map.seen(), g, pixels, 0.0f,
+                        space.data(), n);
+      each(threads, in, [&](Index c) {
+        map.scatter(space.data(), c, first, last, grad_x + i * in * area);
+      });
+    }
+  return failed;
+}
 
 // y = v attention^T, attention = softmax(temperature q^T k / |q| / |k|), of qkv (B, N, 3C). For the
 // gradient: q^T k and attention (B, h, c, c), and 1 / |q| and 1 / |k| (B, h, 2, c).

@@ -25,11 +25,14 @@ ARGUMENTS = {
     "mlp": "innnn i pppppppp",
     "mlp_back": "innnn ppppp pp ppppp",
     "products": "in ii nnn pppp",
+    "convolve": "innnnnn ppp",
+    "convolve_back": "innnnnn ppppp",
     "row_sums": "innn pp",
     "attend": "innnn pppppp",
     "attend_back": "innnn pppppp pp",
 }
-FALLIBLE = {"mlp", "mlp_back", "products", "attend", "attend_back"}
+# Those that multiply matrices return 0 if all went well.
+FALLIBLE = {"mlp", "mlp_back", "products", "convolve", "convolve_back", "attend", "attend_back"}
 KINDS = {"i": ctypes.c_int, "n": ctypes.c_int64, "f": ctypes.c_float, "p": ctypes.c_void_p}
 
 

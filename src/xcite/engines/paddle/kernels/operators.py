@@ -71,6 +71,32 @@ class Gelu(_Operator):
         return (grad_x,)
 
 
+class Convolution(_Operator):
+    """3x3 convolution over all channels, padded by a pixel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        """(B, C, H, W) and (D, C, 3, 3) -> (B, D, ceil(H / stride), ceil(W / stride))."""
+        with paddle.no_grad():
+            x, weight = _begin(ctx, x, weight)
+            batch, channels, height, width = x.shape
+            out = len(weight)
+            _fit(weight.shape, [out, channels, 3, 3])
+            ctx.sizes = (batch, height, width, channels, out, stride)
+            y = paddle.empty([batch, out, -(-height // stride), -(-width // stride)])
+            call("convolve", *ctx.sizes, x, weight, y)
+        ctx.save_for_backward(x, weight)
+        return y
+
+    @staticmethod
+    def gradients(ctx: Any, grad: Tensor) -> Gradients:
+        x, weight = ctx.saved_tensor()
+        grad_x = _like(x)[0] if ctx.needs[0] else None
+        (grad_weight,) = _like(weight)
+        call("convolve_back", *ctx.sizes, x, weight, grad, grad_x, grad_weight)
+        return grad_x, grad_weight
+
+
 class LayerNorm(_Operator):
     """Weight times x normalised over the last axis, plus bias."""
 

@@ -47,6 +47,14 @@ struct Rows {
   Index end(Index part) const { return std::min(rows, (part + 1) * size); }
 };
 
+// Calls work(begin, end) for parts of so many numbers.
+template <class Work> void each_span(int threads, Index count, const Work &work) {
+  const Rows rows((count + 255) / 256);
+  each(threads, rows.parts, [&](Index part) {
+    work(rows.begin(part) * 256, std::min(count, rows.end(part) * 256));
+  });
+}
+
 // Sums of parts, in their order: to[i] = sum over p of from[p * stride + i]
 void add_up(const float *from, Index parts, Index stride, Index count, float *to) {
   std::vector<double> sums(count, 0.0);
