@@ -17,8 +17,8 @@
 
 extern "C" {
 
-void attach(Parallel threads, SetThreads count, Product products) {
-  parallel = threads;
+void attach(Parallel run, SetThreads count, Product products) {
+  parallel = run;
   set_threads = count;
   product = products;
 }
@@ -393,8 +393,7 @@ int convolve_back(int threads, Index pictures, Index height, Index width, Index 
   const Index step = map.band(), pixels = map.pixels(), area = height * width;
   std::vector<float> space(map.seen() * step * map.columns());
   int failed = 0;
-  if (grad_x)
-    each(threads, pictures * in, [&](Index i) { std::fill_n(grad_x + i * area, area, 0.0f); });
+  if (grad_x) std::fill_n(grad_x, pictures * in * area, 0.0f);
   for (Index i = 0; i < pictures; ++i)
     for (Index first = 0; first < map.rows(); first += step) {
       const Index last = std::min(map.rows(), first + step), n = (last - first) * map.columns();
