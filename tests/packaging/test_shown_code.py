@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from xcite.canonical import initial_weights
 from xcite.engines import installed
 from xcite.preprocessing import Preprocessing
+from xcite.training.teachers.cache_files import save, view_path
 from xcite.variants import XCiTArchitecture, find
 from xcite.weights import Metadata, WeightFile, save_weights
 from xcite.weights.card import model_card
@@ -69,6 +71,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     nano = find("xcit_nano_12_p8")
     save_weights(place / "x.safetensors", initial_weights(nano, 0), Metadata(architecture=nano))
     convert(place / "x.safetensors", place / "xcit_nano_12_p8_224_dist.pdparams", to="ppcls")
+    columns = {"present": np.packbits([1, 0, 1]), "classes": np.array([3, 1], np.uint16)}
+    save(view_path(place / "CACHE", 0), columns, "hash", 0)
     return place
 
 

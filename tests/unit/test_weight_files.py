@@ -155,7 +155,7 @@ def test_class_names_stand_in_the_order_of_the_logits():
 def test_integers_are_no_weights(weights, tmp_path):
     path = tmp_path / "integers.safetensors"
     write_safetensors(path, {**weights, "norm.bias": np.zeros(16, np.int32)})
-    with pytest.raises(XciteError, match=r"norm\.bias is of type int64"):
+    with pytest.raises(XciteError, match=r"norm\.bias is of type int32"):
         open_weights(path)
 
 

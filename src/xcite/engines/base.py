@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from xcite.choices import Choices, default_choices
+from xcite.choices import Choices
 from xcite.engines.allocation import keep_freed_memory
 from xcite.engines.interface import AttentionMaps, Engine
 from xcite.errors import XciteError
@@ -126,7 +126,7 @@ class BaseEngine(Engine):
 
     def _possible(self, choices: Choices | None) -> Choices:
         """What this machine can do of the choices; by default what its processor is known for."""
-        return choices or default_choices(self.name)
+        raise NotImplementedError
 
     def _new_model(self, seed: int | None, activation_checkpointing: bool = False) -> Any:
         model = self._build(

@@ -13,7 +13,7 @@ from xcite.control_characters import writable_json
 from xcite.errors import XciteError
 from xcite.families import Architecture, XCiTArchitecture
 from xcite.preprocessing import Preprocessing
-from xcite.variants import ARCHITECTURES, published
+from xcite.variants import ARCHITECTURES, RegNetArchitecture, published
 from xcite.weights import dialects
 from xcite.weights.imagenet import in_imagenet_order
 from xcite.weights.metadata import Metadata
@@ -93,8 +93,8 @@ def _timm_model(architecture: Architecture, told: Preprocessing) -> tuple[str, d
         (n for n, row in ARCHITECTURES.items() if row.structure() == architecture.structure()), None
     )
     if not isinstance(architecture, XCiTArchitecture):
-        if usual is None:
-            raise XciteError(f"of its family timm has none but {', '.join(_others())}")
+        if usual not in _others():
+            raise XciteError(f"besides XCiT, timm folders are written of {', '.join(_others())}")
         return usual, {}
     a = architecture
     if a.stem_strides is not None or a.patch_size not in _STEMS or a.attention_scale:
@@ -109,7 +109,7 @@ def _timm_model(architecture: Architecture, told: Preprocessing) -> tuple[str, d
 
 
 def _others() -> list[str]:
-    return [n for n, row in ARCHITECTURES.items() if not isinstance(row, XCiTArchitecture)]
+    return [n for n, row in ARCHITECTURES.items() if isinstance(row, RegNetArchitecture)]
 
 
 def _own(folder: Path) -> set[str] | None:

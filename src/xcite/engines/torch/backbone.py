@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from xcite.engines.intermediates import chosen_blocks, feature_info
+from xcite.engines.torch.layers.scripting import NotScriptable
 from xcite.errors import XciteError
 from xcite.variants import Architecture
 
@@ -39,7 +40,7 @@ def check_images(images: Any, channels: int) -> None:
     )
 
 
-class Backbone(nn.Module):
+class Backbone(NotScriptable):
     """A model described by its `walk`.
 
     Attributes:
@@ -58,13 +59,6 @@ class Backbone(nn.Module):
         self.activation_checkpointing = activation_checkpointing
         self.feature_info = feature_info(architecture)
         self.num_features: int = self.feature_info[-1]["num_chs"]
-
-    def __prepare_scriptable__(self) -> Any:
-        """What `torch.jit.script` asks for first."""
-        raise XciteError(
-            "TorchScript cannot compile this model; use torch.jit.trace, torch.export or "
-            "torch.compile"
-        )
 
     def walk(self, images: Tensor, paths: Tensor | None = None, see: See | None = None) -> Tensor:
         """What the last layer before `pooled` gives; ``see`` is told parts' names and outputs."""

@@ -34,15 +34,12 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, into, H, W) -> (B, out, ceil(H / stride), ceil(W / stride))."""
         if self.kernel > 1:
-            (top, bottom), (left, right) = (self._padding(side) for side in x.shape[2:])
-            x = F.pad(x, (left, right, top, bottom))
+            # What "same" lacks, one more behind where it is odd; the last axis is padded first.
+            k, s = self.kernel, self.stride
+            lacking = [max((-(-n // s) - 1) * s + k - n, 0) for n in (x.shape[3], x.shape[2])]
+            x = F.pad(x, [part for n in lacking for part in (n // 2, n - n // 2)])
         x = self.bn(self.conv(x))
         return F.relu6(x) if self.relu else x
-
-    def _padding(self, side: int) -> tuple[int, int]:
-        """Zeros before and after; one more after where they are odd in number."""
-        zeros = max((-(-side // self.stride) - 1) * self.stride + self.kernel - side, 0)
-        return zeros // 2, zeros - zeros // 2
 
 
 class InvertedBottleneck(nn.Module):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xcite.choices import Choices, default_choices
 from xcite.engines.steps import TrainingEngine
 from xcite.engines.torch import canonical_state, losses, optimizer, processes
 from xcite.engines.torch.batch_norm import untouched_statistics
@@ -54,6 +55,10 @@ class Engine(TrainingEngine):
             return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "float32"
         return "bf16" if this_processor().native_bf16 else "float32"
 
+    @classmethod
+    def compiles(cls, device: str) -> bool:
+        return False  # its own operators are fast enough
+
     @property
     def on_cpu(self) -> bool:
         return self._device.type == "cpu"
@@ -67,6 +72,9 @@ class Engine(TrainingEngine):
         if self._device_asked == "gpu" and not torch.cuda.is_available():
             raise XciteError("PyTorch finds no GPU on this machine; set run.device to cpu")
         torch.set_num_threads(threads)
+
+    def _possible(self, choices: Choices | None) -> Choices:
+        return choices or default_choices(self.name)
 
     def _placed(self, model: Any) -> Any:
         return model.to(self._device)

@@ -1,0 +1,1 @@
+"""Layers that PyTorch itself does not have."""
