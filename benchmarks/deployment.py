@@ -5,8 +5,8 @@
 The yardstick is the model of plain operators on PyTorch, exported by torch.onnx with the same
 weights. Both graphs run on the same runtime with the same options, compiled for the batch size as
 `xcite.Predictor` does it, by turns in one process; a ratio is that of the medians. int8 is compared
-with the yardstick in bfloat16. Prints a Markdown table, with the least ratio asked for where there
-is one.
+with the yardstick in bfloat16. Precisions that the processor has no instructions for are left out.
+Prints a Markdown table, with the least ratio asked for where there is one.
 """
 
 import argparse
@@ -23,6 +23,8 @@ import numpy as np
 from xcite import canonical, variants
 from xcite.export import graph
 from xcite.export.quantization import quantise
+from xcite.processor import this_processor
+from xcite.runtime.precision import native
 from xcite.runtime.programs import compile_openvino
 from xcite.runtime.turns import by_turns
 
@@ -144,6 +146,8 @@ def main() -> None:
             shape = (batch, architecture.in_chans, SIZE, SIZE)
             images = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
             for runtime, precision, least in cases:
+                if not native(precision, this_processor()):
+                    continue
                 graphs = reference, ours(architecture, weights, precision)
                 precisions = ("bf16" if precision == "int8" else precision, precision)
                 runs = [
