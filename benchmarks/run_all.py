@@ -28,6 +28,10 @@ AVX2_POINTS = [
     "torch:xcit_tiny_12_p8:4:float32",
     "torch:xcit_small_12_p16:4:float32",
 ]
+COMPILED_OPERATORS = [
+    "train_step.py",
+    *("--engine", "paddle", "--reference", "uncompiled", "--processor-time", "--repeats", "3"),
+]
 SUITE = {
     "train_step_torch": ["train_step.py", "--engine", "torch"],
     "train_step_torch_own": [
@@ -36,7 +40,7 @@ SUITE = {
         *("--repeats", "9"),
     ],
     "train_step_paddle": ["train_step.py", "--engine", "paddle"],
-    "compiled_operators": ["train_step.py", "--engine", "paddle", "--reference", "uncompiled"],
+    "compiled_operators": COMPILED_OPERATORS,
     "attention_forms": ["attention_forms.py"],
     "engines": ["engines.py"],
     "scaling": ["scaling.py", "--huge", "--picture", str(HERE.parent / "docs" / "scaling.png")],
@@ -50,10 +54,7 @@ SUITE = {
         "train_step.py",
         *("--engine", "torch", "--precision", "float32"),
     ],
-    "compiled_operators_avx2": [
-        "train_step.py",
-        *("--engine", "paddle", "--reference", "uncompiled"),
-    ],
+    "compiled_operators_avx2": COMPILED_OPERATORS,
     # oneDNN inside OpenVINO keeps the cap, OpenVINO's own kernels and ONNX Runtime do not
     "deployment_avx2": ["deployment.py"],
     "tuning_avx2": ["tuning.py", "--points", *AVX2_POINTS],

@@ -221,13 +221,15 @@ def side(engine: str, case: Case, reference: str | None) -> dict[str, Callable[[
     return SIDES[engine](model, case, reference == UNCOMPILED)
 
 
-def timer(work: dict[str, Callable[[], None]]) -> Callable[[str], float]:
+def timer(
+    work: dict[str, Callable[[], None]], clock: Callable[[], float] = time.perf_counter
+) -> Callable[[str], float]:
     """Seconds of one turn of the named work."""
 
     def seconds(name: str) -> float:
-        start = time.perf_counter()
+        start = clock()
         work[name]()
-        return time.perf_counter() - start
+        return clock() - start
 
     return seconds
 
@@ -261,14 +263,17 @@ def serve_side(call: str) -> None:
         print(seconds(line.strip()), flush=True)
 
 
-def compare(engine: str, case: Case, reference: str, own_processes: bool) -> None:
+def compare(
+    engine: str, case: Case, reference: str, own_processes: bool, processor_time: bool = False
+) -> None:
     """Print one row for each kind of work."""
     if own_processes:
         with child(engine, case, None) as product, child(engine, case, reference) as plain:
             alternate(case, plain, product)
         return
     # Ours first: importing an engine may tune its framework, and both sides shall have that.
-    product, plain = (timer(side(engine, case, path)) for path in (None, reference))
+    clock = time.process_time if processor_time else time.perf_counter
+    product, plain = (timer(side(engine, case, path), clock) for path in (None, reference))
     alternate(case, plain, product)
 
 
@@ -349,9 +354,18 @@ def main() -> None:
     parser.add_argument("--repeats", type=int)
     parser.add_argument("--reference", default=PLAIN, help="plain, uncompiled or a file, see above")
     parser.add_argument("--own-processes", action="store_true", help="see above")
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="seconds of all threads, which others on the machine disturb less; one process alone",
+    )
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     parser.add_argument("--side-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.own_processes and options.processor_time:
+        parser.error("--processor-time is that of one process: leave --own-processes out")
+    if options.processor_time:  # threads that wait shall not count; read when a framework is loaded
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     if options.memory_of:
         engine, model, batch, size, path = json.loads(options.memory_of)
         print(step_memory(engine, Case(model, batch, size), path))
@@ -375,7 +389,8 @@ def main() -> None:
     print("| model | px | batch | precision | work | reference | Xcite | ratio |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for case in cases:
-        compare(options.engine, replace(case, **chosen), options.reference, options.own_processes)
+        how = (options.own_processes, options.processor_time)
+        compare(options.engine, replace(case, **chosen), options.reference, *how)
         gc.collect()
     memory = replace(MEMORY, model=options.models[0]) if options.models else MEMORY
     compare_memory(options.engine, memory, options.reference)
