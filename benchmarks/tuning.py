@@ -66,14 +66,19 @@ def row(point: str, repeats: int) -> str:
             seconds[name].append(whole(choices))
     default, tuned, all_ = (statistics.median(times) for times in seconds.values())
     regret = tuned / min(default, tuned, all_) - 1
-    changed = ", ".join(
-        f"{knob} {value}"
-        for knob, value in found.choices.model_dump().items()
-        if value != getattr(start, knob)
-    )
     return (
         f"| {model} | {batch} | {engine} | {precision} | {default:.3f} s | {tuned:.3f} s "
-        f"| {all_:.3f} s of {combinations} | {regret:.1%} | {found.seconds:.0f} s | {changed} |"
+        f"| {all_:.3f} s of {combinations} | {regret:.1%} | {found.seconds:.0f} s "
+        f"| {_turned(start, found.choices)} | {_turned(start, best)} |"
+    )
+
+
+def _turned(start: Choices, choices: Choices) -> str:
+    """What is not as it was at the start."""
+    return ", ".join(
+        f"{knob} {value:g}" if isinstance(value, float) else f"{knob} {value}"
+        for knob, value in choices.model_dump().items()
+        if value != getattr(start, knob)
     )
 
 
@@ -84,9 +89,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     print(
-        "| model | batch | engine | precision | default | tuned | best | regret | search | turned |"
+        "| model | batch | engine | precision | default | tuned | best | regret | search | turned "
+        "| the best turned |"
     )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for point in options.points:
         if point.split(":")[0] in installed():
             print(row(point, options.repeats), flush=True)
