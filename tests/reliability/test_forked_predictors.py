@@ -27,7 +27,8 @@ RUNTIMES = [
     ("openvino", "openvino"),
     ("onnx", "openvino"),
     ("onnx", "onnxruntime"),
-    pytest.param("paddle", "paddle", marks=NEEDS_PADDLE),
+    # A known fault, see docs/python.md: Paddle's own OpenMP waits for ever in about half of all runs.
+    pytest.param("paddle", "paddle", marks=[NEEDS_PADDLE, pytest.mark.slow]),
 ]
 
 CODE = """
