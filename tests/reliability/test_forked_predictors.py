@@ -27,7 +27,7 @@ RUNTIMES = [
     ("openvino", "openvino"),
     ("onnx", "openvino"),
     ("onnx", "onnxruntime"),
-    # A known fault, see docs/python.md: Paddle's own OpenMP waits for ever in about half of all runs.
+    # A known fault, see docs/python.md: Paddle's OpenMP waits for ever in half of all runs.
     pytest.param("paddle", "paddle", marks=[NEEDS_PADDLE, pytest.mark.slow]),
 ]
 
