@@ -33,28 +33,25 @@ def fit_head(
 
     from xcite.data.findings import describe
     from xcite.data.sources import Source, has_split, open_source
-    from xcite.engines import installed
     from xcite.errors import XciteError
-    from xcite.runtime.opening import preprocessing_of
+    from xcite.runtime.classifier import EngineClassifier
+    from xcite.runtime.opening import on_engine
     from xcite.training.teachers import head
     from xcite.weights import open_weights, save_weights
 
-    if engine is None:
-        if not installed():
-            raise XciteError("no engine is installed: pip install 'xcite[paddle]'")
-        engine = installed()[0]
-    runs_on = engine
     if out.suffix != ".safetensors":
         raise XciteError(f"{out}: the file's name must end in .safetensors")
     file = open_weights(teacher, weights_dir=weights_dir)
-    preprocessing, notes = preprocessing_of(file, teacher)
+    opened = on_engine(file, engine, called=teacher, classifier=False)
+    assert isinstance(opened.classifier, EngineClassifier)  # weights are opened, no bundle
+    network, preprocessing = opened.classifier.engine, opened.preprocessing
     if size is not None:
         preprocessing = preprocessing.at(size)
     channels = preprocessing.channels
     train = open_source(pictures, channels=channels, columns=columns)
     if val is None and has_split(pictures, "validation", columns=columns):
         val = pictures
-    say(*map(noted, notes), *(tr("training: {line}", line=line) for line in describe(train)))
+    say(*map(noted, opened.notes), *(tr("training: {line}", line=line) for line in describe(train)))
     held = None
     if val is not None:
         held = open_source(
@@ -72,10 +69,9 @@ def fit_head(
         with bars:
             task = bars.add_task(tr("features"), total=len(source))
             return head.features_of(
-                file,
+                network,
                 source,
                 preprocessing,
-                runs_on,
                 batch=batch,
                 workers=workers,
                 after_batch=lambda done: bars.advance(task, done),

@@ -47,8 +47,10 @@ def prepare(
 
         def announce(split: str, lines: list[str]) -> None:
             for line in lines:
-                said = tr("training: {line}", line=line), tr("validation: {line}", line=line)
-                say(said[split == "val"])
+                if split == "train":
+                    say(tr("training: {line}", line=line))
+                else:
+                    say(tr("validation: {line}", line=line))
 
         try:
             counts = prepare_imagenet(

@@ -31,8 +31,7 @@ def efficientnet_lite_graph(
         y = convolution(x, f"{name}.expand") if block.expansion > 1 else x
         y = convolution(y, f"{name}.depthwise", stride=block.stride, groups=block.hidden)
         y = convolution(y, f"{name}.project", relu=False)
-        shortcut = block.stride == 1 and block.into == block.width
-        x = graph.add(y, x, f"{name}.sum") if shortcut else y
+        x = graph.add(y, x, f"{name}.sum") if block.shortcut else y
     x = graph.op("GlobalAveragePool", [convolution(x, "conv_head")], "mean")
     x = graph.op("Flatten", [x], "flat", axis=1)
     if not architecture.num_classes:

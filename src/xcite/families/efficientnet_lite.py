@@ -40,6 +40,11 @@ class Block:
     def hidden(self) -> int:
         return self.into * self.expansion
 
+    @property
+    def shortcut(self) -> bool:
+        """Whether its input is added to its output: where nothing changes the shape."""
+        return self.stride == 1 and self.into == self.width
+
 
 @dataclass(frozen=True)
 class EfficientNetLiteArchitecture(Family):

@@ -46,7 +46,7 @@ class InvertedBottleneck(nn.Layer):
         self.expand = ConvNorm(block.into, hidden) if block.expansion > 1 else nn.Identity()
         self.depthwise = ConvNorm(hidden, hidden, block.kernel, block.stride, hidden)
         self.project = ConvNorm(hidden, block.width, relu=False)
-        self.shortcut = block.stride == 1 and block.into == block.width
+        self.shortcut = block.shortcut
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, into, H, W) -> (B, width, H / stride, W / stride)."""

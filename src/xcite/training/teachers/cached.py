@@ -188,14 +188,20 @@ def log_probabilities(
     return result
 
 
+def probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """float64 (B, K), softmax of logits at a temperature."""
+    scaled = logits.astype(np.float64) / temperature
+    p: np.ndarray = np.exp(scaled - scaled.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    return p
+
+
 def compress(answers: np.ndarray, recipe: Recipe, classes: int) -> Columns:
     """What is stored of answers: classes (B,) as they are, of logits (B, K) the most probable."""
     whole = np.uint16 if classes <= 2**16 else np.uint32
     if answers.ndim == 1:
         return {"classes": answers.astype(whole)}
-    scaled = answers.astype(np.float64) / recipe.distill.temperature
-    p = np.exp(scaled - scaled.max(1, keepdims=True))
-    p /= p.sum(1, keepdims=True)  # (B, K)
+    p = probabilities(answers, recipe.distill.temperature)  # (B, K)
     top = min(recipe.distill.top, p.shape[1])
     best = np.argsort(-p, axis=1, kind="stable")[:, :top]  # (B, top)
     kept = np.take_along_axis(p, best, 1)

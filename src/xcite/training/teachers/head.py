@@ -8,7 +8,7 @@ import numpy as np
 
 from xcite.data.pipeline import EvaluationLoader
 from xcite.data.sources import Source
-from xcite.engines import create_engine
+from xcite.engines.interface import Engine
 from xcite.engines.pixels import model_input
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
@@ -38,10 +38,9 @@ class Head:
 
 
 def features_of(
-    file: WeightFile,
+    network: Engine,
     source: Source,
     preprocessing: Preprocessing,
-    engine: str,
     *,
     batch: int,
     workers: int,
@@ -56,8 +55,6 @@ def features_of(
     Raises:
         XciteError: too many pictures that cannot be decoded, or none that can.
     """
-    network = create_engine(engine, file.architecture)
-    network.load_weights(file.tensors)
     loader = EvaluationLoader(source, preprocessing, batch=batch, workers=workers, on_error="skip")
     features, labels = [], []
     for pictures in loader:

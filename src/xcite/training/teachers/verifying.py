@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from xcite.data.sources import Source
 from xcite.errors import XciteError
 from xcite.recipe import Recipe
 from xcite.training.teachers.cache_files import view_path
-from xcite.training.teachers.cached import CachedTeacher, open_cache
+from xcite.training.teachers.cached import CachedTeacher, open_cache, probabilities
 from xcite.training.teachers.live import LiveTeacher
 
 # Of a probability: float16 keeps three digits, and engines differ by less.
@@ -28,13 +28,11 @@ class Verified:
 
     Attributes:
         entries: answers that were computed again.
-        differing: those that are not the same, to rounding.
         largest: the largest difference of a probability; of classes, how much more probable the
             teacher's answer is than the one that is kept.
     """
 
     entries: int
-    differing: int
     largest: float
 
 
@@ -46,15 +44,12 @@ def verify(
     entries: int,
     *,
     processes: int = 1,
-    seed: int | None = None,
-    after_batch: Callable[[int], None] = lambda done: None,
 ) -> Verified:
     """Compute the answers of random steps again and compare them with ``recipe.distill.cache``.
 
     Args:
         entries: at least so many; whole steps are computed, as mixing joins their pictures.
         processes: that the cache was made for.
-        seed: of the choice; None draws another one each time.
 
     Raises:
         XciteError: no cache, one that does not fit the recipe, or answers that differ by more than
@@ -67,7 +62,7 @@ def verify(
     loaders = [TrainLoader(source, recipe, rank=r, world_size=processes) for r in range(processes)]
     steps = loaders[0].steps_per_epoch
     wanted = min(-(-entries // recipe.optim.batch), views * steps)
-    places = np.random.default_rng(seed).choice(views * steps, wanted, replace=False)
+    places = np.random.default_rng().choice(views * steps, wanted, replace=False)
     compared, gaps = 0, [np.zeros(0)]
     try:
         for place in np.sort(places).tolist():
@@ -77,33 +72,26 @@ def verify(
                 for part in split(batch, recipe.optim.accumulate):
                     gaps.append(_gap(cached, teacher, part, recipe))
                     compared += len(part)
-            after_batch(compared)
     finally:
         for loader in loaders:
             loader.close()
     gap = np.concatenate(gaps)
-    found = Verified(compared, int((gap > CLOSE).sum()), float(gap.max(initial=0.0)))
-    if found.differing:
+    differing, largest = int((gap > CLOSE).sum()), float(gap.max(initial=0.0))
+    if differing:
         raise XciteError(
-            f"{found.differing} of {found.entries} answers of the teacher cache {folder} are not "
-            f"the teacher's, by up to {found.largest:.3g} of a probability; make another one with "
+            f"{differing} of {compared} answers of the teacher cache {folder} are not the "
+            f"teacher's, by up to {largest:.3g} of a probability; make another one with "
             "`xcite teach --out`"
         )
-    return found
+    return Verified(compared, largest)
 
 
 def _gap(cached: CachedTeacher, teacher: LiveTeacher, batch: Batch, recipe: Recipe) -> np.ndarray:
     """float64 (B,), what `Verified.largest` is the largest of."""
     temperature = recipe.distill.temperature
-    shares, kept = _softmax(teacher.logits(batch) / temperature), cached.answers(batch)
+    shares, kept = probabilities(teacher.logits(batch), temperature), cached.answers(batch)
     if kept.ndim == 1:
         return shares.max(1) - shares[np.arange(len(kept)), kept]
     best = np.argsort(-shares, axis=1)[:, : min(recipe.distill.top, shares.shape[1])]
-    difference = np.take_along_axis(np.abs(shares - _softmax(kept / temperature)), best, 1)
+    difference = np.take_along_axis(np.abs(shares - probabilities(kept, temperature)), best, 1)
     return difference.max(1)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    shares = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-    result: np.ndarray = shares / shares.sum(1, keepdims=True)
-    return result
