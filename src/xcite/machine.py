@@ -109,20 +109,6 @@ def set_timer(name: str, seconds: float) -> None:
         signal.setitimer(getattr(signal, name), seconds)
 
 
-def use_one_openmp_thread() -> None:
-    """Have the calling thread wait for no other in OpenMP, whichever libraries of it are loaded.
-
-    Only Linux tells them. The system's table of mapped files names them in full.
-    """
-    with contextlib.suppress(OSError):
-        with open("/proc/self/maps", encoding="utf-8", errors="replace") as table:
-            mapped = {line.split(maxsplit=5)[-1].rstrip("\n") for line in table}
-        for path in mapped:
-            if Path(path).name.startswith(("libgomp", "libiomp", "libomp")):
-                with contextlib.suppress(OSError, AttributeError):
-                    ctypes.CDLL(path).omp_set_num_threads(1)
-
-
 def end_without_destructors() -> None:
     """Let this process end without C++ destructors, once Python has flushed and cleaned up.
 

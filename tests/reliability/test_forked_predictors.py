@@ -27,8 +27,6 @@ RUNTIMES = [
     ("openvino", "openvino"),
     ("onnx", "openvino"),
     ("onnx", "onnxruntime"),
-    # A known fault, see docs/python.md: Paddle's OpenMP waits for ever in half of all runs.
-    pytest.param("paddle", "paddle", marks=[NEEDS_PADDLE, pytest.mark.slow]),
 ]
 
 CODE = """
@@ -113,6 +111,61 @@ def test_forked_and_pickled(bundles: Path, bundle: str, runtime: str, beside: st
     )
     assert done.returncode == 0, done.stderr
     assert {"flushed", "all answered"} <= set(done.stdout.splitlines())  # Paddle says more
+
+
+@NEEDS_PADDLE
+@pytest.mark.parametrize("beside", ["", "torch"])
+def test_paddle_is_refused_in_a_forked_process(bundles: Path, beside: str) -> None:
+    if beside and beside not in installed():
+        pytest.skip("no PyTorch")
+    code = """
+import multiprocessing, os, sys
+import numpy as np
+if "torch" in sys.argv:
+    import torch
+import xcite
+
+PIXELS = np.zeros((2, 20, 30, 3), np.uint8)
+
+def answers(predictor):
+    return len(predictor.predict(PIXELS))
+
+def made_anew():
+    return answers(xcite.Predictor("paddle"))
+
+if __name__ == "__main__":
+    if not os.fork():  # before Paddle was loaded
+        print("made in a child:", made_anew(), flush=True)
+        sys.exit()
+    os.wait()
+    predictor = xcite.Predictor("paddle")
+    assert answers(predictor) == 2
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        for ask in (lambda: pool.apply(answers, [predictor]), lambda: pool.apply(made_anew)):
+            try:
+                ask()
+            except xcite.XciteError as error:
+                print("refused:", error)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        print("spawned:", pool.apply(answers, [predictor]))
+    print("still here:", answers(predictor))
+"""
+    (bundles / "refused.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(Path(xcite.__file__).parents[1])}
+    environment.pop("OMP_NUM_THREADS", None)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "refused.py", beside],
+        cwd=bundles,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if ": " in line]
+    assert {"made in a child: 2", "spawned: 2", "still here: 2"} <= set(lines)
+    assert sum(line.startswith("refused: bundle paddle cannot run here") for line in lines) == 2
 
 
 def test_a_bundle_that_changed_is_refused_in_a_child(bundles: Path, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Engines by name; a framework is imported only when its engine is asked for."""
 
+import contextlib
 import importlib
 import importlib.util
 import logging
+import signal
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -39,10 +41,11 @@ def engine_package(name: str) -> "ModuleType":
 
 
 def quietly_imported(name: str) -> "ModuleType":
-    """A module that imports Paddle, without what Paddle does to messages then.
+    """A module that imports Paddle, without what Paddle does to messages and signals then.
 
-    It misses ccache, which concerns only those who build extensions, and has the root logger print
-    what any library notes about itself.
+    It misses ccache, which concerns only those who build extensions, has the root logger print
+    what any library notes about itself, and replaces the handler of SIGTERM by one that prints a
+    page and may wait for ever, so that a pool of processes cannot end.
     """
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
@@ -53,6 +56,8 @@ def quietly_imported(name: str) -> "ModuleType":
         finally:
             root.setLevel(level)
             root.handlers[:] = handlers
+            with contextlib.suppress(ValueError):  # in another thread than the main one
+                signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
 
 
 def create_engine(name: str, architecture: "Architecture", **options: Any) -> "Engine":

@@ -12,7 +12,8 @@ import sys
 import weakref
 from typing import Any
 
-from xcite.machine import end_without_destructors, use_one_openmp_thread
+from xcite.errors import XciteError
+from xcite.machine import end_without_destructors
 
 _loaded: "weakref.WeakSet[Any]" = weakref.WeakSet()
 _found_paddle = False  # in the parent of this forked process
@@ -23,13 +24,21 @@ def leave_behind_in_children(program: Any) -> None:
     _loaded.add(program)
 
 
-def threads_that_work(threads: int, kind: str) -> int:
-    """How many compute threads a bundle of this format may have in this process.
+def refuse_what_would_hang(kind: str, bundle: object) -> None:
+    """Refuse a bundle of this format whose runtime waits for ever in this forked process.
 
-    Paddle's OpenMP forgets in a forked process to wake its threads, now and then (3 of 10 times
-    where two programs run in turn); alone it needs nobody to wake.
+    Where PyTorch's OpenMP serves Paddle, too, it does so always: GNU's waits for its old threads.
+
+    Raises:
+        XciteError: a bundle of Paddle's format, and Paddle was loaded when this process was forked.
     """
-    return 1 if kind == "paddle" and _found_paddle else threads
+    if kind == "paddle" and _found_paddle:
+        raise XciteError(
+            f"bundle {bundle} cannot run here: this process was forked from one that had loaded "
+            "PaddlePaddle, which can hang in such a process; start processes by spawn "
+            "(multiprocessing.get_context('spawn')), load Paddle in the child alone, or export "
+            "the bundle to OpenVINO or ONNX"
+        )
 
 
 def _in_child() -> None:
@@ -39,8 +48,6 @@ def _in_child() -> None:
     for program in programs:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(program))  # which nobody gives back
     if programs:
-        if _found_paddle:  # GNU's OpenMP, which PyTorch brings along, waits for the threads it had
-            use_one_openmp_thread()
         end_without_destructors()
     _loaded.clear()
 

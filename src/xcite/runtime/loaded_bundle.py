@@ -12,7 +12,7 @@ from xcite.errors import XciteError
 from xcite.machine import usable_cores
 from xcite.preprocessing import Preprocessing, sides
 from xcite.runtime.bundle import BundleInfo, bundle_folder, read_info, sealed_program
-from xcite.runtime.forked import leave_behind_in_children, threads_that_work
+from xcite.runtime.forked import leave_behind_in_children, refuse_what_would_hang
 from xcite.runtime.programs import Program, open_program
 
 if TYPE_CHECKING:
@@ -60,13 +60,6 @@ class LoadedBundle:
         for name, value in (("threads", threads), ("streams", streams)):
             if value is not None:
                 at_least_one(name, value)
-        self._options = {
-            "runtime": runtime,
-            "threads": threads,
-            "streams": streams,
-            "mode": mode,
-            "precision": precision,
-        }
         self.bundle = bundle_folder(bundle) or Path(bundle)
         self._place = self.bundle.absolute()  # where it is found from another working folder
         self.info: BundleInfo = read_info(self.bundle)
@@ -84,17 +77,12 @@ class LoadedBundle:
                 "export it that way"
             )
         self._precision = precision or self.info.precision  # as asked for, not as it runs
-        self._loaded: _Loaded | None = self._load(runtime)
-        program = self._loaded.program
-        self.notes = list(program.notes)
-        self._width = _checked(self.bundle, self.info, program.outputs)
-        self.runtime = program.name
-        self.precision = program.precision
-        self.streams = program.streams
         self.class_names = list(self.info.class_names)
+        self._closed = False
+        self._loaded: _Loaded | None = self._load(runtime)
 
     def _load(self, runtime: str | None) -> _Loaded:
-        self.threads = threads_that_work(self.threads, self.info.format)
+        refuse_what_would_hang(self.info.format, self.bundle)
         program = open_program(
             sealed_program(self._place, self.info),
             runtime=runtime,
@@ -107,6 +95,11 @@ class LoadedBundle:
             outputs=self.info.outputs,
         )
         leave_behind_in_children(program)
+        self._width = _checked(self.bundle, self.info, program.outputs)
+        self.notes = list(program.notes)
+        self.runtime = program.name
+        self.precision = program.precision
+        self.streams = program.streams
         return _Loaded(program, os.getpid())
 
     def _fastest(self) -> str | None:
@@ -117,19 +110,20 @@ class LoadedBundle:
     @property
     def _program(self) -> Program:
         """The program of this process."""
-        loaded = self._refuse_closed()
-        if loaded.process != os.getpid():
+        self._refuse_closed()
+        loaded = self._loaded
+        if loaded is None or loaded.process != os.getpid():
             _same_bundle(read_info(self._place), self.info.seal, self.bundle)
             self._loaded = loaded = self._load(self.runtime)
         return loaded.program
 
-    def _refuse_closed(self) -> _Loaded:
-        if self._loaded is None:
+    def _refuse_closed(self) -> None:
+        if self._closed:
             raise XciteError(f"the Predictor of {self.bundle} is closed; make another one")
-        return self._loaded
 
     def close(self) -> None:
         """Give the program's memory back; calls that run are finished, later ones are refused."""
+        self._closed = True
         self._loaded = None
 
     def __enter__(self) -> Self:
@@ -144,9 +138,10 @@ class LoadedBundle:
     ) -> None:
         self.close()
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __getstate__(self) -> dict[str, Any]:
+        # Loaded at the first use: a pool's worker that fails to unpickle dies, and the pool waits.
         self._refuse_closed()
-        return _opened_again, (type(self), str(self._place), self._options, self.info.seal)
+        return {**self.__dict__, "_loaded": None}
 
     def __repr__(self) -> str:
         return f"Predictor({str(self.bundle)!r}, runtime={self.runtime!r})"
@@ -192,15 +187,6 @@ def at_least_one(name: str, value: int) -> None:
     """Refuse a number of things below 1."""
     if value < 1:
         raise XciteError(f"{name} is {value}; it must be at least 1")
-
-
-def _opened_again(
-    kind: type[LoadedBundle], bundle: str, options: dict[str, Any], seal: str
-) -> LoadedBundle:
-    """A bundle that was pickled or copied."""
-    predictor = kind(bundle, **options)
-    _same_bundle(predictor.info, seal, predictor.bundle)
-    return predictor
 
 
 def _same_bundle(info: BundleInfo, seal: str, bundle: Path) -> None:

@@ -25,8 +25,9 @@ class Predictor(LoadedBundle):
     """A bundle that names what is on pictures. May be called from several threads at once.
 
     In a process that was forked from the one that loaded it, and where it arrives pickled, the
-    bundle is loaded anew when it is needed, and must still be the same. ``close`` gives the memory
-    back, as does the end of a ``with`` block.
+    bundle is loaded anew when it is needed, and must still be the same. Paddle's format is refused
+    in a process forked from one that had loaded Paddle, where it can hang. ``close`` gives the
+    memory back, as does the end of a ``with`` block.
 
     Attributes:
         info: the bundle's description, see `xcite.runtime.bundle.BundleInfo`.
@@ -35,7 +36,7 @@ class Predictor(LoadedBundle):
         runtime: "openvino", "onnxruntime" or "paddle".
         precision: "f32", "bf16" or "int8", as it runs on this processor.
         notes: what a person should know of how it runs, one line each.
-        threads: compute threads in all; 1 for Paddle's format in a forked process.
+        threads: compute threads in all.
         streams: batches that run at the same time, each on threads / streams.
         mode: "latency" or "throughput".
     """
