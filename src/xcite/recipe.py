@@ -87,6 +87,11 @@ class DataRecipe(Section):
         default=None,
         description="share of the training pictures held out where validation is empty",
     )
+    labels: bool = Field(
+        default=True,
+        description="false: all pictures of data.train, of whatever folder, without their classes, "
+        "to learn from a teacher alone",
+    )
     root: str | None = Field(default=None, description="folder that a list file's paths start from")
     outside_root: bool = Field(
         default=False,
@@ -191,11 +196,11 @@ class Question(NamedTuple):
     """What a distillation loss asks a teacher.
 
     Attributes:
-        answers: "classes" int64 (B,) or "logits" float32 (B, K).
+        answers: "classes" int64 (B,), "logits" float32 (B, K) or "features" float32 (B, D).
         tempered: whether the loss compares probabilities at temperature ``tau``.
     """
 
-    answers: Literal["classes", "logits"]
+    answers: Literal["classes", "logits", "features"]
     tempered: bool = False
 
 
@@ -204,13 +209,19 @@ QUESTIONS = {
     "hard": Question("classes"),
     "soft": Question("logits", tempered=True),
     "dml": Question("logits"),
+    "cosine": Question("features"),
 }
 
 
 class DistillRecipe(Section):
     """The teacher, if there is one."""
 
-    loss: Literal["none", "hard", "soft", "dml"] = "none"
+    loss: Literal["none", "hard", "soft", "dml", "cosine"] = "none"
+    space: Literal["classes", "teacher-classes", "features"] = Field(
+        default="classes",
+        description="what the student learns of the teacher: the student's classes, or through a "
+        "projection that is dropped at the end all of the teacher's, or its features ('cosine')",
+    )
     alpha: Probability = Field(default=0.5, description="weight of the distillation part")
     tau: Positive = Field(default=1.0, description="temperature of 'soft'")
     teacher: str | None = Field(
@@ -332,6 +343,22 @@ class Recipe(Section):
             raise ValueError("distill.teacher is given but distill.loss is 'none'")
         if self.distill.loss != "none" and not (self.distill.teacher or self.distill.cache):
             raise ValueError("distill.loss needs distill.teacher or distill.cache")
+        if (self.distill.loss == "cosine") != (self.distill.space == "features"):
+            raise ValueError(
+                "distill.loss 'cosine' and distill.space 'features' belong together: set both, or "
+                "neither"
+            )
+        if not self.data.labels:
+            if self.distill.space == "classes":
+                raise ValueError(
+                    "data.labels false leaves a teacher alone to learn from: set distill.loss and "
+                    "distill.space to teacher-classes or features"
+                )
+            if self.data.validation or self.data.holdout:
+                raise ValueError(
+                    "data.labels false leaves nothing to evaluate against: set data.validation and "
+                    "data.holdout to nothing"
+                )
         if self.optim.warmup_epochs > self.optim.epochs:
             raise ValueError(
                 f"optim.warmup_epochs {self.optim.warmup_epochs:g} is longer than optim.epochs "

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from xcite.data.formats import dimensions
+from xcite.data.loose_pictures import UNLABELLED
 from xcite.data.sources import Found, ListFile, Source, evenly
 from xcite.data.sources.layouts import PARTS
 from xcite.errors import XciteError
@@ -23,6 +24,8 @@ def describe(source: Source) -> list[str]:
         pictures=len(source),
         classes=len(source.class_names),
     )
+    if source.class_names == UNLABELLED:
+        line = tr("{pictures:,} pictures, whose classes are not looked at", pictures=len(source))
     if len(counts) > 1 and counts[smallest] != counts[largest]:
         line += tr(
             ", from {fewest:,} ({rarest}) to {most:,} ({commonest}) each",

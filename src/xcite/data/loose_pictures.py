@@ -12,6 +12,8 @@ from xcite.data.sources.source import fingerprint, identity, is_folder, read_fil
 from xcite.data.sources.strays import stray_file, stray_folder
 from xcite.errors import XciteError
 
+UNLABELLED = ["unlabelled"]  # the classes of pictures whose labels nobody asks for
+
 
 def pictures_below(
     folder: str, found: Found, wanted: Callable[[str], bool] = is_picture
@@ -75,7 +77,9 @@ class LoosePictures:
 
     def __init__(self, folder: str | os.PathLike[str], class_names: Sequence[str]) -> None:
         self.found = Found()
-        self._names = Names(pictures_below(os.path.abspath(folder), self.found))
+        self._root = os.path.abspath(folder)
+        paths = pictures_below(self._root, self.found)
+        self._names = Names(os.path.relpath(path, self._root) for path in paths)
         if not len(self._names):
             raise XciteError(f"{folder}: no pictures found ({', '.join(SUFFIXES[:4])}, ...)")
         self.class_names = list(class_names)
@@ -88,7 +92,7 @@ class LoosePictures:
         return read_file(self.name(index))
 
     def name(self, index: int) -> str:
-        return self._names[index]
+        return os.path.join(self._root, self._names[index])
 
     def files(self) -> Iterable[str]:
         return map(self.name, range(len(self)))

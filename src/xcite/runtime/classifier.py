@@ -17,9 +17,11 @@ class Classifier(Protocol):
 class EngineClassifier:
     """An engine's model, or its moving average, as a `Classifier`."""
 
-    def __init__(self, engine: Engine, *, ema: bool = False) -> None:
+    def __init__(self, engine: Engine, *, ema: bool = False, classes: int | None = None) -> None:
+        """``classes``: how many of the first outputs are asked for; None for all."""
         self.engine = engine
         self.ema = ema
+        self.classes = classes
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        return self.engine.predict(images, ema=self.ema)
+        return self.engine.predict(images, ema=self.ema)[:, : self.classes]

@@ -100,7 +100,7 @@ def train(
     prepared = plan.make(recipe, initialise=starts, run=path if resume else None)
     console = console or Console()
     engine, recipe = engine_for(
-        prepared.recipe, prepared.architecture, len(prepared.train), say=console.print
+        prepared.recipe, prepared.built, len(prepared.train), say=console.print
     )
     prepared = replace(prepared, recipe=recipe)
     if prepared.weights is not None:

@@ -1,6 +1,6 @@
 """What a run will do, found out and checked before anything is trained or written."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,11 @@ from xcite.preprocessing import in_pixels
 from xcite.recipe import Recipe, RunRecipe
 from xcite.training import initial, schedules
 from xcite.training.computing import settle_precision
+from xcite.training.projection import widen, widened
 from xcite.training.run_data import RunData, open_data
 from xcite.training.run_folder import RunFolder
 from xcite.training.splitting import Split
+from xcite.training.teachers import build as teachers
 from xcite.variants import find
 
 
@@ -32,7 +34,8 @@ class Plan:
         recipe: complete: what it left to the weights is decided.
         train: the training pictures; their classes are the model's.
         validation: the pictures to evaluate on, with the same classes; None without them.
-        architecture: the model to be built, its channels and classes settled.
+        architecture: the student, its channels and classes settled.
+        projected: outputs that it has beside its classes while it learns (`distill.space`).
         weights: canonical weights to start from; None draws them from the seed.
         found: what the data are and what looks wrong about them, in lines for people.
         notes: what a person should know though it is no error.
@@ -47,6 +50,19 @@ class Plan:
     found: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     split: Split | None = None
+    projected: int = 0
+
+    @property
+    def built(self) -> Architecture:
+        """The model to be built: the student with its projection."""
+        return widened(self.architecture, self.projected)
+
+    @property
+    def student(self) -> Architecture:
+        """The model whose weights leave the run: without classes where no labels were seen."""
+        if self.recipe.data.labels:
+            return self.architecture
+        return replace(self.architecture, num_classes=0)
 
     @property
     def pictures(self) -> dict[str, int]:
@@ -90,6 +106,12 @@ class Plan:
                 loss=recipe.distill.loss,
                 weight=recipe.distill.alpha,
             )
+            if self.projected:
+                said += tr(
+                    ", {outputs:,} {space} through a projection that is dropped at the end",
+                    outputs=self.projected,
+                    space=recipe.distill.space,
+                )
             rows.append((tr("teacher"), said))
         rows += [(tr("note"), translated(note)) for note in self.notes]
         return [*self.found, *(line(label, text) for label, text in rows)]
@@ -157,12 +179,22 @@ def make(recipe: Recipe, *, initialise: bool = True, run: Path | None = None) ->
         **recipe.model.overrides(),
     )
     _check_model(recipe, architecture)
+    projected = teachers.projected(recipe, train.class_names)
     weights = None
     if recipe.init.weights and initialise:
         recipe, weights, more = initial.open_initial(recipe, architecture, list(train.class_names))
+        weights = widen(weights, architecture, projected, recipe.run.seed)
         notes += more
     return Plan(
-        recipe, train, data.validation, architecture, weights, data.found, notes, data.split
+        recipe=recipe,
+        train=train,
+        validation=data.validation,
+        architecture=architecture,
+        weights=weights,
+        found=data.found,
+        notes=notes,
+        split=data.split,
+        projected=projected,
     )
 
 

@@ -9,8 +9,11 @@ import numpy as np
 
 from xcite import recipe as recipes
 from xcite.data.findings import describe, refuse_doubtful
+from xcite.data.loose_pictures import UNLABELLED, LoosePictures
 from xcite.data.overlap import copies, shared_pictures
+from xcite.data.relabelled import Relabelled
 from xcite.data.sources import Source, open_source, read_class_names
+from xcite.data.sources.layouts import find_place
 from xcite.errors import XciteError
 from xcite.language import tr
 from xcite.recipe import Recipe
@@ -62,7 +65,8 @@ def open_data(recipe: Recipe, split_file: Path | None = None) -> RunData:
         XciteError: pictures that cannot be listed, or a split of other pictures.
     """
     train = open_training(recipe)
-    _check_classes(recipe, train)
+    if recipe.data.labels:
+        _check_classes(recipe, train)
     found = [tr("training: {line}", line=line) for line in describe(train)]
     if split_file is None:  # a run that goes on was warned when it began
         found += _copies(train)
@@ -105,7 +109,19 @@ def open_training(recipe: Recipe) -> Source:
             "nothing for the names that the pictures come with"
         )
     names = read_class_names(classes) if classes else None
+    if not recipe.data.labels:
+        return _unlabelled(recipe)
     return _listed(recipe, recipe.data.train, classes=names)
+
+
+def _unlabelled(recipe: Recipe) -> Source:
+    """All pictures below a folder (of its training part, where it has parts), or of an archive."""
+    folder = Path(os.path.expanduser(recipe.data.train))
+    place = find_place(folder, "train") if folder.is_dir() else None
+    if place is not None and place.kind == "folder":
+        return LoosePictures(place.paths[0], UNLABELLED)
+    source = _listed(recipe, recipe.data.train)
+    return Relabelled(source, np.zeros(len(source.class_names), np.int64), UNLABELLED)
 
 
 def open_validation(run: str | Path) -> Source:

@@ -16,6 +16,7 @@ from xcite.evaluation.accuracy import Accuracy
 from xcite.training import checkpoint
 from xcite.training.checkpoint import Identity, Position
 from xcite.training.plan import Plan
+from xcite.training.projection import student_alone
 from xcite.training.session import Session
 from xcite.training.teachers.teacher import Teacher
 from xcite.weights import Metadata, save_weights
@@ -202,7 +203,7 @@ class Saver:
         accuracy = accuracies.get("ema" if ema else "model")
         if accuracy is not None:
             metrics |= {"top1": accuracy.top1, "top5": accuracy.top5, "loss": accuracy.loss}
-        weights = section(state, "ema" if ema else "weights")
+        weights = student_alone(section(state, "ema" if ema else "weights"), self.plan.student)
         return partial(save_weights, path, weights, self._metadata(metrics))
 
     def _metadata(self, metrics: dict[str, float | int | bool]) -> Metadata:
@@ -218,8 +219,8 @@ class Saver:
             provenance["teacher"] = self.teacher.identity()
         return Metadata(
             variant=None if recipe.model.overrides() else recipe.model.name,
-            architecture=self.plan.architecture.fields(),
-            class_names=self.plan.class_names,
+            architecture=self.plan.student.fields(),
+            class_names=self.plan.class_names if recipe.data.labels else None,
             preprocessing=recipe.preprocessing,
             provenance=provenance,
             recipe_hash=recipes.digest(recipe),

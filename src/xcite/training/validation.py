@@ -64,9 +64,10 @@ def validate(
         if engine.world_size == 1 and stop.signal is not None:
             raise Stopped
 
-    classifiers = {"model": EngineClassifier(engine)}
+    classes = len(prepared.class_names)
+    classifiers = {"model": EngineClassifier(engine, classes=classes)}
     if recipe.optim.ema is not None:
-        classifiers["ema"] = EngineClassifier(engine, ema=True)
+        classifiers["ema"] = EngineClassifier(engine, ema=True, classes=classes)
     try:
         return evaluate(
             classifiers,

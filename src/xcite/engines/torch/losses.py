@@ -5,7 +5,7 @@ Shapes: B pictures, K classes. Everything is computed in float32, whatever the m
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax
+from torch.nn.functional import cosine_similarity, log_softmax
 
 from xcite.errors import XciteError
 from xcite.recipe import DistillRecipe
@@ -15,25 +15,32 @@ def loss(logits: Tensor, targets: Tensor, teacher: Tensor | None, distill: Disti
     """(1 - alpha) * soft-target cross entropy + alpha * distillation; a scalar, mean over B.
 
     Args:
-        logits: (B, K) of the student. XCiT has no distillation token: both parts see the same.
+        logits: (B, K + P) of the student, P of them through the projection of ``distill.space``.
+            XCiT has no distillation token: without a projection both parts see the same K.
         targets: float32 (B, K), smoothed and mixed.
-        teacher: float32 (B, K) logits, or for "hard" also int64 (B,) classes; None without teacher.
+        teacher: float32 (B, K or P) logits or features, or for "hard" also int64 (B,) classes; None
+            without teacher.
 
     Raises:
         XciteError: a distillation loss that is unknown, or without the teacher's answers.
     """
     logits = logits.float()
-    base = soft_target_cross_entropy(logits, targets)
+    classes = targets.shape[-1]
+    base = soft_target_cross_entropy(logits[:, :classes], targets)
     if distill.loss == "none":
         return base
     if teacher is None:
         raise XciteError(f"distill.loss is {distill.loss!r} but the step got no teacher's answers")
+    if distill.space != "classes":
+        logits = logits[:, classes:]
     if distill.loss == "hard":
         part = hard(logits, teacher)
     elif distill.loss == "soft":
         part = soft(logits, teacher, distill.tau)
     elif distill.loss == "dml":
         part = mutual(logits, teacher)
+    elif distill.loss == "cosine":
+        part = cosine(logits, teacher)
     else:
         raise XciteError(f"distill.loss {distill.loss!r} is not computed by this engine")
     return (1 - distill.alpha) * base + distill.alpha * part
@@ -68,3 +75,8 @@ def mutual(logits: Tensor, teacher: Tensor) -> Tensor:
     teacher = teacher.float().softmax(-1)
     log_ratio = torch.log(student + tiny) - torch.log(teacher + tiny)
     return ((student - teacher) * log_ratio).sum(-1).mean() / 2
+
+
+def cosine(projected: Tensor, features: Tensor) -> Tensor:
+    """1 - the cosine of the angle between (B, P) and (B, P), mean over B."""
+    return 1 - cosine_similarity(projected, features.float(), -1).mean()

@@ -1,10 +1,15 @@
 """The teacher that a recipe names."""
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from xcite.data.sources import Source
+from xcite.errors import XciteError
 from xcite.recipe import Recipe
+from xcite.training.teachers.cache_files import read_manifest
 from xcite.training.teachers.cached import open_cache
+from xcite.training.teachers.facts import facts
 from xcite.training.teachers.live import live_teacher
 from xcite.training.teachers.teacher import Teacher
 
@@ -27,3 +32,24 @@ def build_teacher(
     if recipe.distill.cache:
         return open_cache(recipe, source, class_names, processes=processes)
     return live_teacher(recipe, class_names)
+
+
+def projected(recipe: Recipe, class_names: Sequence[str]) -> int:
+    """How many outputs a student has beside its classes, to learn in ``distill.space``.
+
+    Raises:
+        XciteError: unreadable teacher or cache, or a program that has no such outputs.
+    """
+    distill = recipe.distill
+    if distill.space == "classes":
+        return 0
+    if distill.teacher is None:
+        assert distill.cache is not None
+        return int(read_manifest(Path(os.path.expanduser(distill.cache)))["classes"])
+    outputs = facts(recipe, class_names).outputs(distill.space)
+    if outputs is None:
+        raise XciteError(
+            f"teacher {distill.teacher} is a program that does not show its {distill.space}: give "
+            "weights instead"
+        )
+    return outputs

@@ -8,6 +8,7 @@
 follow in that order. Hard: "classes" uint16 or uint32 (n,). Soft and DML: "top_classes" (n, top),
 "top_probabilities" float16 (n, top) at temperature tau (DML: 1) and "rest" float16 (n,), the
 probability of all other classes together, which is spread over them evenly when it is read.
+Cosine: "features" float16 (n, D) of length 1.
 
 "replaced" int64 (m, 2), where there are any: keys of damaged pictures and of those shown instead.
 """
@@ -84,20 +85,26 @@ def read_view(folder: Path, view: int, hashed: str, classes: int) -> Columns:
     wrong = XciteError(f"{path} is damaged; delete it and run `xcite teach`")
     names = set(columns) - {"replaced"}
     if names == {"present", "classes"}:
-        ids, others = columns["classes"], []
+        ids, others, least = columns["classes"], [], 0
+    elif names == {"present", "features"}:
+        ids, others, least = np.empty(0, np.uint16), [columns["features"]], -1
+        if others[0].ndim != 2 or others[0].shape[1] != classes:
+            raise wrong
     elif names == {"present", "top_classes", "top_probabilities", "rest"}:
-        ids, others = columns["top_classes"], [columns["top_probabilities"], columns["rest"]]
+        ids = columns["top_classes"]
+        others, least = [columns["top_probabilities"], columns["rest"]], 0
     else:
         raise wrong
     rows = int(np.bitwise_count(columns["present"]).sum(dtype=np.int64))
-    if ids.dtype.kind != "u" or any(len(column) != rows for column in (ids, *others)):
+    answers = others if least else [ids, *others]
+    if ids.dtype.kind != "u" or any(len(column) != rows for column in answers):
         raise wrong
     if ids.size and ids.max() >= classes:
         raise wrong
     replaced = columns.get("replaced", np.empty((0, 2), np.int64))
     if replaced.dtype != np.int64 or replaced.ndim != 2 or replaced.shape[1] != 2:
         raise wrong
-    if not all(((column >= 0) & (column <= 1)).all() for column in others):  # NaN is neither
+    if not all(((column >= least) & (column <= 1)).all() for column in others):  # NaN is neither
         raise wrong
     return columns
 

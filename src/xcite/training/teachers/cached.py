@@ -57,11 +57,15 @@ def dependencies(
         "run.seed": recipe.run.seed,
         "distill.loss": recipe.distill.loss,
     }
+    if recipe.distill.space != "classes":
+        depends["distill.space"] = recipe.distill.space
     question = recipe.distill.question
     if question is not None and question.tempered:
         depends["distill.tau"] = recipe.distill.tau
     if question is not None and question.answers == "logits":
-        depends["distill.top"] = min(recipe.distill.top, len(class_names))
+        depends["distill.top"] = recipe.distill.top
+        if recipe.distill.space == "classes":
+            depends["distill.top"] = min(recipe.distill.top, len(class_names))
     if teacher is not None:
         depends["distill.teacher (sha256 of its weights)"] = teacher["sha256"]
         depends["distill.teacher_size"] = teacher["size"]
@@ -111,7 +115,9 @@ def open_cache(
             f"the teacher cache {folder} holds {done} of {views} views; finish it with "
             f"`xcite teach`, or set distill.views to {max(done, 1)}"
         )
-    return CachedTeacher(folder, manifest, views, recipe, len(class_names))
+    own = recipe.distill.space == "classes"
+    outputs = len(class_names) if own else int(manifest["classes"])
+    return CachedTeacher(folder, manifest, views, recipe, outputs)
 
 
 class CachedTeacher:
@@ -161,6 +167,8 @@ class CachedTeacher:
             )
         if "classes" in self._columns:
             return self._columns["classes"][rows].astype(np.int64)
+        if "features" in self._columns:
+            return self._columns["features"][rows].astype(np.float32)
         return self._temperature * log_probabilities(
             self._columns["top_classes"][rows],
             self._columns["top_probabilities"][rows],
@@ -196,11 +204,22 @@ def probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
     return p
 
 
+def directions(features: np.ndarray) -> np.ndarray:
+    """(B, D) of length 1; the cosine does not see the length."""
+    length = np.linalg.norm(features, axis=1, keepdims=True)
+    unit: np.ndarray = features / np.maximum(length, _LEAST)
+    return unit
+
+
 def compress(answers: np.ndarray, recipe: Recipe, classes: int) -> Columns:
-    """What is stored of answers: classes (B,) as they are, of logits (B, K) the most probable."""
+    """What is stored of answers: classes (B,) as they are, of logits (B, K) the most probable, of
+    features their direction as float16.
+    """
     whole = np.uint16 if classes <= 2**16 else np.uint32
     if answers.ndim == 1:
         return {"classes": answers.astype(whole)}
+    if recipe.distill.space == "features":
+        return {"features": directions(answers).astype(np.float16)}
     p = probabilities(answers, recipe.distill.temperature)  # (B, K)
     top = min(recipe.distill.top, p.shape[1])
     best = np.argsort(-p, axis=1, kind="stable")[:, :top]  # (B, top)

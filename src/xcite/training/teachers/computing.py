@@ -66,7 +66,7 @@ def compute(
         "hash": digest(depends),
         "depends": depends,
         "teacher": teacher.identity(),
-        "classes": len(class_names),
+        "classes": teacher.outputs,
     }
     if (folder / "manifest.json").is_file():
         refuse_differences(folder, depends, read_manifest(folder)["depends"])
@@ -85,9 +85,7 @@ def compute(
         loaders += [
             TrainLoader(source, recipe, rank=r, world_size=processes) for r in range(processes)
         ]
-        work = _Work(
-            recipe, loaders, teacher, folder, manifest["hash"], len(class_names), len(source)
-        )
+        work = _Work(recipe, loaders, teacher, folder, manifest["hash"], len(source))
         each = work.steps * recipe.optim.batch
         for view in range(views):
             if not view_path(folder, view).is_file():
@@ -112,7 +110,6 @@ class _Work:
         teacher: LiveTeacher,
         folder: Path,
         hashed: str,
-        classes: int,
         pictures: int,
     ) -> None:
         self.recipe = recipe
@@ -120,7 +117,6 @@ class _Work:
         self.teacher = teacher
         self.folder = folder
         self.hashed = hashed
-        self.classes = classes
         self.keys = pictures * recipe.data.repeats
         self.steps = loaders[0].steps_per_epoch
         self.part = min(self.steps, max(1, PART_PICTURES // recipe.optim.batch))  # steps in a part
@@ -159,7 +155,7 @@ class _Work:
         answers = np.concatenate([self.teacher.answers(part) for part in parts])
         keys = [part.keys(self.recipe.data.repeats) for part in parts]
         wanted, shown = (np.concatenate(each) for each in zip(*keys, strict=True))
-        stored = compress(answers, self.recipe, self.classes)
+        stored = compress(answers, self.recipe, self.teacher.outputs)
         return {"keys": wanted, "shown": shown, **stored}
 
     def _finish(self, view: int, whole: Columns) -> None:

@@ -29,6 +29,7 @@ class Facts:
         preprocessing: its mean and std, and the side of the input it is given.
         classes: number of its logits; None when the program does not say.
         class_names: one per logit; None when the file names none.
+        features: how many numbers its classifier sees; None when the program does not say.
     """
 
     name: str
@@ -37,6 +38,11 @@ class Facts:
     classes: int | None
     class_names: list[str] | None
     notes: list[str]
+    features: int | None = None
+
+    def outputs(self, space: str) -> int | None:
+        """How many numbers it gives of a picture, its classes or features; None if unknown."""
+        return self.features if space == "features" else self.classes
 
     def identity(self) -> dict[str, Any]:
         """The teacher's name and hash and how it sees pictures, as plain data."""
@@ -108,6 +114,7 @@ def network_facts(
         architecture.num_classes,
         names,
         notes,
+        architecture.num_features,
     )
     return known, architecture, file.tensors
 

@@ -23,7 +23,9 @@ class LiveTeacher:
     """A frozen network that is asked for every batch.
 
     Attributes:
-        predict: logits float32 (B, K') of images in the teacher's normalisation and size.
+        predict: logits float32 (B, K'), or features, of images in the teacher's normalisation and
+            size.
+        outputs: how many there are of what the student learns, of a picture.
     """
 
     def __init__(
@@ -41,12 +43,13 @@ class LiveTeacher:
         """Args:
         student: the preprocessing the student is trained with.
         own: mean, std and input side that the teacher expects.
-        classes: number of the teacher's logits.
+        classes: number of the teacher's logits, or features.
         columns: the teacher's class for each of the student's; None when they are the same.
         hard: answer with classes instead of logits.
         """
         self.predict = predict
         self.notes = list(notes)
+        self.outputs = classes if columns is None else len(columns)
         self._student = student
         self._own = own
         self._classes = classes
@@ -59,14 +62,14 @@ class LiveTeacher:
         return logits.argmax(1) if self._hard else logits
 
     def logits(self, batch: Batch) -> np.ndarray:
-        """float32 (B, K) for the student's classes, whatever kind of answer is asked for."""
+        """float32 (B, K) for the student's classes, or in the space that the recipe names."""
         seen = model_input(batch, self._student)  # (B, C, H, W)
         images = resize(renormalise(seen, self._student, self._own), self._own.size)
         logits = np.asarray(self.predict(images), np.float32)  # (B, K')
         if logits.shape != (len(batch), self._classes):
             raise XciteError(
                 f"teacher {self._identity['name']} gives {logits.shape} for {len(batch)} pictures; "
-                f"expected {self._classes} logits each"
+                f"expected {self._classes} numbers each"
             )
         if self._columns is not None:
             logits = logits[:, self._columns]  # (B, K)
@@ -103,19 +106,21 @@ def live_teacher(recipe: Recipe, class_names: Sequence[str]) -> LiveTeacher:
         precision = recipe.run.precision if same else "auto"  # an engine may lack the other's
         engine = create_engine(runs_on, architecture, precision=precision)
         engine.load_weights(tensors)
-        predict = engine.predict
-    columns, note = match_classes(
-        known.class_names,
-        class_names,
-        count=known.classes,
-        model=f"teacher {path}",
-        data="the student",
-    )
+        predict = engine.features if question.answers == "features" else engine.predict
+    columns, note = None, None
+    if recipe.distill.space == "classes":
+        columns, note = match_classes(
+            known.class_names,
+            class_names,
+            count=known.classes,
+            model=f"teacher {path}",
+            data="the student",
+        )
     return LiveTeacher(
         predict,
         student=recipe.preprocessing,
         own=known.preprocessing,
-        classes=known.classes or len(known.class_names or class_names),
+        classes=known.outputs(recipe.distill.space) or len(known.class_names or class_names),
         columns=columns,
         hard=question.answers == "classes",
         identity=known.identity() | {"engine": runs_on},

@@ -15,7 +15,7 @@ from xcite.data.sources import Source
 from xcite.errors import XciteError
 from xcite.recipe import Recipe
 from xcite.training.teachers.cache_files import view_path
-from xcite.training.teachers.cached import CachedTeacher, open_cache, probabilities
+from xcite.training.teachers.cached import CachedTeacher, directions, open_cache, probabilities
 from xcite.training.teachers.live import LiveTeacher
 
 # Of a probability: float16 keeps three digits, and engines differ by less.
@@ -28,8 +28,8 @@ class Verified:
 
     Attributes:
         entries: answers that were computed again.
-        largest: the largest difference of a probability; of classes, how much more probable the
-            teacher's answer is than the one that is kept.
+        largest: the largest difference of a probability, or of a component of features of length
+            1; of classes, how much more probable the teacher's answer is than the one that is kept.
     """
 
     entries: int
@@ -88,8 +88,10 @@ def verify(
 
 def _gap(cached: CachedTeacher, teacher: LiveTeacher, batch: Batch, recipe: Recipe) -> np.ndarray:
     """float64 (B,), what `Verified.largest` is the largest of."""
-    temperature = recipe.distill.temperature
-    shares, kept = probabilities(teacher.logits(batch), temperature), cached.answers(batch)
+    temperature, kept = recipe.distill.temperature, cached.answers(batch)
+    if recipe.distill.space == "features":
+        return np.abs(directions(teacher.logits(batch)) - kept).max(1)
+    shares = probabilities(teacher.logits(batch), temperature)
     if kept.ndim == 1:
         return shares.max(1) - shares[np.arange(len(kept)), kept]
     best = np.argsort(-shares, axis=1)[:, : min(recipe.distill.top, shares.shape[1])]
