@@ -1,13 +1,15 @@
 """Does a trained ImageNet teacher help on pictures of your own?
 
-Fits a head of the pictures' classes on the teacher's features, then trains the same student alone
-and taught from cached answers, the same number of steps each, for every seed:
+Fits a head of the pictures' classes on the teacher's features, then trains the same student in
+several ways, the same number of steps each, for every seed:
 
     python benchmarks/distilled_pictures.py caltech101_20 --recipe caltech --engine torch \
-        --seeds 0 1 2 --losses hard soft --set optim.epochs=20
+        --seeds 0 1 2 --set optim.epochs=20
 
 The folder holds train and val. It runs what a person would type; the commands are printed as they
-run. Prints a Markdown table: gains are over the student alone with the same seed.
+run, and results as they come. Prints a Markdown table: gains are over the student alone with the
+same seed. "matching" hears the teacher alone; "pretrained" learns the features of the teacher
+without any labels for the first half of the epochs, then trains alone for the second.
 """
 
 import argparse
@@ -16,7 +18,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+
+WAYS = {
+    "alone": [],
+    "hard": ["distill.loss=hard"],
+    "soft": ["distill.loss=soft"],
+    "dml": ["distill.loss=dml"],
+    "matching": ["distill.loss=dml", "distill.alpha=1"],
+    "pretrained": ["distill.loss=cosine", "distill.space=features", "distill.alpha=1"],
+}
 
 
 def main() -> None:
@@ -25,39 +37,72 @@ def main() -> None:
     parser.add_argument("pictures", type=Path)
     parser.add_argument("--recipe", default="caltech")
     parser.add_argument("--teacher", default="efficientnet_lite0")
+    parser.add_argument("--fitted", type=Path, help="a teacher that fit-head has made already")
+    parser.add_argument("--program", help="the same teacher as `xcite export` wrote it: faster")
     parser.add_argument("--engine", default="paddle", choices=("paddle", "torch"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--losses", nargs="+", default=["hard", "soft"])
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
+    ways = ["alone", *(way for way in options.ways if way != "alone")]
     Path("runs").mkdir(exist_ok=True)
     out = Path(tempfile.mkdtemp(prefix="distilled-", dir="runs"))
 
-    teacher = out / "teacher.safetensors"
-    xcite("fit-head", options.teacher, options.pictures, teacher, "--engine", options.engine)
-    data = [f"data.train={options.pictures}/train", f"data.validation={options.pictures}/val"]
-    found: dict[str, list[float]] = {"alone": [], **{loss: [] for loss in options.losses}}
+    teacher = options.fitted or out / "teacher.safetensors"
+    if not options.fitted:
+        xcite("fit-head", options.teacher, options.pictures, teacher, "--engine", options.engine)
+    validation = f"data.validation={options.pictures}/val"
+    found: dict[str, list[float]] = {way: [] for way in ways}
     for seed in options.seeds:
-        run = [*data, f"run.engine={options.engine}", f"run.seed={seed}", *options.set]
-        found["alone"].append(train(options.recipe, out / f"alone-{seed}", run))
-        for loss in options.losses:
-            taught = [*run, f"distill.loss={loss}", f"distill.teacher={teacher}"]
-            cache = out / f"answers-{loss}-{seed}"
-            xcite("teach", options.recipe, "--out", cache, *settings(taught))
-            folder = out / f"{loss}-{seed}"
-            found[loss].append(train(options.recipe, folder, [*taught, f"distill.cache={cache}"]))
+        data = [f"data.train={options.pictures}/train", f"run.engine={options.engine}"]
+        run = [*data, f"run.seed={seed}", *options.set]
+        for way in ways:
+            began, folder = time.monotonic(), out / f"{way}-{seed}"
+            asked = teacher if way == "pretrained" else options.program or teacher
+            taught = [*run, *WAYS[way], f"distill.teacher={asked}"] if WAYS[way] else run
+            if way == "pretrained":
+                accuracy = pretrained(options.recipe, folder, run, taught, validation)
+            else:
+                if WAYS[way]:  # alpha is no matter of the answers
+                    cache = out / f"answers-{WAYS[way][0].partition('=')[2]}-{seed}"
+                    if not cache.exists():
+                        xcite("teach", options.recipe, "--out", cache, *settings(taught))
+                    taught = [*taught, f"distill.cache={cache}"]
+                accuracy = train(options.recipe, folder, [*taught, validation])
+            found[way].append(accuracy)
+            print(f"{way}, seed {seed}: {accuracy:.2f} % ({time.monotonic() - began:.0f} s)")
 
     print("\n| student | top-1, last epoch | mean | gain | standard error of the gain |")
     print("| --- | --- | ---: | ---: | ---: |")
-    for name, values in found.items():
+    for way, values in found.items():
         each = ", ".join(f"{value:.2f}" for value in values)
         gains = [a - b for a, b in zip(values, found["alone"], strict=True)]
-        row = f"| {name} | {each} | {statistics.mean(values):.2f} % |"
-        if name == "alone":
+        row = f"| {way} | {each} | {statistics.mean(values):.2f} % |"
+        if way == "alone":
             print(f"{row} | |")
             continue
         error = statistics.stdev(gains) / len(gains) ** 0.5 if gains[1:] else float("nan")
         print(f"{row} {statistics.mean(gains):+.2f} | {error:.2f} |")
+
+
+def pretrained(
+    recipe: str, folder: Path, run: list[str], taught: list[str], validation: str
+) -> float:
+    """Half of the epochs without labels, the other half with them and without the teacher."""
+    told = [value.partition("=")[2] for value in run if value.startswith("optim.epochs=")]
+    epochs = int(told[-1]) if told else epochs_of(recipe)
+    before = folder.with_name(f"{folder.name}-before")
+    first = [*taught, "data.labels=false", "data.validation=null", f"optim.epochs={epochs // 2}"]
+    xcite("train", recipe, "--out", before, *settings(first))
+    rest = [*run, validation, f"optim.epochs={epochs - epochs // 2}", f"init.weights={before}"]
+    return train(recipe, folder, [*rest, "init.reset_head=true"])
+
+
+def epochs_of(recipe: str) -> int:
+    """What the recipe says itself."""
+    from xcite import recipe as recipes
+
+    return recipes.load(recipe).optim.epochs
 
 
 def xcite(*words: object) -> None:

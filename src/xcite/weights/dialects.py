@@ -178,7 +178,10 @@ def _efficientnet_lite() -> Table:
     return Table(tuple(rows), (r"_conv_stem\.weight",), anchor="_conv_stem.weight")
 
 
-_EFFICIENTNET_LITE = {"xcite": Table(_SAME), "official": _efficientnet_lite()}
+_EFFICIENTNET_LITE = {
+    "xcite": Table(_SAME, (r"conv_stem\.conv\.weight", r"blocks\.0\.depthwise\.conv\.weight")),
+    "official": _efficientnet_lite(),
+}
 # kind of family -> dialect -> table
 TABLES: dict[str, dict[str, Table]] = {
     "xcit": _XCIT,
