@@ -66,7 +66,13 @@ def main() -> None:
                 if WAYS[way]:  # alpha is no matter of the answers
                     cache = out / f"answers-{WAYS[way][0].partition('=')[2]}-{seed}"
                     if not cache.exists():
-                        xcite("teach", options.recipe, "--out", cache, *settings(taught))
+                        xcite(
+                            "teach",
+                            options.recipe,
+                            "--out",
+                            cache,
+                            *settings([*taught, validation]),
+                        )
                     taught = [*taught, f"distill.cache={cache}"]
                 accuracy = train(options.recipe, folder, [*taught, validation])
             found[way].append(accuracy)
