@@ -41,12 +41,17 @@ _TOKEN = re.compile(
     r"\s+|'(\w{1,60}|-?\d+\.\d*(e[-+]?\d+)?)'|[A-Za-z]\w*|\d+(\.\d*)?(e[-+]?\d+)?|[()\-+*/%,<>=!&|~]"
 )
 _FUNCTIONS = frozenset(
-    "Symbol Integer Float Rational Add Mul Pow Max Min Abs Mod PythonMod FloorDiv CleanDiv CeilDiv "
-    "ModularIndexing Where CeilToInt FloorToInt LShift RShift PowByNatural FloatPow FloatTrueDiv "
-    "IntTrueDiv IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt RoundToInt RoundDecimal "
-    "ToFloat Identity Eq Ne Lt Le Gt Ge Equality Unequality StrictLessThan StrictGreaterThan "
-    "LessThan GreaterThan And Or Not true false True False None oo int_oo positive negative integer "
-    "nonnegative real finite precision evaluate".split()
+    re.findall(
+        r"\w+",
+        """
+        Symbol Integer Float Rational Add Mul Pow Max Min Abs Mod PythonMod FloorDiv CleanDiv
+        CeilDiv ModularIndexing Where CeilToInt FloorToInt LShift RShift PowByNatural FloatPow
+        FloatTrueDiv IntTrueDiv IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt RoundToInt
+        RoundDecimal ToFloat Identity Eq Ne Lt Le Gt Ge Equality Unequality StrictLessThan
+        StrictGreaterThan LessThan GreaterThan And Or Not true false True False None oo int_oo
+        positive negative integer nonnegative real finite precision evaluate
+        """,
+    )
 )
 _SYMBOL = re.compile(r"[a-z]{1,4}\d+")
 _CONTAINERS = (

@@ -134,6 +134,8 @@ class Program(ABC):
 def first_line(error: Exception) -> str:
     """What went wrong; OpenVINO puts a place in its own code before that."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].startswith("The following operation failed in the TorchScript"):
+        lines = lines[-1:]  # a trace of its own stands before it
     said = [line for line in lines if not line.startswith("Exception from ")] or lines
     return said[0][:200] if said else type(error).__name__
 

@@ -67,7 +67,9 @@ def open_program(
     called = called or str(path)
     able = _able(path)
     if not able:
-        raise XciteError(f"{called} is not a program; give an .onnx or .xml file")
+        raise XciteError(
+            f"{called} is not a program; give a file of ONNX, OpenVINO, Paddle or PyTorch"
+        )
     if runtime is not None and runtime not in able:
         raise XciteError(f"runtime {runtime!r} does not read {called}; choose {' or '.join(able)}")
     if not path.is_file():
@@ -258,9 +260,7 @@ class _Paddle(Program):
         handles = map(self._predictor.get_output_handle, names)
         self.outputs = list(names if given.outputs is None else given.outputs)
         self._results = dict(zip(self.outputs, handles, strict=True))
-        self.takes = _taken_by_paddle(given.path) or tuple(self._input.shape())
-        if len(self.takes) != 4:  # of an old program it tells only those that are all fixed
-            self.takes = ()
+        self.takes = _taken_by_paddle(given.path)
         self._lock = threading.Lock()
 
     def _run(self, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -272,11 +272,13 @@ class _Paddle(Program):
 
 
 _PADDLE_START = b'"magic":"pir"'
-_PADDLE_INPUT = re.compile(rb'"#":"1\.data".{0,200}?"1\.a_intarray","D":\[([-\d, ]{1,99})\]', re.DOTALL)
+_PADDLE_INPUT = re.compile(
+    rb'"#":"1\.data".{0,200}?"1\.a_intarray","D":\[([-\d, ]{1,99})\]', re.DOTALL
+)
 
 
 def _taken_by_paddle(path: Path) -> tuple[int | None, ...]:
-    """The shape of a ``.json`` program's first input, which no call of the predictor tells."""
+    """The shape of a ``.json`` program's input, which no call of the predictor tells; else ()."""
     found = _PADDLE_INPUT.search(path.read_bytes()) if path.suffix.lower() == ".json" else None
     numbers = [int(n) for n in found[1].split(b",")] if found else []
     return tuple(n if n > 0 else None for n in numbers)

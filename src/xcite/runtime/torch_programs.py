@@ -70,7 +70,9 @@ class ExportedProgram(_TorchProgram):
             if node.op == "placeholder" and node.name in own
         ]
         if len(shapes) != 1:
-            raise XciteError(f"{given.called} takes {len(shapes)} inputs; it must take images alone")
+            raise XciteError(
+                f"{given.called} takes {len(shapes)} inputs; it must take images alone"
+            )
         self.takes = tuple(n if isinstance(n, int) else None for n in shapes[0])
         return program.module()
 
