@@ -1,4 +1,4 @@
-"""Programs of every framework as teachers: their own answers, sizes, classes, and their refusals."""
+"""Programs of every framework as teachers: their answers, sizes and classes, and refusals."""
 
 import io
 import json
@@ -420,6 +420,19 @@ def test_pickles_and_machine_code_in_an_archive_are_refused(name: str, tmp_path:
     assert not marker.exists()
 
 
+@pytest.mark.parametrize("part", ["/data.pkl", "/constants.pkl"])
+def test_a_pickle_in_a_torchscript_archive_calls_nothing(part: str, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+
+    def change(members: dict[str, bytes]) -> None:
+        members[member(members, part)] = pickle.dumps(Evil(marker), protocol=2)
+
+    path = rewritten(scripted(tmp_path), change)
+    with pytest.raises(XciteError, match=rf"^TorchScript cannot read teacher {path}: "):
+        facts(tiny(path), CLASSES)
+    assert not marker.exists()
+
+
 def cut(path: Path) -> Path:
     path.write_bytes(path.read_bytes()[:200])
     return path
@@ -459,7 +472,8 @@ def flat(folder: Path, *shape: int) -> Path:
 
 def broken_archive(folder: Path) -> Path:
     def change(members: dict[str, bytes]) -> None:
-        del members[member(members, "code/__torch__/means.py")]
+        for name in [name for name in members if name.endswith(".py")]:
+            del members[name]
 
     return rewritten(scripted(folder), change)
 
