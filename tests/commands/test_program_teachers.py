@@ -1,4 +1,4 @@
-"""A program given as the teacher, on the command line: planned, taught with, trained with, refused."""
+"""A program as the teacher, on the command line: planned, taught, trained with, refused."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def program(request, tmp_path):
     if request.param == "teacher.pt2":
         torch.export.save(torch.export.export(model, (images,)), path)  # a batch of 2 alone
     else:
-        with pytest.warns(DeprecationWarning):
+        with pytest.warns(DeprecationWarning, match="deprecated"):
             torch.jit.trace(model, images).save(path)
     return path
 
