@@ -1,5 +1,6 @@
 """PyTorch's programs: TorchScript archives and those of torch.export, told by what they hold."""
 
+import logging
 import threading
 import warnings
 from collections.abc import Iterator
@@ -62,7 +63,13 @@ class ExportedProgram(_TorchProgram):
 
     def _load(self, given: Arguments) -> Any:
         export = quietly_imported("torch.export")
-        program = export.load(inert_copy(given.path, given.called))
+        log = logging.getLogger("torch.export")  # prints a page before it raises
+        level = log.level
+        log.setLevel(logging.CRITICAL)
+        try:
+            program = export.load(inert_copy(given.path, given.called))
+        finally:
+            log.setLevel(level)
         own = set(program.graph_signature.user_inputs)
         shapes = [
             node.meta["val"].shape
