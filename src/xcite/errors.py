@@ -1,5 +1,8 @@
 """The one exception users meet."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class XciteError(Exception):
     """Something the user can mend.
@@ -15,3 +18,14 @@ class XciteError(Exception):
     def __init__(self, message: str = "", *, remedy: str = "") -> None:
         super().__init__(message)
         self.remedy = remedy
+
+
+@contextmanager
+def naming(file: object, called: str) -> Iterator[None]:
+    """Errors from inside begin with ``called``, unless they name ``file`` already."""
+    try:
+        yield
+    except XciteError as error:
+        if str(file) in str(error):
+            raise
+        raise XciteError(f"{called}: {error}", remedy=error.remedy) from error

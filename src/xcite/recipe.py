@@ -225,7 +225,9 @@ class DistillRecipe(Section):
     alpha: Probability = Field(default=0.5, description="weight of the distillation part")
     tau: Positive = Field(default=1.0, description="temperature of 'soft'")
     teacher: str | None = Field(
-        default=None, description="weights file, run folder, .onnx or OpenVINO .xml"
+        default=None,
+        description="weights, run folder, bundle, or a program: .onnx, .xml, .pt2, TorchScript, "
+        "Paddle",
     )
     teacher_model: ModelRecipe | None = Field(
         default=None, description="empty: read from the weights"
@@ -233,12 +235,30 @@ class DistillRecipe(Section):
     teacher_size: Size | None = Field(
         default=None, description="its input's side, or [height, width]; empty: its file's, or same"
     )
+    teacher_mean: Annotated[tuple[float, ...], Field(strict=False)] | None = Field(
+        default=None, description="one a channel; empty: its file's"
+    )
+    teacher_std: Annotated[tuple[float, ...], Field(strict=False)] | None = Field(
+        default=None, description="the same; give both or neither"
+    )
     teacher_engine: Literal["paddle", "torch"] | None = Field(
         default=None, description="empty: same"
     )
     cache: str | None = Field(default=None, description="folder written by `xcite teach`")
     views: int | None = Field(default=None, ge=1, description="epochs cached; empty: all of them")
     top: int = Field(default=16, ge=1, description="soft cache: probabilities kept per picture")
+
+    @model_validator(mode="after")
+    def _mean_and_std_together(self) -> "DistillRecipe":
+        if (self.teacher_mean is None) != (self.teacher_std is None):
+            raise ValueError("distill.teacher_mean and distill.teacher_std go together; give both")
+        if self.teacher_mean is not None and self.teacher_std is not None:
+            try:
+                Preprocessing(mean=self.teacher_mean, std=self.teacher_std)
+            except ValidationError as error:
+                said = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise ValueError(f"distill.teacher_mean and distill.teacher_std: {said}") from None
+        return self
 
     @property
     def question(self) -> Question | None:

@@ -239,3 +239,16 @@ def test_a_cache_of_another_space_is_refused(place: Path, tmp_path: Path) -> Non
     )
     with pytest.raises(XciteError, match=r"does not fit this recipe: distill\.space"):
         train(recipe, tmp_path / "run", console=Console(quiet=True))
+
+
+def test_a_program_shows_no_features(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    from xcite.export.export import export
+    from xcite.export.options import ExportOptions
+
+    weights = open_weights(place / "teacher.safetensors")
+    export(weights, tmp_path / "program", ExportOptions(format="openvino"))
+    program = f"distill.teacher={tmp_path}/program/model.xml"
+    assert plan.make(recipe_of(place, *SPACES["hard"], program)).projected == 5
+    with pytest.raises(XciteError, match=r"teacher .*model\.xml: it is a program, which shows no"):
+        plan.make(recipe_of(place, *SPACES["features"], program))

@@ -68,7 +68,7 @@ BEFORE = {
     "init.weights": {"training/session.py", "training/changes.py"},  # of a new run, tried below
     "distill.loss": {"engines/paddle/losses.py", "engines/torch/losses.py"},
     "distill.teacher": {"training/teachers/live.py"},
-    "distill.teacher_size": {"training/teachers/live.py"},
+    "distill.teacher_size": {"training/teachers/facts.py"},
     "distill.views": {"training/teachers/cached.py"},
 }
 

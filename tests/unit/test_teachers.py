@@ -265,10 +265,13 @@ def test_an_onnx_file_teaches(
     assert teacher.identity()["engine"] == runtime
     assert len(teacher.notes) == 2  # neither classes nor normalisation are known
     larger = tiny("distill.loss=soft", f"distill.teacher={path}", "distill.teacher_size=20")
-    with pytest.raises(XciteError, match=r"refuses images .*distill\.teacher_size"):
-        live_teacher(larger, CLASSES).answers(batch_of())
-    with pytest.raises(XciteError, match=r"teacher\.onnx gives \(8, 3\) .*expected 4"):
-        live_teacher(recipe, [*CLASSES, "owl"]).answers(batch_of())
+    with pytest.raises(
+        XciteError, match=r"teacher\.onnx takes pictures of 16 x 16 .* is 20, leave"
+    ):
+        live_teacher(larger, CLASSES)
+    assert facts(recipe, CLASSES).classes == 3
+    with pytest.raises(XciteError, match=r"teacher\.onnx names no classes and has 3, the student"):
+        live_teacher(recipe, [*CLASSES, "owl"])
     # In a bundle, the description says how it sees pictures, and the seal must hold.
     info = BundleInfo(
         format="onnx",
@@ -290,7 +293,7 @@ def test_an_onnx_file_teaches(
         live_teacher(recipe, CLASSES)
     (tmp_path / "bundle.json").unlink()
     path.write_bytes(b"no graph")
-    with pytest.raises(XciteError, match=r"cannot read teacher .*teacher\.onnx"):
+    with pytest.raises(XciteError, match=r"cannot read the teacher .*teacher\.onnx"):
         live_teacher(recipe, CLASSES)
 
 
@@ -305,3 +308,70 @@ def test_other_channels_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(XciteError, match="expects 1 channels, the student's pictures have 3"):
         facts(colours, CLASSES)
+
+
+def regnet(path: Path, **changes: object) -> None:
+    """A RegNet under timm's names, with tensors left out (None) or put in."""
+    weights = moved_weights(REGNET) | changes
+    save_file({name: value for name, value in weights.items() if value is not None}, path)
+
+
+def claiming(path: Path, said: str) -> None:
+    """Xcite's own file, whose metadata say so."""
+    save_file(moved_weights(REGNET), path, {"xcite": said})
+
+
+DEEP = np.zeros((8, 8, 1, 1), np.float32)
+BROKEN = {
+    "missing": (lambda path: None, "there is no weights file"),
+    "no model": (lambda path: save_file({"a": DEEP}, path), "holds no XCiT"),
+    "a tensor too few": (
+        lambda path: regnet(path, **{"s1.b1.conv2.bn.weight": None}),
+        r"missing: s1\.b1\.conv2\.bn\.weight",
+    ),
+    "a block too few": (
+        lambda path: regnet(path, **{"s1.b1.conv1.conv.weight": None}),
+        "the architecture cannot be read|missing",
+    ),
+    "unreadable metadata": (lambda path: claiming(path, "{"), "metadata cannot be read"),
+    "unknown metadata": (
+        lambda path: claiming(path, '{"architecture": {"kind": "regnet", "wings": 2}}'),
+        "cannot be read|unknown field",
+    ),
+    "damaged": (lambda path: path.write_bytes(b"\x80\x02}q\x00"), "is refused"),
+    "a picture": (lambda path: path.write_bytes(b"\xff\xd8\xff\xe0" * 9), "a picture"),
+    "empty": (lambda path: path.write_bytes(b""), "is empty"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_whatever_is_wrong_with_weights_their_file_is_named(kind: str, tmp_path: Path) -> None:
+    make, said = BROKEN[kind]
+    path = tmp_path / "regnet.safetensors"
+    make(path)
+    recipe = tiny("distill.loss=hard", f"distill.teacher={path}")
+    for call in (facts, live_teacher):
+        with pytest.raises(XciteError, match=said) as caught:
+            call(recipe, CLASSES)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("{name: regnety_160}", "is no regnety_160: .*; missing|of another shape"),
+        ("{name: xcit_nano_12_p8}", "is no xcit_nano_12_p8: .*missing: "),
+        ("{name: xcit_nano_12_p8, embed_dim: 30}", "embed_dim 30 is not a multiple"),
+    ],
+)
+def test_a_wrong_teacher_model_names_the_teachers_file(
+    settings: str, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "teacher.safetensors"
+    saved(path, REGNET, CLASSES)
+    recipe = tiny(
+        "distill.loss=hard", f"distill.teacher={path}", f"distill.teacher_model={settings}"
+    )
+    with pytest.raises(XciteError, match=rf"^teacher {path}.*({said})"):
+        live_teacher(recipe, CLASSES)

@@ -37,10 +37,16 @@ def fit_head(
     from xcite.runtime.classifier import EngineClassifier
     from xcite.runtime.opening import on_engine
     from xcite.training.teachers import head
+    from xcite.training.teachers.facts import is_program
     from xcite.weights import open_weights, save_weights
 
     if out.suffix != ".safetensors":
         raise XciteError(f"{out}: the file's name must end in .safetensors")
+    if is_program(teacher):
+        raise XciteError(
+            f"{teacher} is a program, whose last layer cannot be exchanged; give the weights it "
+            "was made of, or let it teach its own classes (distill.teacher)"
+        )
     file = open_weights(teacher, weights_dir=weights_dir)
     opened = on_engine(file, engine, called=teacher, classifier=False)
     assert isinstance(opened.classifier, EngineClassifier)  # weights are opened, no bundle

@@ -32,7 +32,11 @@ FORMAT_VERSION = 1
 PROGRAMS = {"onnx": "model.onnx", "openvino": "model.xml", "paddle": "inference.json"}
 _EARLIER = {"paddle": "model.json"}  # what older versions called it
 PADDLECLAS = "inference.yml"  # beside it, for PaddleClas: not under the seal, people edit it
-_BESIDE = {".xml": ".bin", ".json": ".pdiparams"}  # a program's suffix: of its weights
+_BESIDE = {
+    ".xml": ".bin",
+    ".json": ".pdiparams",
+    ".pdmodel": ".pdiparams",
+}  # a program's suffix: of its weights
 
 Format = Literal["onnx", "openvino", "paddle"]
 Side = Annotated[int, Field(ge=1, le=8192)]

@@ -13,7 +13,8 @@ from xcite.machine import usable_cores
 from xcite.preprocessing import Preprocessing, sides
 from xcite.runtime.bundle import BundleInfo, bundle_folder, read_info, sealed_program
 from xcite.runtime.forked import leave_behind_in_children, refuse_what_would_hang
-from xcite.runtime.programs import Program, open_program
+from xcite.runtime.program import Program
+from xcite.runtime.programs import open_program
 
 if TYPE_CHECKING:
     from xcite.runtime.inputs import ArrayLike

@@ -1,76 +1,38 @@
-"""Exported programs and what runs them on a CPU: OpenVINO, ONNX Runtime, Paddle Inference.
+"""Exported programs and what runs them on a CPU.
 
-A program is one file: ``.onnx``, OpenVINO's ``.xml`` (its ``.bin`` beside it) or Paddle's ``.json``
-(its ``.pdiparams`` beside it). It may belong to a bundle, whose seal `xcite.runtime.bundle` checks,
-or stand alone, as a teacher's may.
+OpenVINO, ONNX Runtime and Paddle Inference are here, PyTorch's in `xcite.runtime.torch_programs`.
+A program is one file: ``.onnx``, OpenVINO's ``.xml`` (its ``.bin`` beside it), Paddle's ``.json``
+or ``.pdmodel`` (its ``.pdiparams`` beside it), or an archive of PyTorch. It may belong to a bundle,
+whose seal `xcite.runtime.bundle` checks, or stand alone, as a teacher's may.
 """
 
+import re
 import sys
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from xcite.engines import quietly_imported
 from xcite.engines.vector_instructions import use_vector_instructions
 from xcite.errors import XciteError
-from xcite.processor import this_processor
-from xcite.runtime.precision import as_run
+from xcite.runtime.program import Arguments, Program, first_line
+from xcite.runtime.torch_programs import ExportedProgram, TorchScript
 
 BATCHES = (16, 4, 1)  # compiled batch sizes: large enough not to waste, few enough to hold
 # our names among the several of an OpenVINO output
 OUTPUTS = ("logits", "embedding", "class_attention")
 
 
-class Program(ABC):
-    """A program, loaded and ready; `run` may be called from several threads at once.
+def is_program(path: str | Path) -> bool:
+    """Whether the file is a program, not weights; archives are told by what they hold."""
+    return bool(_able(Path(path)))
 
-    Attributes:
-        called: what messages call it.
-        precision: "f32", "f16", "bf16" or "int8", as it runs.
-        notes: what a person should know of how it runs, one line each.
-        name: the runtime's: "openvino", "onnxruntime" or "paddle".
-        title: the runtime's name in messages.
-        suffixes: of the files that the runtime reads.
-        extra: what ``pip install 'xcite[...]'`` needs for it.
-        streams: parts of a batch that run at the same time.
-        outputs: names of what `run` returns.
-    """
 
-    name: ClassVar[str]
-    title: ClassVar[str]
-    suffixes: ClassVar[tuple[str, ...]]
-    extra: ClassVar[str] = "deploy"
-    streams: int = 1
-    outputs: list[str]
-
-    def __init__(self, given: "_Arguments") -> None:
-        self.called = given.called
-        self._hint, self.precision, self.notes = as_run(given.precision, this_processor())
-
-    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """All outputs by name, of normalised float32 images (B, C, H, W).
-
-        Raises:
-            XciteError: the runtime takes no such images; names the program and says why.
-        """
-        try:
-            return self._run(np.ascontiguousarray(images))
-        except Exception as error:  # the runtimes' errors share no base class of their own
-            raise XciteError(
-                f"{self.called} refuses images {images.shape}: {_first_line(error)}"
-            ) from error
-
-    def logits(self, images: np.ndarray) -> np.ndarray:
-        """Logits float32 (B, K) of such images: the output "logits", or else the first."""
-        return self.run(images)["logits" if "logits" in self.outputs else self.outputs[0]]
-
-    @abstractmethod
-    def _run(self, images: np.ndarray) -> dict[str, np.ndarray]: ...
+def _able(path: Path) -> list[str]:
+    return [name for name, kind in _KINDS.items() if kind.reads(path)]
 
 
 def open_program(
@@ -83,12 +45,12 @@ def open_program(
     precision: str = "f32",
     usual: tuple[int, int] | None = None,
     called: str | None = None,
-    outputs: Sequence[str] = ("logits",),
+    outputs: Sequence[str] | None = None,
 ) -> Program:
     """Load a program on the fastest installed runtime that reads its format.
 
     Args:
-        path: an ``.onnx``, ``.xml`` or ``.json`` file.
+        path: an ``.onnx``, ``.xml``, ``.json`` or ``.pdmodel`` file, or an archive of PyTorch.
         runtime: take this one.
         preferred: take this one if it is installed.
         threads: compute threads; None leaves the number to the runtime.
@@ -96,16 +58,18 @@ def open_program(
         precision: "f32", "f16", "bf16" or "int8", of the file; how it runs is up to the processor.
         usual: height and width of most images; OpenVINO compiles for them in particular.
         called: what messages call the program; its path if None.
-        outputs: their names in order, for a Paddle program, which has none of its own.
+        outputs: their names in order, for a Paddle program, whose own mean nothing.
 
     Raises:
         XciteError: unreadable program, or a missing or unfit runtime.
     """
     path = Path(path)
     called = called or str(path)
-    able = [name for name, kind in _KINDS.items() if path.suffix.lower() in kind.suffixes]
+    able = _able(path)
     if not able:
-        raise XciteError(f"{called} is not a program; give an .onnx or .xml file")
+        raise XciteError(
+            f"{called} is not a program; give a file of ONNX, OpenVINO, Paddle or PyTorch"
+        )
     if runtime is not None and runtime not in able:
         raise XciteError(f"runtime {runtime!r} does not read {called}; choose {' or '.join(able)}")
     if not path.is_file():
@@ -113,28 +77,15 @@ def open_program(
     names = [runtime] if runtime else sorted(able, key=lambda name: name != preferred)
     for kind in (_KINDS[name] for name in names):
         try:
-            return kind(_Arguments(path, called, precision, threads, streams, usual, outputs))
+            return kind(Arguments(path, called, precision, threads, streams, usual, outputs))
         except ImportError:
             continue
         except XciteError:
             raise
         except Exception as error:
-            raise XciteError(f"{kind.title} cannot read {called}: {_first_line(error)}") from error
+            raise XciteError(f"{kind.title} cannot read {called}: {first_line(error)}") from error
     extra = _KINDS[names[0]].extra
     raise XciteError(f"{' or '.join(names)} is not installed: pip install 'xcite[{extra}]'")
-
-
-@dataclass(frozen=True)
-class _Arguments:
-    """The arguments of `open_program`, as every runtime takes them."""
-
-    path: Path
-    called: str
-    precision: str
-    threads: int | None
-    streams: int
-    usual: tuple[int, int] | None
-    outputs: Sequence[str]
 
 
 class _OpenVINO(Program):
@@ -147,7 +98,7 @@ class _OpenVINO(Program):
 
     name, title, suffixes = "openvino", "OpenVINO", (".onnx", ".xml")
 
-    def __init__(self, given: _Arguments) -> None:
+    def __init__(self, given: Arguments) -> None:
         openvino = import_openvino()
         super().__init__(given)
         self.streams = given.streams
@@ -161,6 +112,9 @@ class _OpenVINO(Program):
         for output in self._model.outputs:
             names = sorted(output.get_names()) or [f"output {output.get_index()}"]
             self.outputs.append(next((name for name in OUTPUTS if name in names), names[0]))
+        shape = self._model.inputs[0].partial_shape
+        if not shape.rank.is_dynamic:
+            self.takes = tuple(None if n.is_dynamic else n.get_length() for n in shape)
         self._compiled: dict[tuple[int, ...], Any] = {}
         self._idle: dict[tuple[int, ...], list[Any]] = {}
         self._lock = threading.Lock()
@@ -250,7 +204,7 @@ def compile_openvino(core: Any, model: Any, floats: str, threads: int | None, st
 class _OnnxRuntime(Program):
     name, title, suffixes = "onnxruntime", "ONNX Runtime", (".onnx",)
 
-    def __init__(self, given: _Arguments) -> None:
+    def __init__(self, given: Arguments) -> None:
         import onnxruntime
 
         if given.precision == "bf16":
@@ -262,7 +216,9 @@ class _OnnxRuntime(Program):
         self._session = onnxruntime.InferenceSession(
             str(given.path), options, providers=["CPUExecutionProvider"]
         )
-        self._input = self._session.get_inputs()[0].name
+        given_images = self._session.get_inputs()[0]
+        self._input = given_images.name
+        self.takes = tuple(n if isinstance(n, int) else None for n in given_images.shape)
         self.outputs = [output.name for output in self._session.get_outputs()]
 
     def _run(self, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -273,14 +229,26 @@ class _OnnxRuntime(Program):
 class _Paddle(Program):
     """Paddle Inference on oneDNN; one predictor, one call at a time."""
 
-    name, title, suffixes, extra = "paddle", "Paddle Inference", (".json",), "paddle"
+    name, title, suffixes, extra = "paddle", "Paddle Inference", (".json", ".pdmodel"), "paddle"
 
-    def __init__(self, given: _Arguments) -> None:
+    @classmethod
+    def reads(cls, path: Path) -> bool:
+        # Many a .json is none: an index of shards is weights.
+        return super().reads(path) and (
+            path.suffix.lower() != ".json"
+            or path.with_suffix(".pdiparams").is_file()
+            or _PADDLE_START in _start(path, 256)
+        )
+
+    def __init__(self, given: Arguments) -> None:
         inference = quietly_imported("paddle.inference")
 
         super().__init__(given)
         use_vector_instructions()
-        config = inference.Config(str(given.path), str(given.path.with_suffix(".pdiparams")))
+        weights = given.path.with_suffix(".pdiparams")
+        if not weights.is_file():
+            raise XciteError(f"cannot read {given.called}: {weights.name} is not beside it")
+        config = inference.Config(str(given.path), str(weights))
         config.disable_gpu()
         if given.threads is not None:
             config.set_cpu_math_library_num_threads(given.threads)
@@ -288,9 +256,11 @@ class _Paddle(Program):
         config.disable_glog_info()
         self._predictor = inference.create_predictor(config)
         self._input = self._predictor.get_input_handle(self._predictor.get_input_names()[0])
-        handles = map(self._predictor.get_output_handle, self._predictor.get_output_names())
-        self._results = dict(zip(given.outputs, handles, strict=True))
-        self.outputs = list(given.outputs)
+        names = self._predictor.get_output_names()
+        handles = map(self._predictor.get_output_handle, names)
+        self.outputs = list(names if given.outputs is None else given.outputs)
+        self._results = dict(zip(self.outputs, handles, strict=True))
+        self.takes = _taken_by_paddle(given.path)
         self._lock = threading.Lock()
 
     def _run(self, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -301,11 +271,27 @@ class _Paddle(Program):
             return {name: result.copy_to_cpu() for name, result in self._results.items()}
 
 
-_KINDS: dict[str, type[Any]] = {kind.name: kind for kind in (_OpenVINO, _OnnxRuntime, _Paddle)}
+_PADDLE_START = b'"magic":"pir"'
+_PADDLE_INPUT = re.compile(
+    rb'"#":"1\.data".{0,200}?"1\.a_intarray","D":\[([-\d, ]{1,99})\]', re.DOTALL
+)
 
 
-def _first_line(error: Exception) -> str:
-    """What went wrong; OpenVINO puts a place in its own code before that."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = [line for line in lines if not line.startswith("Exception from ")] or lines
-    return said[0][:200] if said else type(error).__name__
+def _taken_by_paddle(path: Path) -> tuple[int | None, ...]:
+    """The shape of a ``.json`` program's input, which no call of the predictor tells; else ()."""
+    found = _PADDLE_INPUT.search(path.read_bytes()) if path.suffix.lower() == ".json" else None
+    numbers = [int(n) for n in found[1].split(b",")] if found else []
+    return tuple(n if n > 0 else None for n in numbers)
+
+
+def _start(path: Path, count: int) -> bytes:
+    """The first bytes of a file; none if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError:
+        return b""
+
+
+_RUNTIMES = (_OpenVINO, _OnnxRuntime, _Paddle, TorchScript, ExportedProgram)
+_KINDS: dict[str, type[Any]] = {kind.name: kind for kind in _RUNTIMES}

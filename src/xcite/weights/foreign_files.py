@@ -57,14 +57,24 @@ def described(start: bytes, name: str) -> str | None:
     return None
 
 
+def program_of(names: Sequence[str]) -> str | None:
+    """ "torchscript" or "torch.export", whose archive holds files of these names; None: neither."""
+    if any(name.endswith("/constants.pkl") for name in names):
+        return "torchscript"
+    if any(name.endswith(("archive_format", "serialized_exported_program.json")) for name in names):
+        return "torch.export"
+    return None
+
+
 def zip_contents(names: Sequence[str]) -> str:
     """What a zip archive is that holds no single `data.pkl`."""
-    if any(name.endswith("/constants.pkl") for name in names):
+    program = program_of(names)
+    if program == "torchscript":
         return (
             "it is a TorchScript archive: a program with weights in it, not weights; where PyTorch "
             "is installed, save torch.jit.load(FILE).state_dict() with torch.save"
         )
-    if any(name.endswith(("archive_format", "serialized_exported_program.json")) for name in names):
+    if program == "torch.export":
         return (
             "it is a program of torch.export (.pt2), not weights; where PyTorch is installed, save "
             "torch.export.load(FILE).state_dict with torch.save"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from xcite.errors import XciteError
+from xcite.errors import XciteError, naming
 from xcite.families import FAMILIES, Architecture, XCiTArchitecture
 from xcite.preprocessing import Preprocessing
 from xcite.variants import find, list_published_names, relatives
@@ -76,7 +76,8 @@ def identify(path: Path, contents: Contents, part: str, dialect: str | None = No
     own = contents.texts.get(METADATA_KEY)
     if own is not None or (contents.container == "safetensors" and not contents.beside):
         dialect = "xcite"
-    stored = dialects.translate(state, dialect, kind)
+    with naming(path, f"{path} ({dialect})"):
+        stored = dialects.translate(state, dialect, kind)
     # Xcite's own files hold nothing else; in them a strange name is an error, found later.
     foreign = [n for n in stored if own is None and not FAMILIES[kind].owns(n)]
     beside = {name: stored.pop(name) for name in foreign} | contents.beside.get(part, {})
@@ -84,11 +85,9 @@ def identify(path: Path, contents: Contents, part: str, dialect: str | None = No
     if objects:
         raise XciteError(f"{path} is refused: weights are no plain tensors: {listed(objects)}")
     metadata = metadata_from_json(own or "{}", str(path))
-    described = metadata.described_architecture()
-    try:
+    with naming(path, f"{path} ({dialect})"):
+        described = metadata.described_architecture()
         architecture = described or architecture_of({n: t.shape for n, t in stored.items()})
-    except XciteError as error:
-        raise XciteError(f"{path} ({dialect}): {error}") from error
     model = Identified(stored, architecture, dialect, metadata, ())
     inside = _normalisation(beside)
     if described is None:

@@ -234,18 +234,7 @@ def read_torch_zip(path: Path, aside: Counter[str]) -> Any:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        _check_directory(file, size)
-        try:
-            with zipfile.ZipFile(file) as archive:
-                members = archive.infolist()
-        except (
-            zipfile.BadZipFile,
-            OSError,
-            ValueError,
-            NotImplementedError,
-            struct.error,
-        ) as error:
-            raise PickleError("the zip directory is damaged") from error
+        members = _members(file, size)
         named = {member.filename: member for member in members}
         pickles = [name for name in named if name.count("/") == 1 and name.endswith("/data.pkl")]
         if not pickles or any(name.endswith("/constants.pkl") for name in named):
@@ -273,6 +262,26 @@ def read_torch_zip(path: Path, aside: Counter[str]) -> Any:
     file_of_program = io.BytesIO(program)
     known = _globals(contents)
     return read_pickle(file_of_program, len(program), known, contents.storage, aside)
+
+
+def archive_names(path: Path) -> list[str]:
+    """The names in a zip archive's directory; [] for another file, or one that is damaged."""
+    try:
+        with path.open("rb") as file:
+            if is_zip(file.read(4)):
+                return [member.filename for member in _members(file, path.stat().st_size)]
+    except (OSError, PickleError):
+        pass
+    return []
+
+
+def _members(file: BinaryIO, size: int) -> list[zipfile.ZipInfo]:
+    _check_directory(file, size)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
+        raise PickleError("the zip directory is damaged") from error
 
 
 def _check_directory(file: BinaryIO, size: int) -> None:

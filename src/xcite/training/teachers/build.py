@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from xcite.data.sources import Source
-from xcite.errors import XciteError
+from xcite.errors import naming
 from xcite.recipe import Recipe
 from xcite.training.teachers.cache_files import read_manifest
 from xcite.training.teachers.cached import open_cache
@@ -38,7 +38,7 @@ def projected(recipe: Recipe, class_names: Sequence[str]) -> int:
     """How many outputs a student has beside its classes, to learn in ``distill.space``.
 
     Raises:
-        XciteError: unreadable teacher or cache, or a program that has no such outputs.
+        XciteError: unreadable teacher or cache, or a program that shows no features.
     """
     distill = recipe.distill
     if distill.space == "classes":
@@ -46,10 +46,5 @@ def projected(recipe: Recipe, class_names: Sequence[str]) -> int:
     if distill.teacher is None:
         assert distill.cache is not None
         return int(read_manifest(Path(os.path.expanduser(distill.cache)))["classes"])
-    outputs = facts(recipe, class_names).outputs(distill.space)
-    if outputs is None:
-        raise XciteError(
-            f"teacher {distill.teacher} is a program that does not show its {distill.space}: give "
-            "weights instead"
-        )
-    return outputs
+    with naming(distill.teacher, f"teacher {distill.teacher}"):
+        return facts(recipe, class_names).outputs(distill.space)

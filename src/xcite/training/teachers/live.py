@@ -1,6 +1,5 @@
 """A frozen network that is asked for every batch."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,11 +8,10 @@ import numpy as np
 from xcite.data.batch import Batch
 from xcite.engines import create_engine
 from xcite.engines.pixels import model_input
-from xcite.errors import XciteError
+from xcite.errors import XciteError, naming
 from xcite.preprocessing import Preprocessing, Size, sides
 from xcite.recipe import Recipe
 from xcite.runtime.classes import match_classes
-from xcite.runtime.programs import open_program
 from xcite.training.teachers.facts import is_program, network_facts, program_facts
 
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -95,18 +93,20 @@ def live_teacher(recipe: Recipe, class_names: Sequence[str]) -> LiveTeacher:
     assert question is not None
     if not path:
         raise XciteError("distill.teacher is empty; give a weights file, a run folder or a program")
-    if is_program(path):
-        known = program_facts(path, recipe)
-        program = open_program(os.path.expanduser(path), called=f"teacher {path}")
-        runs_on, predict = program.name, _with_hint(program.logits)
-    else:
-        known, architecture, tensors = network_facts(path, recipe, class_names)
-        runs_on = recipe.distill.teacher_engine or recipe.run.engine
-        same = runs_on == recipe.run.engine
-        precision = recipe.run.precision if same else "auto"  # an engine may lack the other's
-        engine = create_engine(runs_on, architecture, precision=precision)
-        engine.load_weights(tensors)
-        predict = engine.features if question.answers == "features" else engine.predict
+    predict: Predict
+    with naming(path, f"teacher {path}"):
+        if is_program(path):
+            known, program = program_facts(path, recipe)
+            runs_on, predict = program.name, program.logits
+        else:
+            known, architecture, tensors = network_facts(path, recipe, class_names)
+            runs_on = recipe.distill.teacher_engine or recipe.run.engine
+            same = runs_on == recipe.run.engine
+            precision = recipe.run.precision if same else "auto"  # an engine may lack the other's
+            engine = create_engine(runs_on, architecture, precision=precision)
+            engine.load_weights(tensors)
+            predict = engine.features if question.answers == "features" else engine.predict
+        outputs = known.outputs(recipe.distill.space)
     columns, note = None, None
     if recipe.distill.space == "classes":
         columns, note = match_classes(
@@ -120,24 +120,12 @@ def live_teacher(recipe: Recipe, class_names: Sequence[str]) -> LiveTeacher:
         predict,
         student=recipe.preprocessing,
         own=known.preprocessing,
-        classes=known.outputs(recipe.distill.space) or len(known.class_names or class_names),
+        classes=outputs,
         columns=columns,
         hard=question.answers == "classes",
         identity=known.identity() | {"engine": runs_on},
         notes=[*known.notes, *([note] if note else [])],
     )
-
-
-def _with_hint(predict: Predict) -> Predict:
-    """A program may take images of one size only."""
-
-    def run(images: np.ndarray) -> np.ndarray:
-        try:
-            return predict(images)
-        except XciteError as error:
-            raise XciteError(f"{error}; see distill.teacher_size") from error
-
-    return run
 
 
 def renormalise(images: np.ndarray, given: Preprocessing, wanted: Preprocessing) -> np.ndarray:
