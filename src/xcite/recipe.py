@@ -213,6 +213,15 @@ class DistillRecipe(Section):
     loss: Literal["none", "hard", "soft", "dml"] = "none"
     alpha: Probability = Field(default=0.5, description="weight of the distillation part")
     tau: Positive = Field(default=1.0, description="temperature of 'soft'")
+    alpha_end: Probability | None = Field(
+        default=None, description="alpha in the last step; empty: constant"
+    )
+    tau_end: Positive | None = Field(
+        default=None, description="tau in the last step; empty: constant"
+    )
+    schedule: Literal["linear", "cosine"] = Field(
+        default="linear", description="how alpha and tau go from first to last"
+    )
     teacher: str | None = Field(
         default=None, description="weights file, run folder, .onnx or OpenVINO .xml"
     )
@@ -233,6 +242,12 @@ class DistillRecipe(Section):
     def question(self) -> Question | None:
         """What the loss asks the teacher; None without distillation."""
         return QUESTIONS.get(self.loss)
+
+    @property
+    def changing(self) -> dict[str, tuple[float, float]]:
+        """First and last value of "alpha" and "tau", of those that change over the run."""
+        ends = {"alpha": (self.alpha, self.alpha_end), "tau": (self.tau, self.tau_end)}
+        return {name: (first, last) for name, (first, last) in ends.items() if last is not None}
 
     @property
     def temperature(self) -> float:
@@ -332,6 +347,11 @@ class Recipe(Section):
             raise ValueError("distill.teacher is given but distill.loss is 'none'")
         if self.distill.loss != "none" and not (self.distill.teacher or self.distill.cache):
             raise ValueError("distill.loss needs distill.teacher or distill.cache")
+        question = self.distill.question
+        if self.distill.alpha_end is not None and question is None:
+            raise ValueError("distill.alpha_end needs distill.loss")
+        if self.distill.tau_end is not None and not (question and question.tempered):
+            raise ValueError("distill.tau_end needs distill.loss 'soft'")
         if self.optim.warmup_epochs > self.optim.epochs:
             raise ValueError(
                 f"optim.warmup_epochs {self.optim.warmup_epochs:g} is longer than optim.epochs "
