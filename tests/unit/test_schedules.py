@@ -93,8 +93,7 @@ def test_without_ends_the_loss_is_the_recipes_own() -> None:
         ("linear", [0, 1 / 8, 2 / 8, 3 / 8, 0.5, 5 / 8, 6 / 8, 7 / 8, 1]),
         (
             "cosine",
-            [0, 0.0380602337, 0.146446609, 0.308658284, 0.5]
-            + [0.691341716, 0.853553391, 0.961939766, 1],
+            [0, 0.03806023, 0.14644661, 0.30865828, 0.5, 0.69134172, 0.85355339, 0.96193977, 1],
         ),
     ],
 )
@@ -103,8 +102,8 @@ def test_alpha_and_tau_go_from_the_first_to_the_last(schedule: str, shares: list
         "alpha=0.9", "alpha_end=0.1", "tau=4.0", "tau_end=0.7", f"schedule={schedule}"
     )
     found = [distillation(recipe, step, 3) for step in range(9)]
-    assert [d.alpha for d in found] == pytest.approx([0.9 - 0.8 * s for s in shares], rel=1e-8)
-    assert [d.tau for d in found] == pytest.approx([4.0 - 3.3 * s for s in shares], rel=1e-8)
+    assert [d.alpha for d in found] == pytest.approx([0.9 - 0.8 * s for s in shares], rel=1e-7)
+    assert [d.tau for d in found] == pytest.approx([4.0 - 3.3 * s for s in shares], rel=1e-7)
     assert (found[0].alpha, found[0].tau) == (0.9, 4.0)  # exact at both ends
     assert (found[-1].alpha, found[-1].tau) == (0.1, 0.7)
     kept = {d.model_copy(update={"alpha": 0.9, "tau": 4.0}) == recipe.distill for d in found}

@@ -1,8 +1,8 @@
 """What changes from step to step, as pure functions of the step; nothing here keeps state.
 
-Of the learning rate: ``t`` below is the time in epochs, step / steps_per_epoch, ``w`` the length of the warm-up and ``E``
-of the run. Values are those used *in* a step, and agree with what the public codes really did:
-timm 0.4.9 as driven by the official main.py, and PASSL v1.1 on paddle.
+Of the learning rate: ``t`` below is the time in epochs, step / steps_per_epoch, ``w`` the length of
+the warm-up and ``E`` of the run. Values are those used *in* a step, and agree with what the public
+codes really did: timm 0.4.9 as driven by the official main.py, and PASSL v1.1 on paddle.
 """
 
 import math
