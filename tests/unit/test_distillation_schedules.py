@@ -9,11 +9,17 @@ from noise_runs import interrupt, tensors
 from rich.console import Console
 from test_teacher_cache import place, recipe_of, softmax, teacher_of
 
+from xcite import recipe as recipes
 from xcite.data.pipeline import TrainLoader
 from xcite.engines import installed
 from xcite.training import plan
 from xcite.training.loop import train
-from xcite.training.teachers.cached import open_cache
+from xcite.training.teachers.cached import (
+    compress,
+    log_probabilities,
+    open_cache,
+    probabilities,
+)
 from xcite.training.teachers.computing import compute
 
 __all__ = ["place"]  # the fixture
@@ -98,3 +104,21 @@ def test_a_cache_serves_other_temperatures_than_its_own(place: Path, tmp_path: P
     assert gaps[3][3] < 1e-3
     assert gaps[3][1] < 3e-3
     assert gaps[1][1] > 10 * gaps[3][1]  # the others were spread evenly
+
+
+def test_the_documented_loss_at_another_temperature() -> None:
+    logits = (2.5 * np.random.default_rng(0).standard_normal((200, 1000))).astype(np.float32)
+
+    def lost(made: float, used: float) -> float:
+        recipe = recipes.parse(
+            "", "test", ["distill.loss=soft", "distill.teacher=t", f"distill.tau={made}"]
+        )
+        kept = compress(logits, recipe, 1000)
+        answers = made * log_probabilities(
+            kept["top_classes"], kept["top_probabilities"], kept["rest"], 1000
+        )
+        p, q = probabilities(logits, used), probabilities(answers, used)
+        return float((p * np.log(p / q)).sum(1).mean())
+
+    found = [lost(1, 4), lost(4, 4), lost(4, 1), lost(1, 1)]
+    assert found == pytest.approx([0.156, 0.151, 0.85, 0.62], rel=0.01)
