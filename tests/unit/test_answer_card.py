@@ -248,6 +248,17 @@ def test_a_licence_is_told_where_it_is_known(place: Path, tmp_path: Path) -> Non
     assert "| Teacher's licence | CC0-1.0 |" in (folder / "README.md").read_text(encoding="utf-8")
 
 
+def test_a_manifest_of_others_is_none_of_ours(
+    place: Path, soft: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert card.is_cache(soft)
+    (tmp_path / "manifest.json").write_text("{}", encoding="utf-8")
+    shutil.copy(place / "teacher.safetensors", tmp_path / "model.safetensors")
+    assert not card.is_cache(tmp_path)
+    assert run("inspect", tmp_path) == 0
+    assert "regnet" in capsys.readouterr().out.lower()
+
+
 def test_a_views_metadata_stay_readable(soft: Path) -> None:
     _, said = read_safetensors(soft / "view-00000.safetensors")
     assert {"outside_mean", "outside_largest", "divergence"} < said.keys()

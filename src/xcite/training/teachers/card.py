@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from xcite.control_characters import visible
 from xcite.errors import XciteError
+from xcite.regular_files import read_regular
 from xcite.training.teachers.cache_files import FORMAT, read_header, read_manifest, views_in
 from xcite.training.teachers.checksums import FILE, read_checksums, update_checksums
 from xcite.training.teachers.facts import is_program
@@ -81,8 +82,11 @@ class CacheFacts(BaseModel):
 
 
 def is_cache(folder: Path) -> bool:
-    """Whether a folder looks like a teacher cache."""
-    return (folder / "manifest.json").is_file()
+    """Whether a folder looks like a teacher cache; other programs write manifests, too."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        return False
+    return bool(views_in(folder)) or b"xcite teacher cache" in read_regular(path, size=4096)
 
 
 def facts(folder: Path) -> CacheFacts:
