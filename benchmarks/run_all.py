@@ -47,6 +47,7 @@ SUITE = {
     "data_pipeline": ["data_pipeline.py"],
     "weights_loading": ["weights_loading.py"],
     "distilled_step": ["distilled_step.py"],
+    "answer_cache": ["answer_cache.py"],
     "deployment": ["deployment.py"],
     "front": ["front.py", "--picture", str(HERE.parent / "docs" / "front.png")],
     "tuning": ["tuning.py"],

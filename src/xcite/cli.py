@@ -28,7 +28,7 @@ COMMANDS = {
     "predict": ("predict", "Name what is on pictures."),
     "align": ("align", "Prove that both engines compute the same."),
     "convert": ("convert", "Translate weights between dialects."),
-    "inspect": ("inspect", "Say what a weights file holds."),
+    "inspect": ("inspect", "Say what a weights file or a teacher cache holds."),
     "weights": ("weights", "List or fetch published weights."),
     "teach": ("teach", "Compute a teacher's answers once, for many students."),
     "fit-head": ("fit_head", "Fit a classifier of your classes on a frozen network."),

@@ -224,6 +224,15 @@ class DistillRecipe(Section):
     )
     alpha: Probability = Field(default=0.5, description="weight of the distillation part")
     tau: Positive = Field(default=1.0, description="temperature of 'soft'")
+    alpha_end: Probability | None = Field(
+        default=None, description="alpha in the last step; empty: constant"
+    )
+    tau_end: Positive | None = Field(
+        default=None, description="tau in the last step; empty: constant"
+    )
+    schedule: Literal["linear", "cosine"] = Field(
+        default="linear", description="how alpha and tau go from first to last"
+    )
     teacher: str | None = Field(
         default=None,
         description="weights, run folder, bundle, or a program: .onnx, .xml, .pt2, TorchScript, "
@@ -264,6 +273,12 @@ class DistillRecipe(Section):
     def question(self) -> Question | None:
         """What the loss asks the teacher; None without distillation."""
         return QUESTIONS.get(self.loss)
+
+    @property
+    def changing(self) -> dict[str, tuple[float, float]]:
+        """First and last value of "alpha" and "tau", of those that change over the run."""
+        ends = {"alpha": (self.alpha, self.alpha_end), "tau": (self.tau, self.tau_end)}
+        return {name: (first, last) for name, (first, last) in ends.items() if last is not None}
 
     @property
     def temperature(self) -> float:
@@ -379,6 +394,11 @@ class Recipe(Section):
                     "data.labels false leaves nothing to evaluate against: set data.validation and "
                     "data.holdout to nothing"
                 )
+        question = self.distill.question
+        if self.distill.alpha_end is not None and question is None:
+            raise ValueError("distill.alpha_end needs distill.loss")
+        if self.distill.tau_end is not None and not (question and question.tempered):
+            raise ValueError("distill.tau_end needs distill.loss 'soft'")
         if self.optim.warmup_epochs > self.optim.epochs:
             raise ValueError(
                 f"optim.warmup_epochs {self.optim.warmup_epochs:g} is longer than optim.epochs "

@@ -81,6 +81,18 @@ def test_the_pages_show_code() -> None:
     assert {"README.md", "README.zh-CN.md", "docs/python.md", "docs/weights.md"} <= pages
 
 
+def test_a_page_in_two_languages_shows_the_same() -> None:
+    def shown(page: str) -> tuple[list[str], list[str], list[list[str]]]:
+        lines = (ROOT / "docs" / page).read_text("utf-8").split("\n")
+        commands = [line.split(" #")[0].strip() for line in lines if line.startswith("    ")]
+        headings = [line.split()[0] for line in lines if re.match("#+ ", line)]
+        rows = [line for line in lines if line.startswith("|")]
+        figures = [sorted(re.findall(r"\d(?:[\d,.]*\d)?", row)) for row in rows]
+        return commands, headings, figures
+
+    assert shown("distillation.md") == shown("distillation.zh-CN.md")
+
+
 @needs_engines
 @pytest.mark.parametrize("block", BLOCKS)
 def test_shown_code_runs(block: str, folder: Path) -> None:

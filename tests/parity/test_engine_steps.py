@@ -57,6 +57,23 @@ def test_accumulation_weighs_parts_by_their_size(name):
 
 
 @each
+def test_a_step_may_have_a_loss_of_its_own(name):
+    answers = np.random.default_rng(2).standard_normal((6, 10)).astype(np.float32)
+    first = DistillRecipe(loss="soft", alpha=0.9, tau=4.0, teacher="t")
+    other = first.model_copy(update={"alpha": 0.2, "tau": 1.5})
+    losses = {}
+    for told, given in ((first, None), (other, None), (first, other)):
+        part = batch(0)
+        engine = start(name, distill=told)
+        result = engine.train_step(
+            [part], learning_rate=LEARNING_RATE, paths=[None], teacher=[answers], distill=given
+        )
+        losses[told is first, given is other] = result, engine.read_weights()
+    assert losses[True, True][0] == losses[False, False][0] != losses[True, False][0]
+    assert_same(losses[True, True][1], losses[False, False][1])
+
+
+@each
 @pytest.mark.parametrize("broken", [np.inf, np.nan])
 def test_a_loss_that_is_not_finite_changes_nothing(name, broken):
     engine = start(name, ema=0.9)

@@ -24,6 +24,7 @@ from xcite.training.loop import train
 from xcite.training.ownership import Ownership
 from xcite.training.teachers import cache_files, computing
 from xcite.training.teachers.cached import CachedTeacher, log_probabilities, open_cache
+from xcite.training.teachers.checksums import update_checksums
 from xcite.training.teachers.computing import compute
 from xcite.training.teachers.live import LiveTeacher, live_teacher
 from xcite.variants import RegNetArchitecture
@@ -143,9 +144,10 @@ def test_answers_are_small_and_those_of_the_live_teacher(place: Path, cache: Pat
     assert len(given) > 1  # else the comparison says nothing
     names = sorted(path.name for path in cache.iterdir())
     assert names == [
-        "manifest.json", "run.lock", "view-00000.safetensors", "view-00001.safetensors"
+        "README.md", "checksums.sha256", "manifest.json", "run.lock",
+        "view-00000.safetensors", "view-00001.safetensors",
     ]  # fmt: skip
-    view = load_file(cache / names[2])
+    view = load_file(cache / names[4])
     assert view["classes"].dtype == np.uint16
     assert len(view["classes"]) == 24
     assert len(view["present"]) == 4  # a bit a picture
@@ -255,9 +257,7 @@ def test_an_interrupted_computation_goes_on(
         assert list(found) == list(expected)
         for column, values in found.items():
             np.testing.assert_array_equal(values, expected[column])
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "manifest.json", "run.lock", "view-00000.safetensors", "view-00001.safetensors"
-    }  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in cache.iterdir()}
     other = recipe_of(place, "run.seed=7")
     with pytest.raises(XciteError, match=r"does not fit this recipe: run\.seed"):
         compute(other, prepared.train, prepared.class_names, teacher, tmp_path)
@@ -424,7 +424,9 @@ def test_answers_are_verified_and_a_wrong_one_is_found(
     columns = cache_files.read_view(tmp_path / "cache", 0, hashed, 3)
     ids = columns["classes" if loss == "hard" else "top_classes"].reshape(24, -1)
     ids[5] = (ids[5] + 1) % 3
-    cache_files.save(cache_files.view_path(tmp_path / "cache", 0), columns, hashed, 0)
+    wrong = cache_files.view_path(tmp_path / "cache", 0)
+    cache_files.save(wrong, columns, hashed, 0)
+    update_checksums(tmp_path / "cache", wrong)  # the file is whole, the answer is wrong
     with pytest.raises(SystemExit) as ended:
         main([*words, "--verify", "1000"])
     assert ended.value.code == 2

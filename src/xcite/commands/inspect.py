@@ -1,4 +1,4 @@
-"""`xcite inspect`: what a weights file holds."""
+"""`xcite inspect`: what a weights file or a teacher's cache holds."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ from xcite.commands.printing import say
 from xcite.control_characters import visible
 from xcite.errors import XciteError
 from xcite.preprocessing import in_pixels
+from xcite.training.teachers.card import facts, is_cache, markdown, rows
 from xcite.weights.card import model_card
 from xcite.weights.containers import listed
 from xcite.weights.inspection import PartReport, Report
@@ -21,7 +22,9 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def inspect(
-    source: str = typer.Argument(help="A weights file, a run folder or a published name."),
+    source: str = typer.Argument(
+        help="A weights file, a run folder, a published name or a teacher cache."
+    ),
     dialect: str = typer.Option(None, help="The file's dialect; recognised when not given."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
     card: bool = typer.Option(False, "--card", help="Print a Markdown model card."),
@@ -29,7 +32,20 @@ def inspect(
     strict: bool = typer.Option(False, "--strict", help="Refuse tensors beside the model."),
     weights_dir: Path = typer.Option(None, help="Folder of published files."),
 ) -> None:
-    """Say what a weights file holds, without executing anything or reading its numbers."""
+    """Say what weights or a teacher cache hold, without executing or reading their numbers."""
+    if is_cache(Path(source).expanduser()):
+        cache = facts(Path(source).expanduser())
+        if as_json:
+            values = cache.model_dump(mode="json")
+            lines = json.dumps(values, indent=2, ensure_ascii=False).split("\n")
+        elif card:
+            lines = markdown(cache).split("\n")
+        else:
+            told = (*rows(cache), *cache.depends.items())
+            lines = [f"{cache.folder}: a teacher cache"]
+            lines += [f"  {title:<25} {text}" for title, text in told]
+        _tell(lines, out)
+        return
     path = locate(source, weights_dir=weights_dir)
     report = inspect_file(path, dialect=dialect)
     if as_json:
@@ -39,10 +55,7 @@ def inspect(
         lines = "\n".join(model_card(report, part) for part in report.parts).split("\n")
     else:
         lines = _lines(report)
-    if out is not None:
-        write_text(out, "".join(f"{visible(line)}\n" for line in lines))
-    else:
-        say(*lines)
+    _tell(lines, out)
     problems = [f"{part.part}: {part.problem}" for part in report.parts if part.problem]
     if strict:
         problems += [
@@ -52,6 +65,13 @@ def inspect(
         ]
     if problems:
         raise XciteError("; ".join(problems))
+
+
+def _tell(lines: list[str], out: Path | None) -> None:
+    if out is not None:
+        write_text(out, "".join(f"{visible(line)}\n" for line in lines))
+    else:
+        say(*lines)
 
 
 def _lines(report: Report) -> list[str]:

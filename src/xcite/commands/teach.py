@@ -24,7 +24,10 @@ def teach(
     ),
     engine: str = typer.Option(None, help="paddle or torch: what the teacher runs on."),
     check: int = typer.Option(
-        None, "--verify", min=1, help="Compute so many answers of the cache again, and compare."
+        None,
+        "--verify",
+        min=1,
+        help="Check the files of the cache, compute so many of its answers again, and compare.",
     ),
 ) -> None:
     """Compute a teacher's answers for the very batches that training will see.
@@ -71,6 +74,14 @@ def teach(
         found = verify(
             kept, prepared.train, prepared.class_names, teacher, check, processes=processes
         )
+        if found.files:
+            say(
+                tr(
+                    "{folder}: {files} files are as checksums.sha256 lists them",
+                    folder=folder,
+                    files=found.files,
+                )
+            )
         told = {"entries": found.entries, "folder": folder, "largest": found.largest}
         say(
             tr(

@@ -177,6 +177,7 @@ class Engine(Protocol):
         learning_rate: float,
         paths: Sequence[np.ndarray | None],
         teacher: Sequence[np.ndarray | None],
+        distill: DistillRecipe | None = None,
     ) -> StepResult:
         """One optimiser step over the parts of a batch (gradient accumulation).
 
@@ -185,6 +186,7 @@ class Engine(Protocol):
                 None drops nothing.
             teacher: per part, the teacher's logits float32 (B, K), or its classes int64 (B,) for
                 the hard loss; None without distillation.
+            distill: the loss of this step, where it is another than `start_training` was given.
 
         A loss or a gradient norm that is not finite leaves weights, optimiser and average
         untouched and is returned as it is.

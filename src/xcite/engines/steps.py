@@ -85,6 +85,7 @@ class TrainingEngine(BaseEngine):
         learning_rate: float,
         paths: Sequence[np.ndarray | None],
         teacher: Sequence[np.ndarray | None],
+        distill: DistillRecipe | None = None,
     ) -> StepResult:
         """One optimiser step over the parts of a batch (gradient accumulation).
 
@@ -105,7 +106,7 @@ class TrainingEngine(BaseEngine):
                         "a batch to train on needs targets; this one is for evaluation"
                     )
                 images = model_input(batch, training.preprocessing)
-                loss = self._loss(images, batch.targets, scales, answers)
+                loss = self._loss(images, batch.targets, scales, answers, distill)
                 part = loss * (len(batch.pictures) / pictures)
                 part.backward()
                 losses.append(part.detach())
@@ -192,6 +193,7 @@ class TrainingEngine(BaseEngine):
         targets: np.ndarray,
         paths: np.ndarray | None,
         teacher: np.ndarray | None,
+        distill: DistillRecipe | None = None,
     ) -> Any:
         blocks, rate = self.architecture.drop_paths()
         if paths is None and rate > 0:
@@ -201,7 +203,7 @@ class TrainingEngine(BaseEngine):
         with self._autocast():
             logits = self._call(self._images(images), scales)
         answers = None if teacher is None else self._tensor(teacher)
-        distill = self._started().distill
+        distill = distill or self._started().distill
         return self._losses.loss(logits, self._tensor(targets), answers, distill)
 
     # ---- what the frameworks do differently ------------------------------------------------

@@ -24,7 +24,7 @@ from xcite.control_characters import visible
 from xcite.engines.interface import StepResult
 from xcite.language import tr
 from xcite.machine import most_memory
-from xcite.recipe import Recipe
+from xcite.recipe import DistillRecipe, Recipe
 from xcite.training import lines
 from xcite.training.run_folder import RunFolder
 from xcite.training.tensorboard import Board
@@ -249,12 +249,13 @@ class StepLog:
         self._before = before
         self._window = _Window()
 
-    def add(self, step: int, result: StepResult, rate: float) -> None:
+    def add(self, step: int, result: StepResult, rate: float, distill: DistillRecipe) -> None:
         """A step is done.
 
         Args:
             step: its number in the epoch, counted from 1.
             rate: its learning rate.
+            distill: its loss; what changes of it is recorded.
         """
         window, number = self._window, self._before + step
         window.add(result.loss, self._recipe.optim.batch)
@@ -289,6 +290,7 @@ class StepLog:
                     "lr": rate,
                     "gradient_norm": result.gradient_norm,
                     "pictures_per_second": round(window.speed(), 2),
+                    **{name: getattr(distill, name) for name in distill.changing},
                 }
             )
             self._window = _Window()

@@ -24,7 +24,7 @@ from xcite.evaluation.accuracy import Accuracy
 from xcite.evaluation.evaluate import validation_line
 from xcite.language import noted
 from xcite.randomness import drop_path_scales
-from xcite.recipe import Recipe
+from xcite.recipe import DistillRecipe, Recipe
 from xcite.training import checkpoint, lines, plan, tensorboard, validation
 from xcite.training.computing import engine_for
 from xcite.training.interruption import Stopped, StopRequest
@@ -32,7 +32,7 @@ from xcite.training.journal import Draw, Journal, Pace, StepLog
 from xcite.training.ownership import refuse_owned
 from xcite.training.run_folder import RunFolder, resume_command
 from xcite.training.saving import Saver
-from xcite.training.schedules import learning_rate
+from xcite.training.schedules import distillation, learning_rate
 from xcite.training.session import Session
 from xcite.training.teachers.build import build_teacher
 from xcite.training.teachers.teacher import Teacher
@@ -261,13 +261,15 @@ class _Run:
         ended = time.monotonic()
         for batch in self.loader.epoch(shown, start_step=done):
             before = time.monotonic()
-            rate = learning_rate(self.recipe, epoch * self.steps + self.position.step, self.steps)
-            result = self._step(batch, rate)
+            number = epoch * self.steps + self.position.step
+            rate = learning_rate(self.recipe, number, self.steps)
+            distill = distillation(self.recipe, number, self.steps)
+            result = self._step(batch, rate, distill)
             seconds = time.monotonic() - before
             self.position = self.position.after(result.loss, seconds, self.recipe.optim.batch)
             self.pace.step(time.monotonic() - ended)
             ended = time.monotonic()
-            log.add(self.position.step, result, rate)
+            log.add(self.position.step, result, rate, distill)
             self.saver.check()
             if self.stop.anywhere(self.engine):
                 raise Stopped
@@ -300,8 +302,8 @@ class _Run:
             sum(validation.is_due(self.plan, epoch) for epoch in epochs),
         )
 
-    def _step(self, batch: Batch, rate: float) -> StepResult:
-        """One optimiser step.
+    def _step(self, batch: Batch, rate: float, distill: DistillRecipe) -> StepResult:
+        """One optimiser step with its learning rate and its loss.
 
         Raises:
             XciteError: the loss or the gradient is not finite.
@@ -314,7 +316,9 @@ class _Run:
         ]
         answers = [self.teacher.answers(part) if self.teacher else None for part in parts]
         self.whole = False
-        result = self.engine.train_step(parts, learning_rate=rate, paths=paths, teacher=answers)
+        result = self.engine.train_step(
+            parts, learning_rate=rate, paths=paths, teacher=answers, distill=distill
+        )
         self.whole = True
         if not math.isfinite(result.loss + result.gradient_norm):
             raise NotFinite(

@@ -113,6 +113,8 @@ class Plan:
                     space=recipe.distill.space,
                 )
             rows.append((tr("teacher"), said))
+            if changing := schedules.distillation_in_words(recipe):
+                rows.append((tr("distillation"), changing))
         rows += [(tr("note"), translated(note)) for note in self.notes]
         return [*self.found, *(line(label, text) for label, text in rows)]
 

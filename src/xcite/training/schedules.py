@@ -1,14 +1,14 @@
-"""Learning rates as pure functions of the step; nothing here keeps state.
+"""What changes from step to step, as pure functions of the step; nothing here keeps state.
 
-``t`` below is the time in epochs, step / steps_per_epoch, ``w`` the length of the warm-up and ``E``
-of the run. Values are those used *in* a step, and agree with what the public codes really did:
-timm 0.4.9 as driven by the official main.py, and PASSL v1.1 on paddle.
+Of the learning rate: ``t`` below is the time in epochs, step / steps_per_epoch, ``w`` the length of
+the warm-up and ``E`` of the run. Values are those used *in* a step, and agree with what the public
+codes really did: timm 0.4.9 as driven by the official main.py, and PASSL v1.1 on paddle.
 """
 
 import math
 
 from xcite.language import tr
-from xcite.recipe import Recipe
+from xcite.recipe import DistillRecipe, Recipe
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
@@ -61,3 +61,33 @@ def in_words(recipe: Recipe, steps_per_epoch: int) -> str:
             epoch=optim.epochs,
         )
     return tr("{rise}, {after}; set {every}", rise=warming + peak, after=after, every=every)
+
+
+def distillation(recipe: Recipe, step: int, steps_per_epoch: int) -> DistillRecipe:
+    """The ``distill`` section with alpha and tau of optimiser step ``step``, counted from 0.
+
+    The first step has the first values, the last step of the run the last ones. A section in which
+    nothing changes is returned as it is.
+    """
+    distill = recipe.distill
+    if not distill.changing:
+        return distill
+    last = recipe.optim.epochs * steps_per_epoch - 1
+    share = step / last if last else 0.0
+    if distill.schedule == "cosine":
+        share = (1 - math.cos(math.pi * share)) / 2
+    # Both ends are exact so; a + share * (b - a) may miss b by a rounding.
+    values = {name: (1 - share) * a + share * b for name, (a, b) in distill.changing.items()}
+    return distill.model_copy(update=values)
+
+
+def distillation_in_words(recipe: Recipe) -> str:
+    """How the loss of distillation changes, as a sentence; empty where it does not."""
+    changing, said = recipe.distill.changing, []
+    for name, (first, last) in changing.items():
+        said.append(tr("{name} from {first:g} to {last:g}", name=name, first=first, last=last))
+    if not said:
+        return ""
+    linear = recipe.distill.schedule == "linear"
+    how = tr("linearly over all steps") if linear else tr("by a cosine over all steps")
+    return tr("{changes}, {how}", changes=tr(", ").join(said), how=how)

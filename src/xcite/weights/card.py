@@ -17,15 +17,15 @@ def model_card(report: Report, part: PartReport) -> str:
     name = part.variant or report.file.rsplit(".", 1)[0]
     published = {entry.name: entry for entry in catalog.entries()}.get(part.variant or "")
     rows = [
-        ("Model", f"{part.family or 'unknown'}, variant {_cell(part.variant or 'of its own')}"),
+        ("Model", f"{part.family or 'unknown'}, variant {cell(part.variant or 'of its own')}"),
         ("Parameters", f"{part.parameters:,}" if part.parameters else "unknown"),
         ("Classes", str(part.classes) if part.classes else "none: gives features"),
         ("Number types", ", ".join(part.dtypes)),
         ("Licence", published.licence if published else "not recorded"),
-        ("File", f"{_cell(report.file)}, {report.bytes:,} bytes, {report.container}"),
+        ("File", f"{cell(report.file)}, {report.bytes:,} bytes, {report.container}"),
         ("SHA-256", report.sha256),
     ]
-    lines = [f"# {_cell(name)}", "", "| | |", "|---|---|"]
+    lines = [f"# {cell(name)}", "", "| | |", "|---|---|"]
     lines += [f"| {title} | {text} |" for title, text in rows]
     lines += ["", "## Input", ""]
     if part.preprocessing is not None:
@@ -39,7 +39,7 @@ def model_card(report: Report, part: PartReport) -> str:
         lines.append("Not recorded: the file does not say how its pictures were prepared.")
     lines += ["", "## Measured", ""]
     if metadata is not None and metadata.metrics:
-        lines += [f"- {_cell(key)}: {_cell(value)}" for key, value in metadata.metrics.items()]
+        lines += [f"- {cell(key)}: {cell(value)}" for key, value in metadata.metrics.items()]
     elif published is not None:
         lines.append(
             f"Published by its authors: {published.top1:.1f} % ({published.note}, ImageNet-1k, "
@@ -51,15 +51,15 @@ def model_card(report: Report, part: PartReport) -> str:
     provenance = dict(metadata.provenance) if metadata is not None else {}
     if metadata is not None and metadata.recipe_hash:
         provenance["recipe hash"] = metadata.recipe_hash
-    lines += [f"- {_cell(key)}: {_cell(value)}" for key, value in provenance.items()]
+    lines += [f"- {cell(key)}: {cell(value)}" for key, value in provenance.items()]
     if not provenance:
         lines.append("Not recorded.")
     if part.assumed:
         lines += ["", f"Not readable from the weights, so assumed: {', '.join(part.assumed)}."]
     lines += ["", "## Architecture", "", "| field | value |", "|---|---|"]
-    lines += [f"| {key} | {_cell(value)} |" for key, value in (part.architecture or {}).items()]
+    lines += [f"| {key} | {cell(value)} |" for key, value in (part.architecture or {}).items()]
     if metadata is not None and metadata.class_names:
-        shown = [_cell(name) for name in metadata.class_names[:20]]
+        shown = [cell(name) for name in metadata.class_names[:20]]
         more = len(metadata.class_names) - len(shown)
         lines += ["", "## Classes", "", ", ".join(shown) + (f" and {more} more" if more else "")]
     lines += ["", "## Use", "", "```python", "import xcite", "", f"path = {report.file!r}"]
@@ -95,7 +95,7 @@ def _numbers(values: tuple[float, ...]) -> str:
     return ", ".join(f"{value:g}" for value in values)
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
     """A stranger's text on one line, unable to start a table, tag, link or formula of its own."""
     text = visible(" ".join(str(value).split())[:300])
     # Underscores inside words mean nothing.

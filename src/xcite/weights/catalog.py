@@ -142,6 +142,22 @@ def find(name: str) -> Entry:
     return known[name]
 
 
+def licence(source: str) -> str | None:
+    """The licence of weights named or stored as they are published; None for all others.
+
+    A file must have its published name, and its published hash where there is one.
+    """
+    path = Path(os.path.expanduser(source))
+    for entry in entries():
+        if not path.exists() and source == entry.name:
+            return entry.licence
+        names = (entry.file_name, *(f"{entry.name}{suffix}" for suffix in _SUFFIXES))
+        if path.is_file() and path.name in names:
+            known = entry.sha256 is None or file_sha256(path).startswith(entry.sha256)
+            return entry.licence if known else None
+    return None
+
+
 def cache_folder() -> Path:
     """Where fetched files are kept: ``xcite/weights`` under XDG_CACHE_HOME, else ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME")

@@ -3,6 +3,11 @@
     manifest.json             what the answers depend on, field by field, and its hash
     view-00000.safetensors    the answers for the pictures of epoch 0; one file a view
     view-00001.part-00003.safetensors    a part of a view that is still being computed
+    README.md                 a card for people, see `card`
+    checksums.sha256          of manifest and views, as sha256sum writes them
+
+A view is the unit to share and to shard by: of 1.28 million pictures it takes 2.7 MB with hard
+answers, and is read at once.
 
 "present" is a bit per (picture, repetition), in the order index * repeats + repetition; the answers
 follow in that order. Hard: "classes" uint16 or uint32 (n,). Soft and DML: "top_classes" (n, top),
@@ -11,11 +16,16 @@ probability of all other classes together, which is spread over them evenly when
 Cosine: "features" float16 (n, D) of length 1.
 
 "replaced" int64 (m, 2), where there are any: keys of damaged pictures and of those shown instead.
+
+A view's metadata say what storing cost: "outside_mean" and "outside_largest" of "rest", and
+"divergence", the mean KL divergence of the stored answers from the given ones in nats.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +33,11 @@ import numpy as np
 
 from xcite.errors import XciteError
 from xcite.weights.safetensors_files import read_safetensors, write_safetensors
+from xcite.weights.stored import StoredTensor
 
 FORMAT = "xcite teacher cache 1"
 _MANIFEST_LIMIT = 16 * 2**20  # bytes
+_REMEDY = "delete it and run `xcite teach`"
 
 Columns = dict[str, np.ndarray]
 
@@ -50,9 +62,26 @@ def part_path(folder: Path, view: int, part: int) -> Path:
     return folder / f"view-{view:05d}.part-{part:05d}.safetensors"
 
 
-def save(path: Path, columns: Columns, hashed: str, view: int) -> None:
+def views_in(folder: Path) -> dict[int, Path]:
+    """The complete views that a folder holds: number to file, rising."""
+    found = {
+        int(match[1]): path
+        for path in folder.iterdir()
+        if (match := re.fullmatch(r"view-(\d{5,9})\.safetensors", path.name)) and path.is_file()
+    }
+    return dict(sorted(found.items()))
+
+
+def save(
+    path: Path,
+    columns: Columns,
+    hashed: str,
+    view: int,
+    measured: Mapping[str, float] | None = None,
+) -> None:
     """Write a view or a part of it; ``hashed`` says which cache it belongs to."""
-    write_safetensors(path, columns, {"format": FORMAT, "hash": hashed, "view": str(view)})
+    said = {name: f"{value:.6g}" for name, value in (measured or {}).items()}
+    write_safetensors(path, columns, {"format": FORMAT, "hash": hashed, "view": str(view), **said})
 
 
 def read(path: Path, hashed: str, view: int) -> Columns:
@@ -61,17 +90,34 @@ def read(path: Path, hashed: str, view: int) -> Columns:
     Raises:
         XciteError: damaged, or of another cache or view.
     """
-    remedy = "delete it and run `xcite teach`"
-    try:
+    tensors, _ = read_header(path, hashed, view)
+    with _remedy(path):
+        return {name: tensor.load() for name, tensor in tensors.items()}
+
+
+def read_header(
+    path: Path, hashed: str, view: int
+) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """The columns of a view, their numbers not read, and its metadata.
+
+    Raises:
+        XciteError: as `read`.
+    """
+    with _remedy(path):
         tensors, said = read_safetensors(path)
-        columns = {name: tensor.load() for name, tensor in tensors.items()}
-    except XciteError as error:
-        raise XciteError(f"{error}; for a teacher cache: {remedy}") from error
-    except OSError as error:
-        raise XciteError(f"cannot read {path}: {error.strerror or error}; {remedy}") from error
     if (said.get("hash"), said.get("view")) != (hashed, str(view)):
-        raise XciteError(f"{path} belongs to another teacher cache; {remedy}")
-    return columns
+        raise XciteError(f"{path} belongs to another teacher cache; {_REMEDY}")
+    return tensors, said
+
+
+@contextlib.contextmanager
+def _remedy(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except XciteError as error:
+        raise XciteError(f"{error}; for a teacher cache: {_REMEDY}") from error
+    except OSError as error:
+        raise XciteError(f"cannot read {path}: {error.strerror or error}; {_REMEDY}") from error
 
 
 def read_view(folder: Path, view: int, hashed: str, classes: int) -> Columns:

@@ -231,6 +231,17 @@ def compress(answers: np.ndarray, recipe: Recipe, classes: int) -> Columns:
     }
 
 
+def divergence(answers: np.ndarray, stored: Columns, recipe: Recipe, classes: int) -> np.ndarray:
+    """KL divergence of what `compress` made of logits (B, K) from them, float32 (B,), in nats."""
+    p = probabilities(answers, recipe.distill.temperature)  # (B, K)
+    kept = log_probabilities(
+        stored["top_classes"], stored["top_probabilities"], stored["rest"], classes
+    )
+    given = np.log(np.maximum(p, np.finfo(np.float64).tiny))
+    lost: np.ndarray = (p * (given - kept)).sum(1).astype(np.float32)
+    return lost
+
+
 def _short(value: Any) -> str:
     text = str(value)
     return f"{text[:12]}..." if len(text) > 40 else text

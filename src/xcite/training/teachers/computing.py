@@ -24,7 +24,13 @@ from xcite.training.teachers.cache_files import (
     save,
     view_path,
 )
-from xcite.training.teachers.cached import compress, dependencies, refuse_differences
+from xcite.training.teachers.cached import (
+    compress,
+    dependencies,
+    divergence,
+    refuse_differences,
+)
+from xcite.training.teachers.card import licence_of, write_card
 from xcite.training.teachers.live import LiveTeacher
 from xcite.whole_files import write_text
 
@@ -67,9 +73,13 @@ def compute(
         "depends": depends,
         "teacher": teacher.identity(),
         "classes": teacher.outputs,
+        "class_names": teacher.class_names,
+        "pictures": len(source),
     }
+    known: dict[str, Any] = {}
     if (folder / "manifest.json").is_file():
-        refuse_differences(folder, depends, read_manifest(folder)["depends"])
+        known = read_manifest(folder)
+        refuse_differences(folder, depends, known["depends"])
     elif folder.is_dir() and not all(map(is_leftover, folder.iterdir())):
         raise XciteError(f"{folder} is not empty and holds no teacher cache; give another --out")
     try:
@@ -80,7 +90,8 @@ def compute(
     loaders: list[TrainLoader] = []
     try:
         remove_leftovers(folder)
-        if not (folder / "manifest.json").is_file():
+        if {*manifest, "licence"} - known.keys():  # a new cache, or one of an earlier version
+            manifest = {**manifest, "licence": licence_of(recipe.distill.teacher), **known}
             write_text(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
         loaders += [
             TrainLoader(source, recipe, rank=r, world_size=processes) for r in range(processes)
@@ -91,7 +102,9 @@ def compute(
             if not view_path(folder, view).is_file():
                 for steps in work.compute(view):
                     after_batch(view * each + steps * recipe.optim.batch, views * each)
+                write_card(folder, view_path(folder, view))
             after_batch((view + 1) * each, views * each)
+        write_card(folder)  # also where nothing was left to compute: an earlier version wrote none
     finally:
         for loader in loaders:
             loader.close()
@@ -146,6 +159,8 @@ class _Work:
         part = read(path, self.hashed, view)
         if "shown" not in part:  # written before pictures could stand in for others
             part["shown"] = part["keys"]
+        if "rest" in part and "divergence" not in part:  # written before it was measured
+            part["divergence"] = np.full(len(part["rest"]), np.nan, np.float32)
         return part
 
     def _answers(self, batch: Batch) -> Columns:
@@ -156,11 +171,19 @@ class _Work:
         keys = [part.keys(self.recipe.data.repeats) for part in parts]
         wanted, shown = (np.concatenate(each) for each in zip(*keys, strict=True))
         stored = compress(answers, self.recipe, self.teacher.outputs)
+        if "rest" in stored:
+            stored["divergence"] = divergence(answers, stored, self.recipe, self.teacher.outputs)
         return {"keys": wanted, "shown": shown, **stored}
 
     def _finish(self, view: int, whole: Columns) -> None:
         """Sort the answers of a view by key, with a bit for every key that has one."""
         keys, shown = whole.pop("keys"), whole.pop("shown")
+        measured = {}
+        if "rest" in whole:
+            lost, outside = whole.pop("divergence"), whole["rest"].astype(np.float64)
+            measured = {"outside_mean": outside.mean(), "outside_largest": outside.max()}
+            if np.isfinite(lost).all():
+                measured["divergence"] = lost.mean(dtype=np.float64)
         order = np.argsort(keys, kind="stable")
         present = np.zeros(self.keys, bool)
         present[keys] = True
@@ -168,4 +191,4 @@ class _Work:
         columns["present"] = np.packbits(present)
         if (replaced := order[keys[order] != shown[order]]).size:
             columns["replaced"] = np.stack([keys[replaced], shown[replaced]], axis=1)
-        save(view_path(self.folder, view), columns, self.hashed, view)
+        save(view_path(self.folder, view), columns, self.hashed, view, measured)

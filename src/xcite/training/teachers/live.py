@@ -24,6 +24,7 @@ class LiveTeacher:
         predict: logits float32 (B, K'), or features, of images in the teacher's normalisation and
             size.
         outputs: how many there are of what the student learns, of a picture.
+        class_names: what the outputs mean; None for features, or where nobody says.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class LiveTeacher:
         columns: np.ndarray | None,
         hard: bool,
         identity: Mapping[str, Any],
+        class_names: Sequence[str] | None = None,
         notes: Sequence[str] = (),
     ) -> None:
         """Args:
@@ -48,6 +50,7 @@ class LiveTeacher:
         self.predict = predict
         self.notes = list(notes)
         self.outputs = classes if columns is None else len(columns)
+        self.class_names = list(class_names) if class_names else None
         self._student = student
         self._own = own
         self._classes = classes
@@ -107,8 +110,11 @@ def live_teacher(recipe: Recipe, class_names: Sequence[str]) -> LiveTeacher:
             engine.load_weights(tensors)
             predict = engine.features if question.answers == "features" else engine.predict
         outputs = known.outputs(recipe.distill.space)
-    columns, note = None, None
-    if recipe.distill.space == "classes":
+    columns, note, names = None, None, None
+    if recipe.distill.space == "teacher-classes":
+        names = known.class_names
+    elif recipe.distill.space == "classes":
+        names = list(class_names)
         columns, note = match_classes(
             known.class_names,
             class_names,
@@ -124,6 +130,7 @@ def live_teacher(recipe: Recipe, class_names: Sequence[str]) -> LiveTeacher:
         columns=columns,
         hard=question.answers == "classes",
         identity=known.identity() | {"engine": runs_on},
+        class_names=names,
         notes=[*known.notes, *([note] if note else [])],
     )
 

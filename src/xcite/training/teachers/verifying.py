@@ -16,6 +16,7 @@ from xcite.errors import XciteError
 from xcite.recipe import Recipe
 from xcite.training.teachers.cache_files import view_path
 from xcite.training.teachers.cached import CachedTeacher, directions, open_cache, probabilities
+from xcite.training.teachers.checksums import check_files
 from xcite.training.teachers.live import LiveTeacher
 
 # Of a probability: float16 keeps three digits, and engines differ by less.
@@ -27,11 +28,13 @@ class Verified:
     """What was compared.
 
     Attributes:
+        files: of the cache, with their checksums; 0 where it has none.
         entries: answers that were computed again.
         largest: the largest difference of a probability, or of a component of features of length
             1; of classes, how much more probable the teacher's answer is than the one that is kept.
     """
 
+    files: int
     entries: int
     largest: float
 
@@ -45,17 +48,18 @@ def verify(
     *,
     processes: int = 1,
 ) -> Verified:
-    """Compute the answers of random steps again and compare them with ``recipe.distill.cache``.
+    """Check the files of ``recipe.distill.cache``, and compute answers of random steps again.
 
     Args:
         entries: at least so many; whole steps are computed, as mixing joins their pictures.
         processes: that the cache was made for.
 
     Raises:
-        XciteError: no cache, one that does not fit the recipe, or answers that differ by more than
-            rounding.
+        XciteError: no cache, damaged files, one that does not fit the recipe, or answers that
+            differ by more than rounding.
     """
     folder = Path(os.path.expanduser(recipe.distill.cache or ""))
+    files = check_files(folder)
     views = next(view for view in itertools.count() if not view_path(folder, view).is_file())
     recipe = recipes.with_values(recipe, "distill", views=max(views, 1))
     cached = open_cache(recipe, source, class_names, processes=processes)
@@ -83,7 +87,7 @@ def verify(
             f"teacher's, by up to {largest:.3g} of a probability; make another one with "
             "`xcite teach --out`"
         )
-    return Verified(compared, largest)
+    return Verified(files, compared, largest)
 
 
 def _gap(cached: CachedTeacher, teacher: LiveTeacher, batch: Batch, recipe: Recipe) -> np.ndarray:
