@@ -8,8 +8,9 @@ several ways, the same number of steps each, for every seed:
 
 The folder holds train and val. It runs what a person would type; the commands are printed as they
 run, and results as they come. Prints a Markdown table: gains are over the student alone with the
-same seed. "matching" hears the teacher alone; "pretrained" learns the features of the teacher
-without any labels for the first half of the epochs, then trains alone for the second.
+same seed. "matching" hears the teacher alone; "features" learns the teacher's features beside the
+labels; "pretrained" learns them without any labels for the first half of the epochs, then trains
+alone for the second.
 """
 
 import argparse
@@ -27,6 +28,7 @@ WAYS = {
     "soft": ["distill.loss=soft"],
     "dml": ["distill.loss=dml"],
     "matching": ["distill.loss=dml", "distill.alpha=1"],
+    "features": ["distill.loss=cosine", "distill.space=features"],
     "pretrained": ["distill.loss=cosine", "distill.space=features", "distill.alpha=1"],
 }
 
@@ -58,7 +60,8 @@ def main() -> None:
         run = [*data, f"run.seed={seed}", *options.set]
         for way in ways:
             began, folder = time.monotonic(), out / f"{way}-{seed}"
-            asked = teacher if way == "pretrained" else options.program or teacher
+            # a program shows no features
+            asked = teacher if "distill.loss=cosine" in WAYS[way] else options.program or teacher
             taught = [*run, *WAYS[way], f"distill.teacher={asked}"] if WAYS[way] else run
             if way == "pretrained":
                 accuracy = pretrained(options.recipe, folder, run, taught, validation)
