@@ -23,7 +23,8 @@ from xcite import recipe as recipes
 from xcite.data.batch import Batch
 from xcite.data.pipeline import TrainLoader
 from xcite.engines import create_engine
-from xcite.recipe import DistillRecipe, Recipe
+from xcite.recipe import Recipe
+from xcite.recipe_sections import DistillRecipe
 from xcite.training import plan
 from xcite.training.teachers.cached import open_cache
 from xcite.training.teachers.computing import compute

@@ -19,7 +19,7 @@ from xcite.data.batch import Batch
 from xcite.engines import create_engine
 from xcite.engines.interface import Engine
 from xcite.preprocessing import Preprocessing
-from xcite.recipe import DistillRecipe, OptimRecipe
+from xcite.recipe_sections import DistillRecipe, OptimRecipe
 from xcite.training import checkpoint
 from xcite.training.checkpoint import Position
 from xcite.training.json_lines import append

@@ -46,7 +46,7 @@ import numpy as np
 from xcite.choices import default_choices
 from xcite.engines.allocation import keep_freed_memory
 from xcite.evaluation.throughput import reset_resident_peak, resident_peak
-from xcite.recipe import OptimRecipe
+from xcite.recipe_sections import OptimRecipe
 from xcite.variants import Architecture, find
 
 THREADS = len(os.sched_getaffinity(0))

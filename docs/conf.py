@@ -10,7 +10,7 @@ from sphinx.util.typing import stringify_annotation
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 import xcite
-from xcite.recipe import Section
+from xcite.recipe_sections import Section
 
 project = "Xcite"
 author = "The Xcite authors"

@@ -12,7 +12,7 @@ from PIL import Image
 from xcite.data import mixing, randaugment, transforms
 from xcite.data.pipeline import epoch_length, view_order
 from xcite.preprocessing import Preprocessing
-from xcite.recipe import AugmentRecipe
+from xcite.recipe_sections import AugmentRecipe
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 PICTURES = np.load(FIXTURES / "augmentation/pictures.npz")

@@ -9,7 +9,7 @@ import pytest
 
 from xcite.engines import installed
 from xcite.errors import XciteError
-from xcite.recipe import QUESTIONS, DistillRecipe
+from xcite.recipe_sections import QUESTIONS, DistillRecipe
 
 # Made by running the official losses.py and PASSL's DistillationWrapper in float64.
 GOLDEN = json.loads(

@@ -15,7 +15,7 @@ from xcite import variants
 from xcite.data.batch import Batch
 from xcite.engines import create_engine, installed
 from xcite.preprocessing import Preprocessing
-from xcite.recipe import DistillRecipe, OptimRecipe
+from xcite.recipe_sections import DistillRecipe, OptimRecipe
 
 IMAGES = reference_images((4, 3, 64, 64), seed=0)
 ARCHITECTURES = ["xcit_nano_12_p8", "xcit_tiny_12_p16"]

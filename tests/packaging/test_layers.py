@@ -27,6 +27,7 @@ LAYERS = [
         "machine",
         "recipe",
         "lazy_modules",
+        "recipe_sections",
         "recipe_text",
         "cost",
         "processor",

@@ -7,7 +7,7 @@ from xcite.choices import default_choices
 from xcite.engines import create_engine, installed
 from xcite.evaluation.throughput import random_batch
 from xcite.preprocessing import Preprocessing
-from xcite.recipe import DistillRecipe, OptimRecipe
+from xcite.recipe_sections import DistillRecipe, OptimRecipe
 from xcite.tuning.knobs import Work, knobs
 from xcite.variants import XCiTArchitecture
 

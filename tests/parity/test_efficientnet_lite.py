@@ -12,7 +12,7 @@ from xcite.errors import XciteError
 from xcite.export.graph import build
 from xcite.families.efficientnet_lite import ARCHITECTURES, EfficientNetLiteArchitecture
 from xcite.preprocessing import Preprocessing
-from xcite.recipe import DistillRecipe, OptimRecipe
+from xcite.recipe_sections import DistillRecipe, OptimRecipe
 from xcite.weights import catalog, open_weights
 
 EXPECTED = np.load(Path(__file__).parents[1] / "fixtures/efficientnet_lite/logits.npz")

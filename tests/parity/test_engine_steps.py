@@ -12,7 +12,7 @@ from xcite.engines import create_engine, installed
 from xcite.engines.pixels import model_input
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
-from xcite.recipe import QUESTIONS, DistillRecipe
+from xcite.recipe_sections import QUESTIONS, DistillRecipe
 from xcite.runtime.ranking import probabilities
 from xcite.variants import RegNetArchitecture
 

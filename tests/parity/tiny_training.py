@@ -6,7 +6,7 @@ from xcite.data.batch import Batch, Mixing
 from xcite.engines import create_engine
 from xcite.preprocessing import Preprocessing
 from xcite.randomness import drop_path_scales
-from xcite.recipe import DistillRecipe, OptimRecipe
+from xcite.recipe_sections import DistillRecipe, OptimRecipe
 from xcite.variants import XCiTArchitecture
 
 ARCHITECTURE = XCiTArchitecture(8, 32, 2, 4, num_classes=10, drop_path=0.2)

@@ -13,7 +13,8 @@ from xcite.cli import main
 from xcite.engines import engine_package, installed
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
-from xcite.recipe import DistillRecipe, Recipe
+from xcite.recipe import Recipe
+from xcite.recipe_sections import DistillRecipe
 from xcite.training import plan
 from xcite.training.loop import train
 from xcite.training.projection import student_alone, widen, widened

@@ -9,6 +9,7 @@ import pytest
 
 from xcite import recipe as recipes
 from xcite.errors import XciteError
+from xcite.recipe_sections import QUESTIONS
 
 PROMISED = (
     "digits",
@@ -163,15 +164,16 @@ def test_the_last_setting_wins() -> None:
 
 def test_every_distillation_loss_says_what_it_asks_a_teacher() -> None:
     losses = get_args(recipes.DistillRecipe.model_fields["loss"].annotation)
-    assert losses == ("none", *recipes.QUESTIONS)
+    assert losses == ("none", *QUESTIONS)
     assert recipes.DistillRecipe().question is None
-    warm = {loss: recipes.DistillRecipe(loss=loss, tau=3.0) for loss in recipes.QUESTIONS}
+    warm = {loss: recipes.DistillRecipe(loss=loss, tau=3.0) for loss in QUESTIONS}
     assert {loss: section.temperature for loss, section in warm.items()} == {
         "hard": 1.0,
         "soft": 3.0,
         "dml": 1.0,
+        "cosine": 1.0,
     }
-    assert [loss for loss, q in recipes.QUESTIONS.items() if q.answers == "classes"] == ["hard"]
+    assert [loss for loss, q in QUESTIONS.items() if q.answers == "classes"] == ["hard"]
 
 
 def test_a_recipe_is_a_file(tmp_path):

@@ -26,7 +26,7 @@ from xcite.engines.interface import Engine
 from xcite.engines.pixels import model_input
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
-from xcite.recipe import DistillRecipe, OptimRecipe
+from xcite.recipe_sections import DistillRecipe, OptimRecipe
 from xcite.variants import Architecture
 from xcite.weights import Metadata, open_weights, save_weights
 from xcite.whole_files import whole_file

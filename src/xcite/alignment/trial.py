@@ -12,7 +12,8 @@ from xcite.data.pipeline import TrainLoader
 from xcite.families import Architecture
 from xcite.preprocessing import Preprocessing
 from xcite.randomness import drop_path_scales, generator
-from xcite.recipe import DistillRecipe, OptimRecipe, Recipe, RunRecipe
+from xcite.recipe import Recipe
+from xcite.recipe_sections import DistillRecipe, OptimRecipe, RunRecipe
 from xcite.training import plan
 from xcite.variants import find
 from xcite.weights import open_weights

@@ -7,7 +7,7 @@ from xcite.errors import XciteError
 
 if TYPE_CHECKING:
     from xcite.data.sources import Source
-    from xcite.recipe import DataRecipe
+    from xcite.recipe_sections import DataRecipe
 
 
 def own_pictures(model: str, ask: str) -> "tuple[Source, DataRecipe]":

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from xcite.data.batch import Mixing
-from xcite.recipe import AugmentRecipe
+from xcite.recipe_sections import AugmentRecipe
 
 
 class Draws(Protocol):

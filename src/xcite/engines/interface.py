@@ -14,7 +14,7 @@ import numpy as np
 from xcite.choices import Choices
 from xcite.data.batch import Batch
 from xcite.preprocessing import Preprocessing
-from xcite.recipe import DistillRecipe, OptimRecipe
+from xcite.recipe_sections import DistillRecipe, OptimRecipe
 from xcite.variants import Architecture
 
 

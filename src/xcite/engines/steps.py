@@ -21,7 +21,7 @@ from xcite.engines.pixels import model_input
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
 from xcite.randomness import generator
-from xcite.recipe import DistillRecipe, OptimRecipe
+from xcite.recipe_sections import DistillRecipe, OptimRecipe
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from xcite.canonical import initial_weights
 from xcite.errors import XciteError
 from xcite.families import Architecture
 from xcite.preprocessing import Preprocessing, in_pixels
-from xcite.recipe import ModelRecipe, Recipe
+from xcite.recipe import Recipe
+from xcite.recipe_sections import ModelRecipe
 from xcite.runtime.classes import brief, same_in_order
 from xcite.variants import ARCHITECTURES, architecture_name
 from xcite.weights import open_weights

@@ -24,7 +24,8 @@ from xcite.control_characters import visible
 from xcite.engines.interface import StepResult
 from xcite.language import tr
 from xcite.machine import most_memory
-from xcite.recipe import DistillRecipe, Recipe
+from xcite.recipe import Recipe
+from xcite.recipe_sections import DistillRecipe
 from xcite.training import lines
 from xcite.training.run_folder import RunFolder
 from xcite.training.tensorboard import Board

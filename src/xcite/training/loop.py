@@ -24,7 +24,8 @@ from xcite.evaluation.accuracy import Accuracy
 from xcite.evaluation.evaluate import validation_line
 from xcite.language import noted
 from xcite.randomness import drop_path_scales
-from xcite.recipe import DistillRecipe, Recipe
+from xcite.recipe import Recipe
+from xcite.recipe_sections import DistillRecipe
 from xcite.training import checkpoint, lines, plan, tensorboard, validation
 from xcite.training.computing import engine_for
 from xcite.training.interruption import Stopped, StopRequest

@@ -15,7 +15,8 @@ from xcite.errors import XciteError
 from xcite.families import Architecture
 from xcite.language import padded, tr, translated
 from xcite.preprocessing import in_pixels
-from xcite.recipe import Recipe, RunRecipe
+from xcite.recipe import Recipe
+from xcite.recipe_sections import RunRecipe
 from xcite.training import initial, schedules
 from xcite.training.computing import settle_precision
 from xcite.training.projection import widen, widened

@@ -8,7 +8,8 @@ codes really did: timm 0.4.9 as driven by the official main.py, and PASSL v1.1 o
 import math
 
 from xcite.language import tr
-from xcite.recipe import DistillRecipe, Recipe
+from xcite.recipe import Recipe
+from xcite.recipe_sections import DistillRecipe
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:

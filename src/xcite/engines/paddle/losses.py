@@ -8,7 +8,7 @@ from paddle import Tensor
 from paddle.nn.functional import cosine_similarity, log_softmax, softmax
 
 from xcite.errors import XciteError
-from xcite.recipe import DistillRecipe
+from xcite.recipe_sections import DistillRecipe
 
 
 def loss(logits: Tensor, targets: Tensor, teacher: Tensor | None, distill: DistillRecipe) -> Tensor:

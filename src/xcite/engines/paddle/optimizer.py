@@ -9,7 +9,7 @@ from paddle import Tensor
 
 from xcite.engines.decay import decays
 from xcite.engines.paddle.canonical_state import canonical_name, from_canonical, to_canonical
-from xcite.recipe import OptimRecipe
+from xcite.recipe_sections import OptimRecipe
 
 # Names of ours to those of Paddle.
 MOMENTS = {"moment1": "moment1_0", "moment2": "moment2_0"}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from xcite.engines.decay import decays
 from xcite.engines.torch.canonical_state import canonical_name, from_canonical, to_canonical
-from xcite.recipe import OptimRecipe
+from xcite.recipe_sections import OptimRecipe
 
 # Names of ours to those of PyTorch.
 MOMENTS = {"moment1": "exp_avg", "moment2": "exp_avg_sq"}
