@@ -158,12 +158,17 @@ def paddle_program(
 # --- ONNX -------------------------------------------------------------------------------------
 
 
-def onnx_program(folder: Path, shape: tuple[int | str, ...] = ("batch", 1, "h", "w")) -> Path:
+def onnx_program(
+    folder: Path,
+    shape: tuple[int | str, ...] = ("batch", 1, "h", "w"),
+    answer: str = "Identity",
+) -> Path:
     onnx = pytest.importorskip("onnx")
     graph = onnx.helper.make_graph(
         [
             onnx.helper.make_node("ReduceMean", ["images", "axes"], ["means"], keepdims=0),
-            onnx.helper.make_node("MatMul", ["means", "matrix"], ["answer"]),
+            onnx.helper.make_node("MatMul", ["means", "matrix"], ["products"]),
+            onnx.helper.make_node(answer, ["products"], ["answer"]),
         ],
         "teacher",
         [onnx.helper.make_tensor_value_info("images", 1, list(shape))],
@@ -207,6 +212,15 @@ def test_a_program_answers_as_the_module_it_was_made_of(kind: str, tmp_path: Pat
         np.testing.assert_allclose(teacher.answers(batch_of()), expected(seen), atol=1e-5)
         assert any("has no bundle.json beside it" in note for note in teacher.notes)
         assert teacher.identity()["name"] == path.name
+
+
+def test_of_probabilities_the_logarithms_are_the_logits(tmp_path: Path) -> None:
+    recipe = tiny(onnx_program(tmp_path, answer="Softmax"))
+    teacher = live_teacher(recipe, CLASSES)
+    assert any("gives probabilities alone" in note for note in teacher.notes)
+    logits = expected(model_input(batch_of(), recipe.preprocessing))
+    logarithms = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    np.testing.assert_allclose(teacher.answers(batch_of()), logarithms, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from xcite.errors import XciteError
 from xcite.processor import this_processor
 from xcite.runtime.precision import as_run
 
+TINY = 1e-12  # stands for a probability that was rounded to zero
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -50,6 +52,7 @@ class Program(ABC):
     outputs: list[str]
     takes: tuple[int | None, ...] = ()
     _answer: str | None = None  # the output that the logits are, once it has run
+    _probable: bool = False  # whether that output holds probabilities
 
     def __init__(self, given: Arguments) -> None:
         self.called = given.called
@@ -100,7 +103,7 @@ class Program(ABC):
         """Logits float32 (B, K) of such images.
 
         They are the output "logits", or else the first of floating point and shape (B, K). One that
-        is the softmax of another is passed over.
+        is the softmax of another is passed over; of one that is alone the logarithm is taken.
 
         Raises:
             XciteError: refused images, or no such output.
@@ -108,7 +111,13 @@ class Program(ABC):
         outputs = self.run(images)
         if self._answer is None:
             self._answer = self._found(outputs, len(images))
-        return outputs[self._answer].astype(np.float32, copy=False)
+            self._probable = self._answer != "logits" and _are_probabilities(outputs[self._answer])
+            if self._probable:
+                self.notes.append(
+                    f"{self.called} gives probabilities alone; their logarithms are its logits"
+                )
+        answer = outputs[self._answer].astype(np.float32, copy=False)
+        return np.log(np.maximum(answer, TINY)) if self._probable else answer
 
     def _found(self, outputs: dict[str, np.ndarray], count: int) -> str:
         if "logits" in outputs:
@@ -138,6 +147,12 @@ def first_line(error: Exception) -> str:
         lines = lines[-1:]  # a trace of its own stands before it
     said = [line for line in lines if not line.startswith("Exception from ")] or lines
     return said[0][:200] if said else type(error).__name__
+
+
+def _are_probabilities(answer: np.ndarray) -> bool:
+    """Whether every row is one of probabilities; a single class has none worth a logarithm."""
+    sums = answer.sum(1, dtype=np.float64)
+    return answer.shape[1] > 1 and bool((answer >= 0).all() and np.allclose(sums, 1, atol=1e-3))
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

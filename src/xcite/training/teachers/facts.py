@@ -183,6 +183,7 @@ def program_facts(path: str, recipe: Recipe) -> tuple[Facts, Program]:
     classes = _counted(program, preprocessing)
     if names is not None and len(names) != classes:
         raise XciteError(f"teacher {path} gives {classes} logits and its bundle names {len(names)}")
+    notes += program.notes
     known = Facts(file.name, digest.hexdigest(), preprocessing, classes, names, notes)
     return known, program
 
