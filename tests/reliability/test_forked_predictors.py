@@ -91,24 +91,29 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.mark.parametrize(("bundle", "runtime"), RUNTIMES)
-@pytest.mark.parametrize("beside", ["", "torch"])
-def test_forked_and_pickled(bundles: Path, bundle: str, runtime: str, beside: str) -> None:
-    if beside and beside not in installed():
-        pytest.skip("no PyTorch")
+def run(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run Python in a folder; a fault is a hang, hence the limit."""
     environment = {**os.environ, "PYTHONPATH": str(Path(xcite.__file__).parents[1])}
     environment.pop("OMP_NUM_THREADS", None)  # PaddlePaddle sets it here, for its own workers
-    # spawning once is slow enough
-    started = "spawn" if runtime == "onnxruntime" and not beside else "fork"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "program.py", bundle, runtime, started, beside],
-        cwd=bundles,
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", *arguments],
+        cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
+
+
+@pytest.mark.parametrize(("bundle", "runtime"), RUNTIMES)
+@pytest.mark.parametrize("beside", ["", "torch"])
+def test_forked_and_pickled(bundles: Path, bundle: str, runtime: str, beside: str) -> None:
+    if beside and beside not in installed():
+        pytest.skip("no PyTorch")
+    # spawning once is slow enough
+    started = "spawn" if runtime == "onnxruntime" and not beside else "fork"
+    done = run(bundles, "program.py", bundle, runtime, started, beside)
     assert done.returncode == 0, done.stderr
     assert {"flushed", "all answered"} <= set(done.stdout.splitlines())  # Paddle says more
 
@@ -151,17 +156,7 @@ if __name__ == "__main__":
     print("still here:", answers(predictor))
 """
     (bundles / "refused.py").write_text(code)
-    environment = {**os.environ, "PYTHONPATH": str(Path(xcite.__file__).parents[1])}
-    environment.pop("OMP_NUM_THREADS", None)
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "refused.py", beside],
-        cwd=bundles,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run(bundles, "refused.py", beside)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if ": " in line]
     assert {"made in a child: 2", "spawned: 2", "still here: 2"} <= set(lines)
@@ -185,14 +180,6 @@ if not os.fork():
     sys.exit()
 os.wait()
 """
-    environment = {**os.environ, "PYTHONPATH": str(Path(xcite.__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
+    done = run(tmp_path, "-c", code)
+    assert done.returncode == 0, done.stderr
     assert "bundle bundle was exported again" in done.stdout
