@@ -9,8 +9,11 @@ several ways, the same number of steps each, for every seed:
 The folder holds train and val. It runs what a person would type; the commands are printed as they
 run, and results as they come. Prints a Markdown table: gains are over the student alone with the
 same seed. "matching" hears the teacher alone; "features" learns the teacher's features beside the
-labels; "pretrained" learns them without any labels for the first half of the epochs, then trains
-alone for the second.
+labels; "pretrained" learns them without any labels for the first part of the steps, then trains
+alone for the rest; "labelled" learns the teacher's classes so. Their pictures without labels may be
+others, and how many epochs of each is told so that the steps are as many as those of the others:
+
+    ... --ways labelled --unlabelled more_pictures --before 2 --after 10
 """
 
 import argparse
@@ -30,7 +33,9 @@ WAYS = {
     "matching": ["distill.loss=dml", "distill.alpha=1"],
     "features": ["distill.loss=cosine", "distill.space=features"],
     "pretrained": ["distill.loss=cosine", "distill.space=features", "distill.alpha=1"],
+    "labelled": ["distill.loss=dml", "distill.space=teacher-classes", "distill.alpha=1"],
 }
+IN_TWO_PARTS = ("pretrained", "labelled")
 
 
 def main() -> None:
@@ -44,6 +49,9 @@ def main() -> None:
     parser.add_argument("--engine", default="paddle", choices=("paddle", "torch"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--unlabelled", type=Path, help="else the training pictures")
+    parser.add_argument("--before", type=int, help="epochs without labels; else half of all")
+    parser.add_argument("--after", type=int, help="epochs with labels then; else the other half")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
     ways = ["alone", *(way for way in options.ways if way != "alone")]
@@ -63,8 +71,8 @@ def main() -> None:
             # a program shows no features
             asked = teacher if "distill.loss=cosine" in WAYS[way] else options.program or teacher
             taught = [*run, *WAYS[way], f"distill.teacher={asked}"] if WAYS[way] else run
-            if way == "pretrained":
-                accuracy = pretrained(options.recipe, folder, run, taught, validation)
+            if way in IN_TWO_PARTS:
+                accuracy = in_two_parts(options, folder, run, taught, validation)
             else:
                 if WAYS[way]:  # alpha is no matter of the answers
                     cache = out / f"answers-{WAYS[way][0].partition('=')[2]}-{seed}"
@@ -94,17 +102,22 @@ def main() -> None:
         print(f"{row} {statistics.mean(gains):+.2f} | {error:.2f} |")
 
 
-def pretrained(
-    recipe: str, folder: Path, run: list[str], taught: list[str], validation: str
+def in_two_parts(
+    options: argparse.Namespace, folder: Path, run: list[str], taught: list[str], validation: str
 ) -> float:
-    """Half of the epochs without labels, the other half with them and without the teacher."""
+    """First without labels, then with them and without the teacher."""
     told = [value.partition("=")[2] for value in run if value.startswith("optim.epochs=")]
-    epochs = int(told[-1]) if told else epochs_of(recipe)
-    before = folder.with_name(f"{folder.name}-before")
-    first = [*taught, "data.labels=false", "data.validation=null", f"optim.epochs={epochs // 2}"]
-    xcite("train", recipe, "--out", before, *settings(first))
-    rest = [*run, validation, f"optim.epochs={epochs - epochs // 2}", f"init.weights={before}"]
-    return train(recipe, folder, [*rest, "init.reset_head=true"])
+    epochs = int(told[-1]) if told else epochs_of(options.recipe)
+    before = options.before or epochs // 2
+    after = options.after or epochs - before
+    pictures = options.unlabelled or options.pictures / "train"
+    first = folder.with_name(f"{folder.name}-before")
+    alone = ["data.labels=false", "data.validation=null", f"data.train={pictures}"]
+    warm = [f"optim.epochs={before}", "optim.warmup_epochs=0.5", "distill.views=null"]
+    xcite("train", options.recipe, "--out", first, *settings([*taught, *alone, *warm]))
+    rest = [*run, validation, f"optim.epochs={after}", "optim.warmup_epochs=0.5"]
+    start = [f"init.weights={first}", "init.reset_head=true"]
+    return train(options.recipe, folder, [*rest, *start])
 
 
 def epochs_of(recipe: str) -> int:
