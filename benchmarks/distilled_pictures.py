@@ -11,9 +11,10 @@ run, and results as they come. Prints a Markdown table: gains are over the stude
 same seed. "matching" hears the teacher alone; "features" learns the teacher's features beside the
 labels; "pretrained" learns them without any labels for the first part of the steps, then trains
 alone for the rest; "labelled" learns the teacher's classes so. Their pictures without labels may be
-others, and how many epochs of each is told so that the steps are as many as those of the others:
+others, and how many epochs of each is told so that the steps are as many as those of the others.
+"more" hears the teacher alone about those pictures, in class folders that nobody looks at:
 
-    ... --ways labelled --unlabelled more_pictures --before 2 --after 10
+    ... --ways labelled more --unlabelled more_pictures --before 2 --after 10
 """
 
 import argparse
@@ -33,6 +34,7 @@ WAYS = {
     "matching": ["distill.loss=dml", "distill.alpha=1"],
     "features": ["distill.loss=cosine", "distill.space=features"],
     "pretrained": ["distill.loss=cosine", "distill.space=features", "distill.alpha=1"],
+    "more": ["distill.loss=dml", "distill.alpha=1"],
     "labelled": ["distill.loss=dml", "distill.space=teacher-classes", "distill.alpha=1"],
 }
 IN_TWO_PARTS = ("pretrained", "labelled")
@@ -74,8 +76,11 @@ def main() -> None:
             if way in IN_TWO_PARTS:
                 accuracy = in_two_parts(options, folder, run, taught, validation)
             else:
+                if way == "more":
+                    taught += [f"data.train={options.unlabelled}", f"optim.epochs={options.before}"]
                 if WAYS[way]:  # alpha is no matter of the answers
-                    cache = out / f"answers-{WAYS[way][0].partition('=')[2]}-{seed}"
+                    asked = way if way == "more" else WAYS[way][0].partition("=")[2]
+                    cache = out / f"answers-{asked}-{seed}"
                     if not cache.exists():
                         xcite(
                             "teach",

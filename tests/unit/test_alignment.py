@@ -16,6 +16,7 @@ from xcite.alignment.trial import Trial, prepare
 from xcite.cli import main
 from xcite.engines import installed
 from xcite.errors import XciteError
+from xcite.recipe_sections import QUESTIONS
 
 TINY = """
 model: {name: xcit_nano_12_p8, patch_size: 2, embed_dim: 16, depth: 3, num_heads: 2, drop_path: 0.3}
@@ -30,9 +31,10 @@ def tiny_trial(steps: int = 2, settings: Sequence[str] = ()) -> Trial:
 
 
 @pytest.mark.skipif(len(installed()) < 2, reason="needs both engines")
-@pytest.mark.parametrize("loss", ["none", *recipes.QUESTIONS])
+@pytest.mark.parametrize("loss", ["none", *QUESTIONS])
 def test_both_engines_are_aligned(loss: str) -> None:
     settings = [] if loss == "none" else [f"distill.loss={loss}", "distill.teacher=drawn"]
+    settings += ["distill.space=features"] if loss == "cosine" else []
     given = tiny_trial(3, settings)
     paddle, torch = (measure(Side(engine), given) for engine in ("paddle", "torch"))
     report = compare("tiny", paddle, torch)

@@ -15,8 +15,11 @@ from xcite.randomness import drop_path_scales, generator
 from xcite.recipe import Recipe
 from xcite.recipe_sections import DistillRecipe, OptimRecipe, RunRecipe
 from xcite.training import plan
+from xcite.training.projection import widen, widened
 from xcite.variants import find
 from xcite.weights import open_weights
+
+PROJECTED = 8  # outputs of a teacher that is not there
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,12 @@ def trial(
     question = recipe.distill.question
     if question is not None:
         # The loss is compared, not the teacher: any answers do, as long as both sides get them.
+        outputs = architecture.num_classes
+        if recipe.distill.space != "classes" and batches[0].targets is not None:
+            outputs -= batches[0].targets.shape[1]  # those of the projection
         drawn = [
             generator(seed, "teacher", step).standard_normal(
-                (len(batch.labels), architecture.num_classes), np.float32
+                (len(batch.labels), outputs), np.float32
             )
             for step, batch in enumerate(batches)
         ]
@@ -104,7 +110,7 @@ def prepare(
             batches = list(itertools.islice(itertools.chain.from_iterable(epochs), steps))
         finally:
             loader.close()
-        architecture, weights = prepared.architecture, prepared.weights
+        architecture, weights = prepared.built, prepared.weights
         notes = [f"the first {steps} batches of {recipe.data.train}"]
     else:
         settings = {"num_classes": classes} if classes else {}
@@ -118,6 +124,10 @@ def prepare(
         path, weights = recipe.init.weights, None
         if path:
             weights = open_weights(path, architecture=architecture).tensors
+        if recipe.distill.space != "classes":
+            if weights is not None:
+                weights = widen(weights, architecture, PROJECTED, recipe.run.seed)
+            architecture = widened(architecture, PROJECTED)
         notes = [f"{steps} batches of noise"]
     if weights is None:
         weights = moved_weights(architecture, recipe.run.seed)
