@@ -33,8 +33,9 @@ def inspect(
     weights_dir: Path = typer.Option(None, help="Folder of published files."),
 ) -> None:
     """Say what weights or a teacher cache hold, without executing or reading their numbers."""
-    if is_cache(Path(source).expanduser()):
-        cache = facts(Path(source).expanduser())
+    folder = Path(source).expanduser()
+    if is_cache(folder):
+        cache = facts(folder)
         if as_json:
             values = cache.model_dump(mode="json")
             lines = json.dumps(values, indent=2, ensure_ascii=False).split("\n")

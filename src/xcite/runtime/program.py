@@ -11,6 +11,7 @@ import numpy as np
 from xcite.errors import XciteError
 from xcite.processor import this_processor
 from xcite.runtime.precision import as_run
+from xcite.runtime.ranking import probabilities
 
 TINY = 1e-12  # stands for a probability that was rounded to zero
 
@@ -129,7 +130,7 @@ class Program(ABC):
         }
         for name, values in fit.items():
             others = (v for other, v in fit.items() if other != name and v.shape == values.shape)
-            if not any(np.allclose(values, _softmax(other), atol=1e-3) for other in others):
+            if not any(np.allclose(values, probabilities(other), atol=1e-3) for other in others):
                 return name
         shapes = ", ".join(f"{name} {values.shape}" for name, values in outputs.items())
         raise XciteError(
@@ -153,8 +154,3 @@ def _are_probabilities(answer: np.ndarray) -> bool:
     """Whether every row is one of probabilities; a single class has none worth a logarithm."""
     sums = answer.sum(1, dtype=np.float64)
     return answer.shape[1] > 1 and bool((answer >= 0).all() and np.allclose(sums, 1, atol=1e-3))
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers: np.ndarray = np.exp(logits - logits.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis, in float64 to sum to 1."""
-    logits = logits.astype(np.float64)
+def probabilities(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Softmax over the last axis at a temperature, in float64 to sum to 1."""
+    logits = logits.astype(np.float64) / temperature
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     shares: np.ndarray = powers / powers.sum(axis=-1, keepdims=True)
     return shares

@@ -3,6 +3,7 @@
 import logging
 import threading
 import warnings
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,8 @@ class _TorchProgram(Program):
     def reads(cls, path: Path) -> bool:
         return program_of(archive_names(path)) == cls.name
 
-    def _load(self, given: Arguments) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def _load(self, given: Arguments) -> Any: ...
 
     def _run(self, images: np.ndarray) -> dict[str, np.ndarray]:
         with self._lock, self._torch.no_grad():

@@ -17,6 +17,7 @@ from xcite.data.batch import Batch
 from xcite.data.sources import Source
 from xcite.errors import XciteError
 from xcite.recipe import Recipe
+from xcite.runtime.ranking import probabilities, top_classes
 from xcite.training.teachers.cache_files import Columns, read_manifest, read_view, view_path
 from xcite.training.teachers.facts import facts
 
@@ -196,14 +197,6 @@ def log_probabilities(
     return result
 
 
-def probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """float64 (B, K), softmax of logits at a temperature."""
-    scaled = logits.astype(np.float64) / temperature
-    p: np.ndarray = np.exp(scaled - scaled.max(1, keepdims=True))
-    p /= p.sum(1, keepdims=True)
-    return p
-
-
 def directions(features: np.ndarray) -> np.ndarray:
     """(B, D) of length 1; the cosine does not see the length."""
     length = np.linalg.norm(features, axis=1, keepdims=True)
@@ -221,8 +214,7 @@ def compress(answers: np.ndarray, recipe: Recipe, classes: int) -> Columns:
     if recipe.distill.space == "features":
         return {"features": directions(answers).astype(np.float16)}
     p = probabilities(answers, recipe.distill.temperature)  # (B, K)
-    top = min(recipe.distill.top, p.shape[1])
-    best = np.argsort(-p, axis=1, kind="stable")[:, :top]  # (B, top)
+    best = top_classes(p, recipe.distill.top)  # (B, top)
     kept = np.take_along_axis(p, best, 1)
     return {
         "top_classes": best.astype(whole),

@@ -14,8 +14,9 @@ from xcite.data.pipeline import TrainLoader
 from xcite.data.sources import Source
 from xcite.errors import XciteError
 from xcite.recipe import Recipe
+from xcite.runtime.ranking import probabilities
 from xcite.training.teachers.cache_files import view_path
-from xcite.training.teachers.cached import CachedTeacher, directions, open_cache, probabilities
+from xcite.training.teachers.cached import CachedTeacher, directions, open_cache
 from xcite.training.teachers.checksums import check_files
 from xcite.training.teachers.live import LiveTeacher
 
