@@ -33,8 +33,8 @@ class Choices(BaseModel):
     # Runs that were begun before there was this one go on without.
     compiled: bool = Field(
         default=False,
-        description="PaddlePaddle, float32: operators that this machine's C++ compiler makes at "
-        "first use, where it has one",
+        description="float32: operators that this machine's C++ compiler makes at first use, where "
+        "it has one",
     )
 
 
@@ -46,12 +46,13 @@ def default_choices(
     Args:
         engine: "paddle" or "torch".
         processor: this one, if left out.
-        compiled: whether there is a compiler for Paddle's operators.
+        compiled: whether there is a compiler for operators.
     """
-    compiled = compiled and engine == "paddle"
     processor = processor or this_processor()
+    newer = "avx512bw" in processor.instructions
+    compiled = compiled and (engine == "paddle" or not newer)
     # MKL leaves AVX-512 unused on AMD's processors, oneDNN's convolutions use it.
-    wide = "avx512bw" in processor.instructions and processor.vendor == "AuthenticAMD"
+    wide = newer and processor.vendor == "AuthenticAMD"
     return Choices(
         products="convolution" if wide else "matrix",
         apart_from=25_000_000,

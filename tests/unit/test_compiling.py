@@ -11,7 +11,8 @@ import pytest
 
 pytest.importorskip("paddle")
 
-from xcite.engines.paddle.kernels import compiled, library
+from xcite.engines.kernels import compiled
+from xcite.engines.paddle.kernels import library
 
 FOLDER = Path(compiled.__file__).parent
 pytestmark = pytest.mark.skipif(
@@ -22,8 +23,8 @@ pytestmark = pytest.mark.skipif(
 LOADS = """
 import sys
 from pathlib import Path
-from xcite.engines.paddle.kernels import compiled
-assert compiled.load(Path(compiled.__file__).parent) is not None
+from xcite.engines.kernels import compiled
+assert compiled.load(Path(compiled.__file__).parent, "paddle") is not None
 """
 
 
@@ -41,10 +42,10 @@ def compiler(monkeypatch, tmp_path, script):
 
 
 def test_what_was_compiled_is_found_again(cache, monkeypatch, tmp_path):
-    assert compiled.load(FOLDER) is not None
+    assert compiled.load(FOLDER, "paddle") is not None
     (made,) = cache.iterdir()
     before = made.stat()
-    assert compiled.load(FOLDER) is not None
+    assert compiled.load(FOLDER, "paddle") is not None
     assert list(cache.iterdir()) == [made]
     assert made.stat().st_mtime_ns == before.st_mtime_ns
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
@@ -54,7 +55,7 @@ def test_what_was_compiled_is_found_again(cache, monkeypatch, tmp_path):
     for path in FOLDER.iterdir():
         if path.suffix in (".h", ".cpp"):
             (changed / path.name).write_text(path.read_text() + "\n")
-    assert compiled.load(changed) is not None
+    assert compiled.load(changed, "paddle") is not None
     assert len(list(cache.iterdir())) == 2
 
 
@@ -67,12 +68,12 @@ def test_processes_compile_at_once(cache):
 @pytest.mark.parametrize("script", ["exit 1", "echo nonsense >&2; exit 3", "exit 0"])
 def test_a_broken_compiler_is_none(cache, monkeypatch, tmp_path, script):
     compiler(monkeypatch, tmp_path, script)
-    assert compiled.load(FOLDER) is None
+    assert compiled.load(FOLDER, "paddle") is None
     assert list(cache.iterdir()) == []
 
 
 def test_a_damaged_library_is_made_anew(cache):
-    compiled.load(FOLDER)
+    compiled.load(FOLDER, "paddle")
     (made,) = cache.iterdir()
     # not in place: this process has it open
     made.unlink()
@@ -86,37 +87,37 @@ def test_a_compiler_that_hangs_is_given_up(cache, monkeypatch, tmp_path):
     compiler(monkeypatch, tmp_path, "exec sleep 60")
     monkeypatch.setattr(compiled, "SECONDS", 0.3)
     start = time.monotonic()
-    assert compiled.load(FOLDER) is None
+    assert compiled.load(FOLDER, "paddle") is None
     assert time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize("named", ["/no/such/c++", "no-such-compiler -x"])
 def test_no_compiler_is_none(cache, monkeypatch, named):
     monkeypatch.setenv("CXX", named)
-    assert compiled.load(FOLDER) is None
+    assert compiled.load(FOLDER, "paddle") is None
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", "")
-    assert compiled.load(FOLDER) is None
+    assert compiled.load(FOLDER, "paddle") is None
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o770])
 def test_a_folder_that_others_may_write_is_not_used(cache, mode):
     cache.mkdir(parents=True)
     cache.chmod(mode)
-    assert compiled.load(FOLDER) is None
+    assert compiled.load(FOLDER, "paddle") is None
     assert list(cache.iterdir()) == []
 
 
 def test_a_library_that_others_may_write_is_not_loaded(cache):
-    assert compiled.load(FOLDER) is not None
+    assert compiled.load(FOLDER, "paddle") is not None
     (made,) = cache.iterdir()
     made.chmod(0o777)
-    assert compiled.load(FOLDER) is None
+    assert compiled.load(FOLDER, "paddle") is None
 
 
 def test_a_user_without_a_cache_does_without(monkeypatch):
     monkeypatch.setattr(compiled, "user_cache", lambda name: None)
-    assert compiled.load(FOLDER) is None
+    assert compiled.load(FOLDER, "paddle") is None
 
 
 STEP = """

@@ -38,7 +38,7 @@ def knobs(work: Work) -> dict[str, tuple[Any, ...]]:
     found: dict[str, tuple[Any, ...]] = {}
     if work.engine == "torch" and work.precision == "float32":
         found["products"] = ("matrix", "convolution")
-    if work.engine == "paddle" and work.precision == "float32":
+    if work.precision == "float32":
         found["compiled"] = (True, False)
     found["slice_bytes"] = SLICES
     if work.attention == "auto":

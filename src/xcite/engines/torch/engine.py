@@ -18,6 +18,7 @@ from xcite.engines.torch import canonical_state, losses, optimizer, processes
 from xcite.engines.torch.batch_norm import untouched_statistics
 from xcite.engines.torch.build import build
 from xcite.engines.torch.fast import use
+from xcite.engines.torch.kernels import library
 from xcite.errors import XciteError
 from xcite.processor import this_processor
 from xcite.whole_files import whole_file
@@ -57,7 +58,8 @@ class Engine(TrainingEngine):
 
     @classmethod
     def compiles(cls, device: str) -> bool:
-        return False  # its own operators are fast enough
+        cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+        return cpu and library.available()
 
     @property
     def on_cpu(self) -> bool:
@@ -74,7 +76,9 @@ class Engine(TrainingEngine):
         torch.set_num_threads(threads)
 
     def _possible(self, choices: Choices | None) -> Choices:
-        return choices or default_choices(self.name)
+        compiled = self.compiles(self._device_asked)
+        choices = choices or default_choices(self.name, compiled=compiled)
+        return choices if compiled else choices.model_copy(update={"compiled": False})
 
     def _placed(self, model: Any) -> Any:
         return model.to(self._device)

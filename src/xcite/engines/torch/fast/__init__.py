@@ -62,5 +62,5 @@ def accelerate(model: Module, attention: str = "auto", choices: Choices | None =
 def use(model: nn.Module, choices: Choices) -> None:
     """Have the fast operators of a model compute as chosen from now on."""
     for module in model.modules():
-        if isinstance(module, (FastXCA, FastMlp, FastGELU)):
+        if isinstance(module, (FastXCA, FastLPI, FastMlp, FastGELU)):
             module.choices = choices

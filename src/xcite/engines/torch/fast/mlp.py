@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from xcite.choices import Choices
 from xcite.engines.torch.fast.expected import as_built
-from xcite.engines.torch.fast.gelu import FastGELU
+from xcite.engines.torch.fast.gelu import FastGELU, gelu, gelu_again
 from xcite.engines.torch.fast.layer_scale import scaled
 from xcite.engines.torch.fast.matmul import linear, weight_gradient
 from xcite.engines.torch.fast.precision import autocast_dtype, full_precision
-from xcite.engines.torch.fast.second_order import differentiated
+from xcite.engines.torch.second_order import differentiated
 from xcite.engines.torch.xcit import LAYER_NORM_EPS, Mlp
 
 
@@ -113,7 +113,7 @@ class SlicedMlp(torch.autograd.Function):
                     )
                 normed = normed.to(dtype)
                 hidden = linear(normed, w1, b1, choices)
-                activated = F.gelu(hidden)
+                activated = gelu(hidden, choices)
                 branch = linear(activated, w2, b2, choices).to(x.dtype)
                 if factors is None:
                     torch.add(rows[part], branch, out=y[part])
@@ -152,19 +152,18 @@ class SlicedMlp(torch.autograd.Function):
                 scaled = grads[part] if factors is None else grads[part] * factors[part]
                 grad_b2 += scaled.sum(0)
                 g = scaled.to(ctx.dtype)
-                if activated is None:
-                    activated = F.gelu(hidden)
+                slope = linear(g, w2.t(), None, choices)
+                activated, slope, sums = gelu_again(hidden, activated, slope, choices)
                 grad_w2 += weight_gradient(g, activated, choices).to(grad_w2.dtype)
-                g = torch.ops.aten.gelu_backward(linear(g, w2.t(), None, choices), hidden)
-                grad_w1 += weight_gradient(g, normed, choices).to(grad_w1.dtype)
-                grad_b1 += g.sum(0)
-                g = linear(g, w1.t(), None, choices).to(x.dtype)
+                grad_w1 += weight_gradient(slope, normed, choices).to(grad_w1.dtype)
+                grad_b1 += sums
+                g = linear(slope, w1.t(), None, choices).to(x.dtype)
                 if norm_weight is not None:
                     shape, affine = norm_weight.shape, (norm_weight, norm_bias)
-                    g, *sums = torch.ops.aten.native_layer_norm_backward(
+                    g, *of_norm = torch.ops.aten.native_layer_norm_backward(
                         g, rows[part], shape, mean, rstd, *affine, [True] * 3
                     )
-                    grad_norm += torch.stack(sums)
+                    grad_norm += torch.stack(of_norm)
                 torch.add(grads[part], g, out=grad_x[part])
         grad_affine = (None, None) if norm_weight is None else grad_norm
         grad_x = grad_x.view_as(x)

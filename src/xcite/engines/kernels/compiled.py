@@ -23,11 +23,14 @@ FLAGS = (
 SECONDS = 60.0
 
 
-def load(folder: Path) -> ctypes.CDLL | None:
+def load(folder: Path, owner: str) -> ctypes.CDLL | None:
     """The library of the folder's one .cpp file; None where it cannot be made.
 
     Its name in the cache says what it was made of: the sources, the flags, and all that the
     compiler says of itself and of this processor. Any number of processes may ask at once.
+
+    Args:
+        owner: gets a copy of its own, with what it keeps in it apart from others'.
     """
     cache = _private_folder()
     compiler = _compiler()
@@ -36,7 +39,7 @@ def load(folder: Path) -> ctypes.CDLL | None:
     flags = [*FLAGS, *_without_hidden_instructions()]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         about = _run([*compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull], cache)
-        key = hashlib.sha256(repr((compiler, flags)).encode() + about)
+        key = hashlib.sha256(repr((compiler, flags, owner)).encode() + about)
         for path in sorted(folder.iterdir()):
             if path.suffix in (".cpp", ".h"):
                 key.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")

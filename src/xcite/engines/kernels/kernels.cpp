@@ -1,8 +1,8 @@
-// What Paddle computes slowly on a CPU: LayerNorm, local patch interaction and MLP of float32, and
-// their gradients. Arrays are dense, tokens (B, N, C) with the channels last.
+// What the frameworks compute slowly on a CPU: LayerNorm, local patch interaction, GELU and MLP of
+// float32, and their gradients. Arrays are dense, tokens (B, N, C) with the channels last.
 //
-// Plain C++17 without any library: threads and matrix products are Paddle's own, handed in by
-// `attach`, so that no second set of threads competes with the first. Sums over tokens are made of
+// Plain C++17 without any library: threads and matrix products are the framework's own, handed in
+// by `attach`, so that no second set of threads competes with the first. Sums over tokens are made of
 // parts whose bounds depend on the shape alone: they are the same for any count of threads.
 
 #include <atomic>
@@ -280,6 +280,44 @@ int mlp(int threads, Index count, Index channels, Index wide, Index slice, int k
   return failed;
 }
 
+// Of each picture: the sum of its rows.
+void row_sums(int threads, Index pictures, Index count, Index width, const float *x, float *out) {
+  const Rows rows(count);
+  std::vector<float> sums(pictures * rows.parts * width, 0.0f);
+  each(threads, pictures * rows.parts, [&](Index part) {
+    float *to = sums.data() + part * width;
+    const float *from = x + part / rows.parts * count * width;
+    for (Index r = rows.begin(part % rows.parts); r < rows.end(part % rows.parts); ++r)
+#pragma omp simd
+      for (Index c = 0; c < width; ++c) to[c] += from[r * width + c];
+  });
+  for (Index i = 0; i < pictures; ++i)
+    add_up(sums.data() + i * rows.parts * width, rows.parts, width, width, out + i * width);
+}
+
+// activated = gelu(hidden); slope, the gradient of that, becomes that of hidden, and by_bias the sum
+// of its rows.
+void activate_back(int threads, Index count, Index wide, const float *hidden, float *slope,
+                   float *activated, float *by_bias) {
+  const Rows rows(count);
+  std::vector<float> sums(rows.parts * wide, 0.0f);
+  each(threads, rows.parts, [&](Index part) {
+    float *to = sums.data() + part * wide;
+    for (Index r = rows.begin(part); r < rows.end(part); ++r) {
+      const float *before = hidden + r * wide;
+      float *of = slope + r * wide, *into = activated + r * wide;
+#pragma omp simd
+      for (Index c = 0; c < wide; ++c) {
+        const float below = cdf(before[c]);
+        into[c] = before[c] * below;
+        of[c] *= below + before[c] * pdf(before[c]);
+        to[c] += of[c];
+      }
+    }
+  });
+  add_up(sums.data(), rows.parts, wide, wide, by_bias);
+}
+
 // activated, grad_hidden: of a slice
 int mlp_back(int threads, Index count, Index channels, Index wide, Index slice, const float *x,
              const float *weight1, const float *weight2, const float *hidden, const float *grad,
@@ -287,34 +325,15 @@ int mlp_back(int threads, Index count, Index channels, Index wide, Index slice, 
              float *grad_bias1, float *grad_weight2, float *grad_bias2) {
   set_threads(threads);
   int failed = 0;
-  const Index stride = wide + channels;
-  std::vector<float> totals(stride, 0.0f), of_slice(stride), sums;
+  std::vector<float> of_slice(wide);
   for (Index first = 0; first < count && !failed; first += slice) {
     const Index n = std::min(slice, count - first);
     const float *from = x + first * channels, *g = grad + first * channels;
     const float more = first ? 1.0f : 0.0f;
     failed |= product('N', 'T', n, wide, channels, 1.0f, g, channels, weight2, channels, 0.0f,
                       grad_hidden, wide);
-    const Rows rows(n);
-    sums.assign(rows.parts * stride, 0.0f);
-    each(threads, rows.parts, [&](Index part) {
-      float *by_bias1 = sums.data() + part * stride, *by_bias2 = by_bias1 + wide;
-      for (Index r = rows.begin(part); r < rows.end(part); ++r) {
-        const float *before = hidden + (first + r) * wide;
-        float *slope = grad_hidden + r * wide, *into = activated + r * wide;
-#pragma omp simd
-        for (Index c = 0; c < wide; ++c) {
-          const float below = cdf(before[c]);
-          into[c] = before[c] * below;
-          slope[c] *= below + before[c] * pdf(before[c]);
-          by_bias1[c] += slope[c];
-        }
-#pragma omp simd
-        for (Index c = 0; c < channels; ++c) by_bias2[c] += g[r * channels + c];
-      }
-    });
-    add_up(sums.data(), rows.parts, stride, stride, of_slice.data());
-    for (Index i = 0; i < stride; ++i) totals[i] += of_slice[i];
+    activate_back(threads, n, wide, hidden + first * wide, grad_hidden, activated, of_slice.data());
+    for (Index c = 0; c < wide; ++c) grad_bias1[c] = (first ? grad_bias1[c] : 0.0f) + of_slice[c];
     failed |= product('T', 'N', channels, wide, n, 1.0f, from, channels, grad_hidden, wide, more,
                       grad_weight1, wide);
     failed |= product('T', 'N', wide, channels, n, 1.0f, activated, wide, g, channels, more,
@@ -322,8 +341,7 @@ int mlp_back(int threads, Index count, Index channels, Index wide, Index slice, 
     failed |= product('N', 'T', n, channels, wide, 1.0f, grad_hidden, wide, weight1, wide, 0.0f,
                       grad_x + first * channels, channels);
   }
-  std::copy(totals.begin(), totals.begin() + wide, grad_bias1);
-  std::copy(totals.begin() + wide, totals.end(), grad_bias2);
+  row_sums(threads, 1, count, channels, grad, grad_bias2);
   return failed;
 }
 
@@ -347,22 +365,6 @@ int products(int threads, Index pictures, int turn_a, int turn_b, Index m, Index
   });
   return failed;
 }
-
-// Of each picture: the sum of its rows.
-void row_sums(int threads, Index pictures, Index count, Index width, const float *x, float *out) {
-  const Rows rows(count);
-  std::vector<float> sums(pictures * rows.parts * width, 0.0f);
-  each(threads, pictures * rows.parts, [&](Index part) {
-    float *to = sums.data() + part * width;
-    const float *from = x + part / rows.parts * count * width;
-    for (Index r = rows.begin(part % rows.parts); r < rows.end(part % rows.parts); ++r)
-#pragma omp simd
-      for (Index c = 0; c < width; ++c) to[c] += from[r * width + c];
-  });
-  for (Index i = 0; i < pictures; ++i)
-    add_up(sums.data() + i * rows.parts * width, rows.parts, width, width, out + i * width);
-}
-
 
 // y (B, D, rows, columns) of x (B, C, H, W) and weight (D, C, 3, 3), padded by a pixel
 int convolve(int threads, Index pictures, Index height, Index width, Index in, Index out,

@@ -1,0 +1,1 @@
+"""The compiled operators (`xcite.engines.kernels`) on PyTorch's threads and tensors."""
