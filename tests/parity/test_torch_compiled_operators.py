@@ -159,7 +159,7 @@ def trained(choices, dtype=torch.float32, frozen=""):
     }
 
 
-USED = {"gelu", "gelu_back", "activate_back", "local", "local_back"}
+USED = {"gelu", "gelu_back", "activate", "activate_back", "layer_norm_back", "local", "local_back"}
 
 
 def test_a_model_uses_them_with_the_same_numbers(called):

@@ -7,6 +7,7 @@ import numpy as np
 
 from xcite import canonical
 from xcite.canonical import parameter_count
+from xcite.choices import default_choices
 from xcite.cost import activations
 from xcite.data.pipeline import TrainLoader
 from xcite.data.sources import Source
@@ -132,8 +133,8 @@ def line(label: str, text: str) -> str:
 
 def _engine_in_words(run: RunRecipe) -> str:
     said = f"{run.engine}, {run.precision}"
-    chosen = run.choices is None or run.choices.compiled
-    if chosen and run.operators == "fast" and run.precision == "float32":
+    chosen = run.choices or default_choices(run.engine)
+    if chosen.compiled and run.operators == "fast" and run.precision == "float32":
         compiles = engine_package(run.engine).Engine.compiles(run.device)
         said += tr(", operators compiled here") if compiles else ""
     return said

@@ -12,9 +12,10 @@ from xcite.engines.kernels import compiled
 ARGUMENTS = {
     "gelu": "in pp",
     "gelu_back": "in ppp",
+    "activate": "inn ppp",
     "activate_back": "inn pppp",
     "layer_norm": "inn f pppppp",
-    "layer_norm_back": "inn pppppppp",
+    "layer_norm_back": "inn ppppp pppp",
     "local": "innnn i f ppppppppppp",
     "local_back": "innnn i f pppppppp ppppppp pp",
     "mlp": "innnn i pppppppp",

@@ -60,15 +60,18 @@ void layer_norm(int threads, Index count, Index width, float epsilon, const floa
   });
 }
 
+// residual: what is added to grad_x, if anything
 void layer_norm_back(int threads, Index count, Index width, const float *x, const float *weight,
-                     const float *mean, const float *inverse, const float *grad, float *grad_x,
-                     float *grad_weight, float *grad_bias) {
+                     const float *mean, const float *inverse, const float *grad,
+                     const float *residual, float *grad_x, float *grad_weight, float *grad_bias) {
   const Rows rows(count);
+  const std::vector<float> zeros(width, 0.0f);
   std::vector<float> sums(rows.parts * 2 * width, 0.0f);
   each(threads, rows.parts, [&](Index part) {
     float *by_weight = sums.data() + part * 2 * width, *by_bias = by_weight + width;
     for (Index r = rows.begin(part); r < rows.end(part); ++r) {
       const float *from = x + r * width, *g = grad + r * width;
+      const float *more = residual ? residual + r * width : zeros.data();
       float *to = grad_x + r * width;
       const float middle = mean[r], scale = inverse[r];
       float all = 0.0f, along = 0.0f;
@@ -84,7 +87,7 @@ void layer_norm_back(int threads, Index count, Index width, const float *x, cons
       along /= width;
 #pragma omp simd
       for (Index c = 0; c < width; ++c)
-        to[c] = scale * (g[c] * weight[c] - all - (from[c] - middle) * scale * along);
+        to[c] = more[c] + scale * (g[c] * weight[c] - all - (from[c] - middle) * scale * along);
     }
   });
   add_up(sums.data(), rows.parts, 2 * width, width, grad_weight);
@@ -250,6 +253,22 @@ void local_back(int threads, Index pictures, Index height, Index width, Index ch
   add_up(sums.data() + 9 * channels, parts, stride, channels, grad_bias1);
 }
 
+// hidden += bias; activated = gelu(hidden)
+void activate(int threads, Index count, Index wide, float *hidden, const float *bias,
+              float *activated) {
+  const Rows rows(count);
+  each(threads, rows.parts, [&](Index part) {
+    for (Index r = rows.begin(part); r < rows.end(part); ++r) {
+      float *of = hidden + r * wide, *into = activated + r * wide;
+#pragma omp simd
+      for (Index c = 0; c < wide; ++c) {
+        of[c] += bias[c];
+        into[c] = of[c] * cdf(of[c]);
+      }
+    }
+  });
+}
+
 // y = gelu(x W1 + b1) W2 + b2, `slice` tokens at a time; hidden = x W1 + b1 of all tokens if
 // `keep`, else of a slice; activated: of a slice. Returns 0 if all went well.
 int mlp(int threads, Index count, Index channels, Index wide, Index slice, int keep, const float *x,
@@ -262,17 +281,11 @@ int mlp(int threads, Index count, Index channels, Index wide, Index slice, int k
     float *before = hidden + (keep ? first * wide : 0), *to = y + first * channels;
     failed |= product('N', 'N', n, wide, channels, 1.0f, x + first * channels, channels, weight1,
                       wide, 0.0f, before, wide);
+    activate(threads, n, wide, before, bias1, activated);
     const Rows rows(n);
     each(threads, rows.parts, [&](Index part) {
-      for (Index r = rows.begin(part); r < rows.end(part); ++r) {
-        float *of = before + r * wide, *into = activated + r * wide;
-#pragma omp simd
-        for (Index c = 0; c < wide; ++c) {
-          of[c] += bias1[c];
-          into[c] = of[c] * cdf(of[c]);
-        }
-        std::copy(bias2, bias2 + channels, to + r * channels);
-      }
+      for (Index r = rows.begin(part); r < rows.end(part); ++r)
+        std::copy_n(bias2, channels, to + r * channels);
     });
     failed |= product('N', 'N', n, channels, wide, 1.0f, activated, wide, weight2, channels, 1.0f,
                       to, channels);

@@ -76,9 +76,9 @@ class Engine(TrainingEngine):
         torch.set_num_threads(threads)
 
     def _possible(self, choices: Choices | None) -> Choices:
-        compiled = self.compiles(self._device_asked)
-        choices = choices or default_choices(self.name, compiled=compiled)
-        return choices if compiled else choices.model_copy(update={"compiled": False})
+        choices = choices or default_choices(self.name)
+        lost = choices.compiled and not self.compiles(self._device_asked)
+        return choices.model_copy(update={"compiled": False}) if lost else choices
 
     def _placed(self, model: Any) -> Any:
         return model.to(self._device)

@@ -119,7 +119,7 @@ class LayerNorm(_Operator):
         grad_x, grad_weight, grad_bias = _like(x, weight, weight)
         sizes = (len(mean), len(weight))
         given = (x, weight, mean, inverse, grad)
-        call("layer_norm_back", *sizes, *given, grad_x, grad_weight, grad_bias)
+        call("layer_norm_back", *sizes, *given, None, grad_x, grad_weight, grad_bias)
         return grad_x, grad_weight, grad_bias
 
 

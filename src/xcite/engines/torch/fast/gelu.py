@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from xcite.choices import Choices
 from xcite.engines.torch.fast.expected import ordinary
+from xcite.engines.torch.fast.matmul import linear
 from xcite.engines.torch.kernels import library, operators
 
 
@@ -35,9 +36,15 @@ def is_dense(x: Tensor) -> bool:
     return torch.ops.aten.is_non_overlapping_and_dense(x)
 
 
-def gelu(x: Tensor, choices: Choices) -> Tensor:
-    """Of contiguous rows, without a gradient."""
-    return operators.gelu(x) if library.usable(choices, x) else F.gelu(x)
+def gelu_of_linear(
+    x: Tensor, weight: Tensor, bias: Tensor, choices: Choices
+) -> tuple[Tensor, Tensor]:
+    """h = x W^T + b and gelu(h), both (T, K), of x (T, C), without a gradient."""
+    if library.usable(choices, x):
+        hidden = linear(x, weight, None, choices)
+        return hidden, operators.activate(hidden, bias)
+    hidden = linear(x, weight, bias, choices)
+    return hidden, F.gelu(hidden)
 
 
 def gelu_again(

@@ -64,6 +64,14 @@ def weight_gradient(grad: Tensor, x: Tensor, choices: Choices) -> Tensor:
     return gradient.flatten(1)
 
 
+def add_weight_gradient(total: Tensor, grad: Tensor, x: Tensor, choices: Choices) -> None:
+    """total += grad^T x, whose sum keeps the precision of the total: (K, C), (T, K), (T, C)."""
+    if grad.dtype == total.dtype and not _as_convolution(x, choices):
+        total.addmm_(grad.t(), x)
+    else:
+        total += weight_gradient(grad, x, choices).to(total.dtype)
+
+
 def _as_convolution(x: Tensor, choices: Choices) -> bool:
     if choices.products == "matrix":
         return False

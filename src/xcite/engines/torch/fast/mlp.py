@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from xcite.choices import Choices
 from xcite.engines.torch.fast.expected import as_built
-from xcite.engines.torch.fast.gelu import FastGELU, gelu, gelu_again
+from xcite.engines.torch.fast.gelu import FastGELU, gelu_again, gelu_of_linear
 from xcite.engines.torch.fast.layer_scale import scaled
-from xcite.engines.torch.fast.matmul import linear, weight_gradient
+from xcite.engines.torch.fast.matmul import add_weight_gradient, linear
 from xcite.engines.torch.fast.precision import autocast_dtype, full_precision
+from xcite.engines.torch.kernels import library, operators
 from xcite.engines.torch.second_order import differentiated
 from xcite.engines.torch.xcit import LAYER_NORM_EPS, Mlp
 
@@ -112,13 +113,16 @@ class SlicedMlp(torch.autograd.Function):
                         normed, norm_weight.shape, norm_weight, norm_bias, LAYER_NORM_EPS
                     )
                 normed = normed.to(dtype)
-                hidden = linear(normed, w1, b1, choices)
-                activated = gelu(hidden, choices)
-                branch = linear(activated, w2, b2, choices).to(x.dtype)
-                if factors is None:
-                    torch.add(rows[part], branch, out=y[part])
+                hidden, activated = gelu_of_linear(normed, w1, b1, choices)
+                if factors is None and dtype == x.dtype and choices.products == "matrix":
+                    # the product adds itself to the residual
+                    torch.add(rows[part], b2, out=y[part]).addmm_(activated, w2.t())
                 else:
-                    torch.addcmul(rows[part], branch, factors[part], out=y[part])
+                    branch = linear(activated, w2, b2, choices).to(x.dtype)
+                    if factors is None:
+                        torch.add(rows[part], branch, out=y[part])
+                    else:
+                        torch.addcmul(rows[part], branch, factors[part], out=y[part])
                 if keep:
                     kept += (normed, mean, rstd, hidden, activated if small else None)
         ctx.dtype, ctx.choices = dtype, choices
@@ -138,7 +142,8 @@ class SlicedMlp(torch.autograd.Function):
                 needed,
             )
             return grads[0], None, None, None, None, *grads[1:]
-        rows, factors, grads = x.flatten(0, 1), per_row(scale, x), grad.flatten(0, 1)
+        rows, grads = (t.contiguous().flatten(0, 1) for t in (x, grad))
+        factors = per_row(scale, x)
         choices = ctx.choices
         w1, w2 = weight1.to(ctx.dtype), weight2.to(ctx.dtype)
         grad_x = torch.empty_like(rows)
@@ -154,20 +159,40 @@ class SlicedMlp(torch.autograd.Function):
                 g = scaled.to(ctx.dtype)
                 slope = linear(g, w2.t(), None, choices)
                 activated, slope, sums = gelu_again(hidden, activated, slope, choices)
-                grad_w2 += weight_gradient(g, activated, choices).to(grad_w2.dtype)
-                grad_w1 += weight_gradient(slope, normed, choices).to(grad_w1.dtype)
+                add_weight_gradient(grad_w2, g, activated, choices)
+                add_weight_gradient(grad_w1, slope, normed, choices)
                 grad_b1 += sums
                 g = linear(slope, w1.t(), None, choices).to(x.dtype)
-                if norm_weight is not None:
-                    shape, affine = norm_weight.shape, (norm_weight, norm_bias)
-                    g, *of_norm = torch.ops.aten.native_layer_norm_backward(
-                        g, rows[part], shape, mean, rstd, *affine, [True] * 3
-                    )
-                    grad_norm += torch.stack(of_norm)
-                torch.add(grads[part], g, out=grad_x[part])
+                if norm_weight is None:
+                    torch.add(grads[part], g, out=grad_x[part])
+                    continue
+                given = (rows[part], mean, rstd, norm_weight, norm_bias, grads[part], grad_x[part])
+                grad_norm += through_norm(g, *given, choices)
         grad_affine = (None, None) if norm_weight is None else grad_norm
         grad_x = grad_x.view_as(x)
         return grad_x, None, None, None, None, *grad_affine, grad_w1, grad_b1, grad_w2, grad_b2
+
+
+def through_norm(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor,
+    grad_x: Tensor,
+    choices: Choices,
+) -> Tensor:
+    """Write residual plus LayerNorm's gradient of x (T, C); return those of its affine (2, C)."""
+    if library.usable(choices, grad, x):
+        statistics = (mean, rstd)
+        return operators.layer_norm_back(x, weight, statistics, grad, residual, grad_x)
+    g, *of_affine = torch.ops.aten.native_layer_norm_backward(
+        grad, x, weight.shape, mean, rstd, weight, bias, [True] * 3
+    )
+    torch.add(residual, g, out=grad_x)
+    return torch.stack(of_affine)
 
 
 def slices(rows: Tensor, dtype: torch.dtype, choices: Choices) -> list[slice]:

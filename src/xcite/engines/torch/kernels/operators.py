@@ -21,6 +21,13 @@ def gelu(x: Tensor) -> Tensor:
     return y
 
 
+def activate(hidden: Tensor, bias: Tensor) -> Tensor:
+    """gelu(hidden + bias), which hidden (T, C), contiguous, then is."""
+    activated = torch.empty_like(hidden)
+    call("activate", *hidden.shape, hidden, bias, activated)
+    return activated
+
+
 def activate_back(hidden: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
     """gelu(hidden) and the sum over rows of the gradient of hidden, which ``slope`` becomes.
 
@@ -31,6 +38,26 @@ def activate_back(hidden: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
     activated, sums = torch.empty_like(hidden), hidden.new_empty(hidden.shape[1])
     call("activate_back", *hidden.shape, hidden, slope, activated, sums)
     return activated, sums
+
+
+def layer_norm_back(
+    x: Tensor,
+    weight: Tensor,
+    statistics: tuple[Tensor, Tensor],
+    grad: Tensor,
+    residual: Tensor,
+    grad_x: Tensor,
+) -> Tensor:
+    """Write the gradient of x plus residual, return those of weight and bias (2, C).
+
+    Args:
+        x: (T, C), contiguous as are grad, that of the normalised x, residual and grad_x.
+        statistics: mean and inverse deviation of the rows.
+    """
+    found = x.new_empty(2, x.shape[1])
+    given = (x, weight, *statistics, grad, residual)
+    call("layer_norm_back", *x.shape, *given, grad_x, found[0], found[1])
+    return found
 
 
 class Gelu(torch.autograd.Function):
