@@ -53,4 +53,6 @@ def _operators() -> Operators | None:
     except (OSError, AttributeError):  # another build of Paddle
         return None
     library = library_for("paddle")
-    return library and Operators(library, threads, parallel, set_threads, product)
+    if library is None:
+        return None
+    return Operators(library, threads, parallel, set_threads, product)

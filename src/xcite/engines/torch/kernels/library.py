@@ -44,4 +44,6 @@ def _operators() -> Operators | None:
     except (OSError, AttributeError):  # another system, or a build without OpenMP
         return None
     library = library_for("torch")
-    return library and Operators(library, torch.get_num_threads, parallel, set_threads)
+    if library is None:
+        return None
+    return Operators(library, torch.get_num_threads, parallel, set_threads)

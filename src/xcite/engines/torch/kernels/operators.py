@@ -112,7 +112,7 @@ class Local(torch.autograd.Function):
         weights: of the first convolution (C, 1, 3, 3), its bias (C,), BatchNorm's weight and bias
         (C,), of the last convolution and its bias.
         """
-        x, *weights = (tensor.contiguous() for tensor in (x, *weights))
+        x, weights = x.contiguous(), tuple(weight.contiguous() for weight in weights)
         hidden, y = torch.empty_like(x), torch.empty_like(x)
         mean, variance = statistics.mean, statistics.variance
         ctx.sizes = (len(x), *grid, x.shape[2], statistics.batch, statistics.epsilon)
