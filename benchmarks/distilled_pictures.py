@@ -15,6 +15,8 @@ others, and how many epochs of each is told so that the steps are as many as tho
 "more" hears the teacher alone about those pictures, in class folders that nobody looks at:
 
     ... --ways labelled more --unlabelled more_pictures --before 2 --after 10
+
+A process a seed uses several cores: the rows of --seeds 0 and --seeds 1 go together.
 """
 
 import argparse
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--unlabelled", type=Path, help="else the training pictures")
+    parser.add_argument("--more-views", type=int, help="answers a picture of more; else all ways'")
     parser.add_argument("--before", type=int, help="epochs without labels; else half of all")
     parser.add_argument("--after", type=int, help="epochs with labels then; else the other half")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
@@ -78,6 +81,8 @@ def main() -> None:
             else:
                 if way == "more":
                     taught += [f"data.train={options.unlabelled}", f"optim.epochs={options.before}"]
+                    if options.more_views:
+                        taught.append(f"distill.views={options.more_views}")
                 if WAYS[way]:  # alpha is no matter of the answers
                     asked = way if way == "more" else WAYS[way][0].partition("=")[2]
                     cache = out / f"answers-{asked}-{seed}"

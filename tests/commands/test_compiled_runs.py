@@ -80,6 +80,19 @@ def test_a_plan_says_it(folder, monkeypatch, compiler):
     assert "compiled" not in " ".join(plan.make(recipe).lines())
 
 
+@pytest.mark.parametrize("compiler", [True, False])
+def test_a_plan_on_torch_says_it_where_it_is_the_default(folder, monkeypatch, compiler):
+    pytest.importorskip("torch")
+    from xcite.engines.torch.kernels import library as torch_library
+
+    monkeypatch.setattr(torch_library, "available", lambda: compiler)
+    (engine,) = [
+        line for line in plan.make(tiny(folder, "torch")).lines() if line.startswith("engine")
+    ]
+    default = default_choices("torch").compiled
+    assert ("operators compiled here" in engine) == (compiler and default)
+
+
 def test_a_recipe_from_before_says_without():
     old = CHOICES.model_dump()
     del old["compiled"]

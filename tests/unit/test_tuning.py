@@ -27,6 +27,10 @@ def test_the_default_follows_the_instruction_set():
     assert default_choices("torch", ZEN5).products == "convolution"
     assert default_choices("torch", ZEN3).products == "matrix"  # 1.00 of timm's speed with oneDNN
     assert default_choices("torch", XEON).products == "matrix"  # Intel's MKL uses all of it
+    compiled = {p: default_choices("torch", p).compiled for p in (ZEN3, XEON, ZEN5)}
+    assert compiled == {ZEN3: True, XEON: False, ZEN5: False}
+    assert all(default_choices("paddle", p).compiled for p in compiled)
+    assert not default_choices("torch", ZEN3, compiled=False).compiled
     assert [p.instruction_set for p in (ZEN3, XEON, ZEN5)] == [
         "AVX2",
         "AVX-512",
