@@ -8,11 +8,12 @@ several ways, the same number of steps each, for every seed:
 
 The folder holds train and val. It runs what a person would type; the commands are printed as they
 run, and results as they come. Prints a Markdown table: gains are over the student alone with the
-same seed. "matching" hears the teacher alone; "features" learns the teacher's features beside the
-labels; "pretrained" learns them without any labels for the first part of the steps, then trains
-alone for the rest; "labelled" learns the teacher's classes so. Their pictures without labels may be
-others, and how many epochs of each is told so that the steps are as many as those of the others.
-"more" hears the teacher alone about those pictures, in class folders that nobody looks at:
+same seed, if that is among --ways. "matching" hears the teacher alone; "features" learns the
+teacher's features beside the labels; "pretrained" learns them without any labels for the first part
+of the steps, then trains alone for the rest; "labelled" learns the teacher's classes so. Their
+pictures without labels may be others, and how many epochs of each is told so that the steps are as
+many as those of the others. "more" hears the teacher alone about those pictures, in class folders
+that nobody looks at:
 
     ... --ways labelled more --unlabelled more_pictures --before 2 --after 10
 
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--after", type=int, help="epochs with labels then; else the other half")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
-    ways = ["alone", *(way for way in options.ways if way != "alone")]
+    ways = options.ways
     Path("runs").mkdir(exist_ok=True)
     out = Path(tempfile.mkdtemp(prefix="distilled-", dir="runs"))
 
@@ -103,9 +104,9 @@ def main() -> None:
     print("| --- | --- | ---: | ---: | ---: |")
     for way, values in found.items():
         each = ", ".join(f"{value:.2f}" for value in values)
-        gains = [a - b for a, b in zip(values, found["alone"], strict=True)]
         row = f"| {way} | {each} | {statistics.mean(values):.2f} % |"
-        if way == "alone":
+        gains = [a - b for a, b in zip(values, found.get("alone", []), strict=False)]
+        if way == "alone" or not gains:
             print(f"{row} | |")
             continue
         error = statistics.stdev(gains) / len(gains) ** 0.5 if gains[1:] else float("nan")

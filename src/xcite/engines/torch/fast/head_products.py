@@ -8,7 +8,7 @@ from torch import Tensor
 from xcite.choices import Choices
 from xcite.engines.torch.fast.matmul import gram_of_each, linear, linear_of_each
 from xcite.engines.torch.fast.precision import full_precision
-from xcite.engines.torch.second_order import differentiated
+from xcite.engines.torch.kernels.second_order import differentiated
 
 
 class HeadProducts(torch.autograd.Function):

@@ -13,7 +13,7 @@ from xcite.engines.torch.fast.layer_scale import scaled
 from xcite.engines.torch.fast.matmul import add_weight_gradient, linear
 from xcite.engines.torch.fast.precision import autocast_dtype, full_precision
 from xcite.engines.torch.kernels import library, operators
-from xcite.engines.torch.second_order import differentiated
+from xcite.engines.torch.kernels.second_order import differentiated
 from xcite.engines.torch.xcit import LAYER_NORM_EPS, Mlp
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xcite.engines.torch.kernels.library import call
-from xcite.engines.torch.second_order import differentiated
+from xcite.engines.torch.kernels.second_order import differentiated
 
 
 def gelu(x: Tensor) -> Tensor:
