@@ -269,6 +269,11 @@ class DistillRecipe(Section):
         return {name: (first, last) for name, (first, last) in ends.items() if last is not None}
 
     @property
+    def replaces_labels(self) -> bool:
+        """Whether the teacher alone is heard, all the run long."""
+        return self.question is not None and self.alpha == 1 and self.alpha_end in (None, 1)
+
+    @property
     def temperature(self) -> float:
         """The temperature at which the loss compares probabilities."""
         return self.tau if self.question and self.question.tempered else 1.0

@@ -281,6 +281,21 @@ class TestWithOneEngine:
                 self.run(pictures, tmp_path / "run", *settings)
         assert not (tmp_path / "run").exists(), "nothing is written before all is checked"
 
+    def test_a_teacher_alone_may_hear_pictures_of_any_class(
+        self, pictures: Path, tmp_path: Path
+    ) -> None:
+        teacher = self.run(pictures, tmp_path / "teacher").folder
+        names = tmp_path / "names.txt"
+        names.write_text("a\nb\nc\n")
+        make_pictures(tmp_path / "one", 8, classes="a")
+        taught = [f"data.train={tmp_path / 'one'}", f"data.classes={names}"]
+        taught += ["distill.loss=hard", f"distill.teacher={teacher}"]
+        for labelled in ([], ["distill.alpha=1", "distill.alpha_end=0.5"]):
+            with pytest.raises(XciteError, match="has no picture of b, c"):
+                self.run(pictures, tmp_path / "refused", *taught, *labelled)
+        student = self.run(pictures, tmp_path / "student", *taught, "distill.alpha=1").folder
+        assert open_weights(student).tensors["head.weight"].shape == (3, 16)
+
     def test_starting_from_weights(self, pictures: Path, tmp_path: Path) -> None:
         first = self.run(pictures, tmp_path / "first")
         here = f"init.weights={first.folder}"

@@ -170,7 +170,8 @@ def _check_classes(recipe: Recipe, train: Source) -> None:
             f"{where} has {count} class ({brief(train.class_names)}); there must be at least two: "
             "give the folder that holds a folder of pictures for every class"
         )
-    if missing := _without_pictures(train):
+    # Where the teacher alone is heard, no picture is asked for its label.
+    if not recipe.distill.replaces_labels and (missing := _without_pictures(train)):
         raise XciteError(f"{where} has no picture of {brief(missing, 8)}")
 
 
