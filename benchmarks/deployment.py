@@ -108,7 +108,7 @@ def runner(
         shape = (1, *images.shape[1:])
         read = quantise(read, [rng.standard_normal(shape).astype(np.float32) for _ in range(8)])
     read.reshape(list(images.shape))
-    if product and precision == "f32" and this_processor().instruction_set == "AVX2":
+    if product and avx2_graphs.pay(precision):
         avx2_graphs.rewrite(read)
     compiled = compile_openvino(core, read, precision, threads, streams=1)
     request = compiled.create_infer_request()

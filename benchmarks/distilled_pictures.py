@@ -8,7 +8,7 @@ several ways, the same number of steps each, for every seed:
 
 The folder holds train and val. It runs what a person would type; the commands are printed as they
 run, and results as they come. Prints a Markdown table: gains are over the student alone with the
-same seed, if that is among --ways. "matching" hears the teacher alone; "features" learns the
+same seed, unless --taught-only. "matching" hears the teacher alone; "features" learns the
 teacher's features beside the labels; "pretrained" learns them without any labels for the first part
 of the steps, then trains alone for the rest; "labelled" learns the teacher's classes so. Their
 pictures without labels may be others, and how many epochs of each is told so that the steps are as
@@ -54,13 +54,15 @@ def main() -> None:
     parser.add_argument("--engine", default="paddle", choices=("paddle", "torch"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--taught-only", action="store_true", help="leave the student alone out")
     parser.add_argument("--unlabelled", type=Path, help="else the training pictures")
     parser.add_argument("--more-views", type=int, help="answers a picture of more; else all ways'")
     parser.add_argument("--before", type=int, help="epochs without labels; else half of all")
     parser.add_argument("--after", type=int, help="epochs with labels then; else the other half")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
-    ways = options.ways
+    first = [] if options.taught_only else ["alone"]
+    ways = [*first, *(way for way in options.ways if way != "alone")]
     Path("runs").mkdir(exist_ok=True)
     out = Path(tempfile.mkdtemp(prefix="distilled-", dir="runs"))
 
@@ -105,10 +107,10 @@ def main() -> None:
     for way, values in found.items():
         each = ", ".join(f"{value:.2f}" for value in values)
         row = f"| {way} | {each} | {statistics.mean(values):.2f} % |"
-        gains = [a - b for a, b in zip(values, found.get("alone", []), strict=False)]
-        if way == "alone" or not gains:
+        if way == "alone" or options.taught_only:
             print(f"{row} | |")
             continue
+        gains = [a - b for a, b in zip(values, found["alone"], strict=True)]
         error = statistics.stdev(gains) / len(gains) ** 0.5 if gains[1:] else float("nan")
         print(f"{row} {statistics.mean(gains):+.2f} | {error:.2f} |")
 

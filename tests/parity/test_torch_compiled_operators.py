@@ -120,6 +120,24 @@ def test_second_derivatives(batch):
         assert relative_error(ours.numpy(), theirs.numpy()) < 1e-3  # squares of float32 gradients
 
 
+def test_shapes_that_do_not_fit_are_refused():
+    built = model(CHOICES, train=False)
+    lpi = built.blocks[0].local_mp
+    with pytest.raises(ValueError, match="do not fit"):
+        lpi.branch(random(2, 12, 32).float(), 4, 5)
+    lpi.bn = torch.nn.BatchNorm2d(8).eval()
+    with pytest.raises(ValueError, match="do not fit"):
+        lpi.branch(random(2, 12, 32).float(), 3, 4)
+    with pytest.raises(ValueError, match="do not fit"):
+        operators.activate(torch.ones(3, 8), torch.ones(4))
+
+
+def test_statistics_of_another_precision_are_left_to_pytorch():
+    lpi = model(CHOICES, train=False).blocks[0].local_mp
+    lpi.bn.running_mean = lpi.bn.running_mean.double()
+    assert not lpi._compiles(random(2, 12, 32).float())
+
+
 @pytest.fixture
 def called(monkeypatch):
     """Names of the compiled operators that were called."""

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from xcite.processor import this_processor
+
 # Of the error function, within 3e-7 for |x| <= 4 and so everywhere: Eigen's and XLA's, which
 # `engines/kernels/gelu.h` has, too; x P(x^2) / Q(x^2), highest power first.
 NUMERATOR = (
@@ -24,6 +26,15 @@ DENOMINATOR = (
 # Of the hidden layer of an MLP at a time: a slice that stays in the cache, large enough for the
 # products to be as fast as ever.
 SLICE_BYTES = 6 << 20
+
+
+def pay(floats: str) -> bool:
+    """Whether rewritten graphs are the faster ones here.
+
+    Args:
+        floats: what is not quantised runs in: "f32" or "bf16".
+    """
+    return floats == "f32" and this_processor().instruction_set == "AVX2"
 
 
 def rewrite(model: Any) -> None:

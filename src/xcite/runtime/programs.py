@@ -18,7 +18,6 @@ import numpy as np
 from xcite.engines import quietly_imported
 from xcite.engines.vector_instructions import use_vector_instructions
 from xcite.errors import XciteError
-from xcite.processor import this_processor
 from xcite.runtime import avx2_graphs
 from xcite.runtime.program import Arguments, Program, first_line
 from xcite.runtime.torch_programs import ExportedProgram, TorchScript
@@ -163,7 +162,7 @@ class _OpenVINO(Program):
                 model = self._model.clone()
                 if shape:
                     model.reshape(list(shape))
-                if self._hint == "f32" and this_processor().instruction_set == "AVX2":
+                if avx2_graphs.pay(self._hint):
                     avx2_graphs.rewrite(model)
                 self._compiled[shape] = compile_openvino(
                     self._core, model, self._hint, self._threads, self.streams

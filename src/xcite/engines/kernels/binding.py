@@ -67,6 +67,16 @@ class Operators:
         return not getattr(self._library, name)(self._threads(), *given)
 
 
+def fit(found: list[Any], expected: list[Any]) -> None:
+    """Past this, wrong shapes would reach into others' memory.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if found != expected:
+        raise ValueError(f"shapes that do not fit together: {found} instead of {expected}")
+
+
 def library_for(engine: str) -> ctypes.CDLL | None:
     """This engine's copy; None where it cannot be made, or XCITE_KERNELS says off."""
     if os.environ.get("XCITE_KERNELS") == "off":

@@ -11,6 +11,7 @@ import paddle
 from paddle import Tensor
 from paddle.autograd import PyLayer
 
+from xcite.engines.kernels.binding import fit
 from xcite.engines.paddle.kernels.library import call
 from xcite.errors import XciteError
 
@@ -38,12 +39,6 @@ class _Operator(PyLayer):
 def _begin(ctx: Any, *tensors: Tensor | None) -> list[Any]:
     ctx.needs = [not tensor.stop_gradient for tensor in tensors if tensor is not None]
     return [tensor if tensor is None else tensor.contiguous() for tensor in tensors]
-
-
-def _fit(found: list[Any], expected: list[Any]) -> None:
-    """Past this, wrong shapes would reach into others' memory."""
-    if found != expected:
-        raise ValueError(f"shapes that do not fit together: {found} instead of {expected}")
 
 
 def _like(*tensors: Tensor) -> list[Tensor]:
@@ -81,7 +76,7 @@ class Convolution(_Operator):
             x, weight = _begin(ctx, x, weight)
             batch, channels, height, width = x.shape
             out = len(weight)
-            _fit(weight.shape, [out, channels, 3, 3])
+            fit(weight.shape, [out, channels, 3, 3])
             ctx.sizes = (batch, height, width, channels, out, stride)
             y = paddle.empty([batch, out, -(-height // stride), -(-width // stride)])
             call("convolve", *ctx.sizes, x, weight, y)
@@ -106,7 +101,7 @@ class LayerNorm(_Operator):
         with paddle.no_grad():
             x, weight, bias = _begin(ctx, x, weight, bias)
             rows, width = x.size // x.shape[-1], x.shape[-1]
-            _fit([weight.shape, bias.shape], [[width], [width]])
+            fit([weight.shape, bias.shape], [[width], [width]])
             (y,) = _like(x)
             mean, inverse = paddle.empty([rows]), paddle.empty([rows])
             call("layer_norm", rows, width, epsilon, x, weight, bias, y, mean, inverse)
@@ -160,8 +155,8 @@ class Local(_Operator):
             x, *rest = _begin(ctx, x, weight1, bias1, norm_weight, norm_bias, weight2, bias2)
             batch, tokens, width = x.shape
             shapes = [[width, 1, 3, 3], [width], [width], [width], [width, 1, 3, 3], [width]]
-            _fit([t.shape for t in (*rest, *kept)], [*shapes, [width], [width]])
-            _fit([tokens], [grid[0] * grid[1]])
+            fit([t.shape for t in (*rest, *kept)], [*shapes, [width], [width]])
+            fit([tokens], [grid[0] * grid[1]])
             hidden, y = _like(x, x)
             ctx.sizes = (batch, *grid, width, statistics.batch, statistics.epsilon)
             call("local", *ctx.sizes, x, *rest, hidden, *kept, y)
@@ -199,7 +194,7 @@ class Mlp(_Operator):
             x, weight1, bias1, weight2, bias2 = _begin(ctx, x, weight1, bias1, weight2, bias2)
             channels, wide = weight1.shape
             shapes = [t.shape for t in (bias1, weight2, bias2)]
-            _fit([x.shape[-1], *shapes], [channels, [wide], [wide, channels], [channels]])
+            fit([x.shape[-1], *shapes], [channels, [wide], [wide, channels], [channels]])
             rows = x.size // channels
             step = min(slice_bytes // 4, rows)
             (y,) = _like(x)
@@ -275,7 +270,7 @@ class Attend(_Operator):
             batch, tokens, wide = qkv.shape
             heads = len(temperature)
             width = wide // 3 // heads
-            _fit([wide, temperature.size], [3 * heads * width, heads])
+            fit([wide, temperature.size], [3 * heads * width, heads])
             covariance, attention = (paddle.empty([batch, heads, width, width]) for _ in range(2))
             inverse = paddle.empty([batch, heads, 2, width])
             y = paddle.empty([batch, tokens, wide // 3])
@@ -306,8 +301,8 @@ def _products(
 ) -> Tensor:
     rows, inner = a.shape[:0:-1] if turn_a else a.shape[1:]
     columns = b.shape[1] if turn_b else b.shape[2]
-    _fit([*b.shape], [len(a), columns, inner] if turn_b else [len(a), inner, columns])
-    _fit([] if offset is None else offset.shape, [] if offset is None else [len(a), 1, columns])
+    fit([*b.shape], [len(a), columns, inner] if turn_b else [len(a), inner, columns])
+    fit([] if offset is None else offset.shape, [] if offset is None else [len(a), 1, columns])
     out = paddle.empty([len(a), rows, columns], a.dtype)
     call("products", len(a), turn_a, turn_b, rows, columns, inner, a, b, offset, out)
     return out

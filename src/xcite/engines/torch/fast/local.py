@@ -47,6 +47,7 @@ class FastLPI(LPI):
             and self.act.approximate == "none"
             and as_built(norm, BatchNorm2D)
             and norm.running_mean is not None
+            and library.usable(self.choices, norm.running_mean, norm.running_var)
             and norm.momentum is not None
             # PyTorch has words for a batch of one value
             and not (norm.training and x[..., 0].numel() == 1)

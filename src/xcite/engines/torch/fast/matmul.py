@@ -64,6 +64,17 @@ def weight_gradient(grad: Tensor, x: Tensor, choices: Choices) -> Tensor:
     return gradient.flatten(1)
 
 
+def add_linear(
+    residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor, choices: Choices, out: Tensor
+) -> None:
+    """out = residual + x W^T + b: (T, K), (T, C), (K, C), (K,)."""
+    if x.dtype == residual.dtype and choices.products == "matrix":
+        # the product adds itself to the residual
+        torch.add(residual, bias, out=out).addmm_(x, weight.t())
+    else:
+        torch.add(residual, linear(x, weight, bias, choices).to(residual.dtype), out=out)
+
+
 def add_weight_gradient(total: Tensor, grad: Tensor, x: Tensor, choices: Choices) -> None:
     """total += grad^T x, whose sum keeps the precision of the total: (K, C), (T, K), (T, C)."""
     if grad.dtype == total.dtype and not _as_convolution(x, choices):

@@ -10,7 +10,7 @@ from xcite.choices import Choices
 from xcite.engines.torch.fast.expected import as_built
 from xcite.engines.torch.fast.gelu import FastGELU, gelu_again, gelu_of_linear
 from xcite.engines.torch.fast.layer_scale import scaled
-from xcite.engines.torch.fast.matmul import add_weight_gradient, linear
+from xcite.engines.torch.fast.matmul import add_linear, add_weight_gradient, linear
 from xcite.engines.torch.fast.precision import autocast_dtype, full_precision
 from xcite.engines.torch.kernels import library, operators
 from xcite.engines.torch.kernels.second_order import differentiated
@@ -114,15 +114,11 @@ class SlicedMlp(torch.autograd.Function):
                     )
                 normed = normed.to(dtype)
                 hidden, activated = gelu_of_linear(normed, w1, b1, choices)
-                if factors is None and dtype == x.dtype and choices.products == "matrix":
-                    # the product adds itself to the residual
-                    torch.add(rows[part], b2, out=y[part]).addmm_(activated, w2.t())
+                if factors is None:
+                    add_linear(rows[part], activated, w2, b2, choices, y[part])
                 else:
                     branch = linear(activated, w2, b2, choices).to(x.dtype)
-                    if factors is None:
-                        torch.add(rows[part], branch, out=y[part])
-                    else:
-                        torch.addcmul(rows[part], branch, factors[part], out=y[part])
+                    torch.addcmul(rows[part], branch, factors[part], out=y[part])
                 if keep:
                     kept += (normed, mean, rstd, hidden, activated if small else None)
         ctx.dtype, ctx.choices = dtype, choices

@@ -10,19 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from xcite.engines.kernels.binding import fit
 from xcite.engines.torch.kernels.library import call
 from xcite.engines.torch.kernels.second_order import differentiated
 
 
-def gelu(x: Tensor) -> Tensor:
-    """Without a gradient, of any dense shape."""
-    y = torch.empty_like(x)
-    call("gelu", x.numel(), x, y)
-    return y
-
-
 def activate(hidden: Tensor, bias: Tensor) -> Tensor:
     """gelu(hidden + bias), which hidden (T, C), contiguous, then is."""
+    fit([*bias.shape], [hidden.shape[1]])
     activated = torch.empty_like(hidden)
     call("activate", *hidden.shape, hidden, bias, activated)
     return activated
@@ -67,7 +62,9 @@ class Gelu(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         """Of any shape."""
         ctx.save_for_backward(x)
-        return gelu(x)
+        y = torch.empty_like(x)
+        call("gelu", x.numel(), x, y)
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor | None:
@@ -115,6 +112,10 @@ class Local(torch.autograd.Function):
         x, weights = x.contiguous(), tuple(weight.contiguous() for weight in weights)
         hidden, y = torch.empty_like(x), torch.empty_like(x)
         mean, variance = statistics.mean, statistics.variance
+        tokens, width = x.shape[1:]
+        fit([tokens], [grid[0] * grid[1]])
+        shapes = [[width, 1, 3, 3], [width], [width], [width], [width, 1, 3, 3], [width]]
+        fit([[*t.shape] for t in (*weights, mean, variance)], [*shapes, [width], [width]])
         ctx.sizes = (len(x), *grid, x.shape[2], statistics.batch, statistics.epsilon)
         call("local", *ctx.sizes, x, *weights, hidden, mean, variance, y)
         ctx.save_for_backward(x, hidden, mean, variance, *weights)
