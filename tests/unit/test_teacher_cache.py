@@ -217,7 +217,7 @@ def test_training_sees_the_pixels_of_the_view_it_has_answers_for(
     seen: list[int] = []
     answers = CachedTeacher.answers
 
-    def noted(self: CachedTeacher, batch: Batch) -> np.ndarray:
+    def noted(self: CachedTeacher, batch: Batch, *staged: object) -> np.ndarray:
         seen.append(batch.epoch)
         return answers(self, batch)
 

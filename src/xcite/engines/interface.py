@@ -204,9 +204,8 @@ class Engine(Protocol):
             XciteError: nothing is left to train.
         """
 
-    def stage(self, batch: Batch) -> Batch | Staged:
-        """Send a part of a batch to the device, without waiting; an engine that is not asynchronous
-        leaves it as it is.
+    def stage(self, batch: Batch) -> Staged:
+        """Get a part of a batch ready; an asynchronous engine begins to send its bytes.
 
         Raises:
             XciteError: `start_training` was not called, or the batch has no targets.

@@ -6,6 +6,7 @@ the forward passes have changed. On a device that computes beside the processor 
 queued, the decision too, and nobody waits.
 """
 
+import functools
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -94,29 +95,44 @@ class TrainingEngine(BaseEngine):
             optimizer, average, statistics, (mean, std), distill, preprocessing, tuple(frozen)
         )
 
-    def stage(self, batch: Batch) -> Batch | Staged:
-        normalisation = self._started().normalisation
-        if not self.asynchronous:
-            return batch
-        if batch.targets is None:
-            raise _without_targets()
-        require_channels(batch.pictures, self._started().preprocessing)
-        noise = [box[3] for box in batch.erased]
-        erased = [(*box[:3], *box[3].shape[1:]) for box in batch.erased]
-        arrays = [batch.targets, batch.pictures]
-        arrays += [np.concatenate([each.ravel() for each in noise])] if noise else []
-        arrays += [batch.mixing.share, batch.mixing.boxes] if batch.mixing else []
-        with self._ahead() as arrive:
-            targets, pictures, *others = map(self.tensor, arrays)
+    def stage(self, batch: Batch) -> Staged:
+        preprocessing, targets = self._started().preprocessing, batch.targets
+        if targets is None:
+            raise XciteError("a batch to train on needs targets; this one is for evaluation")
+        if self.asynchronous:
+            return self._sent(batch, targets)
+        return Staged(
+            batch,
+            images=lambda: self._images(model_input(batch, preprocessing)),
+            targets=lambda: self.tensor(targets),
+        )
 
+    def _sent(self, batch: Batch, targets: np.ndarray) -> Staged:
+        """The batch's bytes on their way; what follows the device does when they are there."""
+        training, mixing = self._started(), batch.mixing
+        require_channels(batch.pictures, training.preprocessing)
+        erased = [(*box[:3], *box[3].shape[1:]) for box in batch.erased]
+        arrays = [targets, batch.pictures]
+        arrays += [mixing.share, mixing.boxes] if mixing else []
+        arrays.append(
+            np.concatenate([np.empty(0, np.float32), *(box[3].ravel() for box in batch.erased)])
+        )
+        with self._ahead() as arrive:
+            sent = [self.tensor(array) for array in arrays]
+
+        @functools.cache
         def images() -> Any:
-            arrive([targets, pictures, *others])
-            mixing = (others[-2], others[-1]) if batch.mixing else None
+            arrive(sent)
+            mixed = (sent[2], sent[3]) if mixing else None
             return self._pixels.model_input(
-                pictures, erased, others[0] if noise else None, mixing, *normalisation
+                sent[1], erased, sent[-1], mixed, *training.normalisation
             )
 
-        return Staged(batch, targets, images)
+        def targets_there() -> Any:
+            arrive(sent[:1])
+            return sent[0]
+
+        return Staged(batch, images, targets_there)
 
     def train_step(
         self,
@@ -135,20 +151,21 @@ class TrainingEngine(BaseEngine):
         training = self._started()
         optimizer = training.optimizer
         # The framework averages over the processes, which may have unequal numbers of pictures.
-        whole = _whole(batches[0]) or self.world_size * sum(map(len, batches))
+        staged = [part if isinstance(part, Staged) else self.stage(part) for part in batches]
+        whole = staged[0].batch.whole or self.world_size * sum(map(len, staged))
         before = [tensor.clone() for tensor in training.statistics]
         losses = []
         done = False
         self._train_mode()
         try:
-            for batch, scales, answers in zip(batches, paths, teacher, strict=True):
-                more = self.world_size > 1 and batch is not batches[-1]
-                images, targets = self._given(batch)
+            for part, scales, answers in zip(staged, paths, teacher, strict=True):
+                more = self.world_size > 1 and part is not staged[-1]
+                images, targets = part.images, part.targets
                 with self._processes.accumulating(self._trained) if more else nullcontext():
                     loss = self._loss(images, targets, scales, answers, distill)
-                    part = loss * (len(batch) * self.world_size / whole)
-                    part.backward()
-                losses.append(part.detach())
+                    share = loss * (len(part) * self.world_size / whole)
+                    share.backward()
+                losses.append(share.detach())
             total = sum(losses)
             if self.world_size > 1:
                 apart = [] if self._sync_batch_norm else training.statistics
@@ -171,15 +188,6 @@ class TrainingEngine(BaseEngine):
             if not done:  # the forward pass has already counted the batch
                 for tensor, old in zip(training.statistics, before, strict=True):
                     self._assign(tensor, old)
-
-    def _given(self, batch: Batch | Staged) -> tuple[Any, Any]:
-        """The model's input and the targets, on the device."""
-        if isinstance(batch, Staged):
-            return batch.images, batch.targets
-        if batch.targets is None:
-            raise _without_targets()
-        images = model_input(batch, self._started().preprocessing)
-        return self._images(images), self.tensor(batch.targets)
 
     def _queue_update(self, loss: Any, norm: Any, learning_rate: float, before: list[Any]) -> None:
         """Update everything, or nothing if this step or one before was not finite.
@@ -295,11 +303,3 @@ class TrainingEngine(BaseEngine):
     @abstractmethod
     def _assign(self, tensor: Any, values: Any) -> None:
         """Overwrite a tensor in place."""
-
-
-def _whole(part: Batch | Staged) -> int | None:
-    return part.batch.whole if isinstance(part, Staged) else part.whole
-
-
-def _without_targets() -> XciteError:
-    return XciteError("a batch to train on needs targets; this one is for evaluation")

@@ -15,6 +15,7 @@ import numpy as np
 from xcite.control_characters import writable_json
 from xcite.data.batch import Batch
 from xcite.data.sources import Source
+from xcite.engines.staging import Staged
 from xcite.errors import XciteError
 from xcite.recipe import Recipe
 from xcite.runtime.ranking import probabilities, top_classes
@@ -133,7 +134,7 @@ class CachedTeacher:
         self._columns: Columns = {}
         self._replaced: dict[int, int] = {}  # keys of damaged pictures to those shown instead
 
-    def answers(self, batch: Batch) -> np.ndarray:
+    def answers(self, batch: Batch, staged: Staged | None = None) -> np.ndarray:
         if batch.epoch != self._view:
             self._columns = read_view(
                 self.folder, batch.epoch, self._manifest["hash"], self._classes
