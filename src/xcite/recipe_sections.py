@@ -327,6 +327,9 @@ class RunRecipe(Section):
         default=5.0, description="within an epoch; empty: never"
     )
     log_every: int = Field(default=10, ge=1, description="steps")
+    record_views: bool = Field(
+        default=False, description="write which pictures each step used: views-PROCESS.csv"
+    )
     tensorboard: bool = False
 
     @field_validator("device")

@@ -14,7 +14,7 @@ import numpy as np
 
 from xcite.data import decoding, mixing, transforms
 from xcite.data.augmentation import Augmentation
-from xcite.data.batch import Batch, part_indices
+from xcite.data.batch import Batch, share
 from xcite.data.grain_workers import Reader, owned
 from xcite.data.skipping import Skipping
 from xcite.data.sources import Source
@@ -32,7 +32,7 @@ class TrainLoader:
     """This process's share of every step's batch, augmented.
 
     The batch of a step and its mixing do not depend on the number of processes: of R, each takes
-    the R-th part of the pairs of mixing partners (`part_indices`).
+    its part of the pairs of mixing partners (`xcite.data.batch.share`).
 
     Attributes:
         steps_per_epoch: at least 1; the incomplete last batch is left out.
@@ -53,12 +53,6 @@ class TrainLoader:
             raise XciteError(
                 f"optim.batch {batch} is larger than the data set: "
                 f"{views} views of {len(source)} pictures an epoch; set optim.batch lower"
-            )
-        if world_size > 1 and 2 * world_size > batch:
-            raise XciteError(
-                f"optim.batch {batch} is too small for {world_size} processes: pictures travel "
-                "with their mixing partner, so at least two go to each; set optim.batch to "
-                f"{2 * world_size} or more, or start fewer processes"
             )
         self.steps_per_epoch = views // batch
         self.skipped: dict[str, str] = {}
@@ -199,7 +193,9 @@ class _TrainBatch:
         self.recipe = recipe
         self.steps_per_epoch = steps_per_epoch
         # Places in a step's batch of the pictures of this process.
-        self.places = part_indices(recipe.optim.batch, world_size)[rank]
+        self.places, self.pairs = share(
+            recipe.optim.batch, recipe.optim.accumulate, rank, world_size
+        )
         self.augmentation = Augmentation(recipe)
         self.skipping = Skipping(recipe.data.on_error, recipe.data.skip_limit, len(source))
         self._order: tuple[int, np.ndarray] | None = None
@@ -252,6 +248,7 @@ class _TrainBatch:
             "boxes": np.empty((0, 4), np.int32) if mixed is None else mixed.boxes,
             "epoch": epoch,
             "whole": batch,
+            "pairs": self.pairs,
             "skipped": skipped,
         }
 
@@ -377,6 +374,7 @@ def _unpacked(item: dict[str, Any]) -> tuple[Batch, dict[str, str]]:
             mixing=mixed,
             epoch=int(item["epoch"]),
             whole=int(item["whole"]),
+            pairs=tuple(item["pairs"]),
         ),
         skipped,
     )

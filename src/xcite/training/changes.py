@@ -34,6 +34,7 @@ FREE = {
         "checkpoint_every",
         "checkpoint_minutes",
         "log_every",
+        "record_views",
         "tensorboard",
         "activation_checkpointing",
     ),

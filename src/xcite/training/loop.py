@@ -35,6 +35,7 @@ from xcite.training.steps import Steps
 from xcite.training.teachers.build import build_teacher
 from xcite.training.teachers.teacher import Teacher
 from xcite.training.together import everywhere, together
+from xcite.training.views_log import ViewsLog
 
 # An evaluation is saved before, if more work than this would be lost with it.
 SECONDS_WORTH_SAVING = 20
@@ -96,6 +97,8 @@ def train(
     engine, recipe = engine_for(
         prepared.recipe, prepared.built, len(prepared.train), say=console.print
     )
+    if recipe.run.record_views and numbered and engine.world_size > 1:
+        raise XciteError("run.record_views with several processes needs --out, the run's folder")
     prepared = replace(prepared, recipe=recipe)
     if prepared.weights is not None:
         engine.load_weights(prepared.weights)
@@ -162,6 +165,7 @@ class _Run:
         self.looked_at = time.monotonic()
         self.pace = Pace()
         self.asked = Steps(prepared, engine, teacher, loader)
+        self.views = ViewsLog(session.folder.path, engine.rank)
         if session.on_disk:
             self.saver.saved = session.position
 
@@ -312,6 +316,8 @@ class _Run:
             seconds = step.seconds + (time.monotonic() - began) / count
             self.position = self.position.after(result.loss, seconds, batch)
             self.pace.step((time.monotonic() - self.looked_at) / count)
+            if self.recipe.run.record_views:
+                self.views.add(self.position.epoch + 1, self.position.step, step.views)
             if log is not None:
                 log.add(self.position.step, result, step.rate, step.distill)
         self.looked_at = time.monotonic()

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
+
 from xcite.data.batch import split
 from xcite.data.pipeline import TrainLoader
 from xcite.engines.interface import Engine, StepResult
@@ -31,12 +33,14 @@ class Step:
     Attributes:
         rate: its learning rate.
         distill: its loss.
+        views: of this process's pictures, see `xcite.data.batch.Batch`.
         seconds: that it took to ask for it.
     """
 
     result: StepResult
     rate: float
     distill: DistillRecipe
+    views: np.ndarray
     seconds: float
 
 
@@ -87,7 +91,8 @@ class Steps:
             parts, learning_rate=rate, paths=paths, teacher=answers, distill=distill
         )
         self.whole = True
-        self.queued.append(Step(result, rate, distill, time.monotonic() - before))
+        views = np.concatenate([part.batch.views for part in parts])
+        self.queued.append(Step(result, rate, distill, views, time.monotonic() - before))
 
     def look_after(self, done: int, *, last: bool) -> bool:
         """Whether results are read now; every process of a run decides it alike.
