@@ -177,7 +177,7 @@ class _Blocks:
             raise PickleError("its safetensors header does not describe a piece") from error
         _same_kind(shape, dtype, cut, piece)
         count = math.prod(shape) * ITEM_SIZES[cut.dtype]
-        placed = type(first) is type(last) is int and 0 <= first and last - first == count
+        placed = type(first) is type(last) is int and first >= 0 and last - first == count
         if not placed or piece.start != start or told != list(piece.offsets):
             raise PickleError("its safetensors header does not describe a piece")
         if data + last > path.stat().st_size:

@@ -47,9 +47,7 @@ def tensor_archive(array: np.ndarray) -> bytes:
     return archive.getvalue()
 
 
-def _write_archive(
-    file: BinaryIO, root: str, program: bytes, arrays: Sequence[np.ndarray]
-) -> None:
+def _write_archive(file: BinaryIO, root: str, program: bytes, arrays: Sequence[np.ndarray]) -> None:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         _write_member(archive, f"{root}/data.pkl", program)
         _write_member(archive, f"{root}/byteorder", b"little")
