@@ -474,7 +474,7 @@ CHANGES = {
         lambda: _stored(transform_descriptors=["zstd"]),
         "its pieces are packed .'zstd'., which is not read; load it with PyTorch",
     ),
-    "many": (lambda: _many_names, "has more than 65536 pieces"),
+    "many": (lambda: _many_names, "has more than 120000 pieces"),
     "long place": (lambda: _places(("a",) * 65), "is no list of keys"),
     "odd place": (lambda: _places((("a",),)), "is no list of keys"),
     "same place": (lambda: _places(("model", "x")), "two things are saved under one name"),

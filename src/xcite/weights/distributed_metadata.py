@@ -26,10 +26,10 @@ from xcite.weights.pickles import read_pickle
 
 METADATA = ".metadata"
 METADATA_LIMIT = 64 * 2**20  # bytes of `.metadata`
-# A piece takes about 75 instructions: 50,000 pieces. The largest model with both of its moments,
-# written by 25 processes, has as many.
-MAX_INSTRUCTIONS = 4_000_000
-MAX_PIECES = 65_536
+# A piece takes about 70 instructions. The largest model with both of its moments has 70,000 pieces
+# where 32 processes wrote it, as in the paper's training.
+MAX_INSTRUCTIONS = 8_000_000
+MAX_PIECES = 120_000
 MAX_CUTS = 4  # dimensions along which one tensor is cut; FSDP with tensor parallelism needs 2
 MAX_PATH = 64  # keys that lead to one tensor
 
