@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from weight_mutations import TINY_XCIT, damaged, read_or_refused
 
 from xcite import cli
 from xcite.canonical import initial_weights
@@ -17,6 +18,7 @@ from xcite.errors import XciteError
 from xcite.variants import XCiTArchitecture
 from xcite.weights import Metadata, distributed_metadata, open_weights, save_weights
 from xcite.weights.convert import convert
+from xcite.weights.dialects import express
 from xcite.weights.distributed_metadata import Piece, _cover
 from xcite.weights.distributed_writer import write_distributed
 from xcite.weights.inspection import inspect
@@ -590,6 +592,29 @@ def test_random_cuts_are_judged_as_by_counting():
         assert _cover(shape, pieces(*boxes)) is wanted
         exact += wanted
     assert 100 < exact < 250
+
+
+def test_any_wound_ends_in_one_line(tmp_path):
+    """XCITE_FUZZ_CASES chooses more of them."""
+    tensors = express(initial_weights(TINY_XCIT), "official", TINY_XCIT)
+    write_distributed(tmp_path / "whole", tensors, wrap="model")
+    metadata, data = (
+        (tmp_path / "whole" / name).read_bytes() for name in (".metadata", "__0_0.distcp")
+    )
+    case = tmp_path / "case"
+    case.mkdir()
+    counts = {"read": 0, "refused": 0}
+    for seed in range(int(os.environ.get("XCITE_FUZZ_CASES", "400"))):
+        random = np.random.default_rng(seed)
+        inside = random.random() < 0.25
+        pieces = bytearray(data)
+        for at in random.integers(0, len(pieces), random.integers(3) if inside else 0):
+            pieces[at] = random.integers(256)
+        (case / "__0_0.distcp").write_bytes(pieces)
+        wounded = metadata if inside else damaged(metadata, random, [metadata, data])
+        (case / ".metadata").write_bytes(wounded)
+        counts[read_or_refused(case)] += 1
+    assert counts["refused"] > counts["read"] > 10, counts
 
 
 def test_work_is_bounded(saved, monkeypatch):

@@ -245,6 +245,11 @@ def program(random):
 def outcome(path, data):
     """Read ``data`` as a weights file: "read" or "refused"; any other end is an error."""
     path.write_bytes(data)
+    return read_or_refused(path)
+
+
+def read_or_refused(path):
+    """What opening a file or folder comes to; any other end is an error."""
     try:
         opened = open_weights(path)
     except XciteError as error:
