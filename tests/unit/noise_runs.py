@@ -9,7 +9,7 @@ from PIL import Image
 
 from xcite import recipe as recipes
 from xcite.recipe import Recipe
-from xcite.training import checkpoint, loop
+from xcite.training import checkpoint, steps
 
 EPOCHS, STEPS = 2, 4
 
@@ -36,9 +36,9 @@ def make_pictures(folder: Path, per_class: int, classes: str = "abc", seed: int 
     return folder
 
 
-def make_both(folder: Path) -> Path:
+def make_both(folder: Path, per_class: int = 8) -> Path:
     """Pictures to train on and others to validate with, below ``folder``."""
-    make_pictures(folder / "train", 8)
+    make_pictures(folder / "train", per_class)
     make_pictures(folder / "val", 3, seed=1)
     return folder
 
@@ -54,11 +54,11 @@ def tensors(path: Path) -> dict[str, bytes]:
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Send a real Ctrl-C while optimiser step ``step`` (counted from 0) is about to be done."""
-    real = loop.learning_rate
+    real = steps.learning_rate
 
-    def rate(recipe: Recipe, number: int, steps: int) -> float:
+    def rate(recipe: Recipe, number: int, of_epoch: int) -> float:
         if number == step:
             signal.raise_signal(signal.SIGINT)
-        return real(recipe, number, steps)
+        return real(recipe, number, of_epoch)
 
-    monkeypatch.setattr(loop, "learning_rate", rate)
+    monkeypatch.setattr(steps, "learning_rate", rate)
