@@ -124,22 +124,31 @@ def test_repeats_stand_together_with_their_own_augmentation(folder):
     assert (batch.pictures[0] != batch.pictures[1]).any()
 
 
-def test_processes_share_a_step(folder):
-    source, settings = open_source(folder), recipe(optim={"batch": 8})
+@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
+def test_processes_share_a_step(folder, mode, count):
+    """Any number of processes, also one that does not divide the batch, shares the same batch."""
+    source = open_source(folder)
+    settings = recipe(optim={"batch": 8}, augment={"mix_mode": mode}, data={"repeats": 3})
     alone = list(TrainLoader(source, settings).epoch(0))
-    ranks = [
-        list(TrainLoader(source, settings, rank=rank, world_size=2).epoch(0)) for rank in (0, 1)
-    ]
-    for step, whole in enumerate(alone):
-        parts = [ranks[rank][step] for rank in (0, 1)]
-        views = np.concatenate([part.views for part in parts])
-        np.testing.assert_array_equal(views, whole.views)
-        pictures = np.concatenate([part.pictures for part in parts])
-        np.testing.assert_array_equal(pictures, whole.pictures)
-    shares = [[batch.mixing.share[0] for batch in part] for part in ranks]
-    assert shares[0] != shares[1]
-    with pytest.raises(XciteError, match="multiple of 3 processes"):
-        TrainLoader(source, settings, world_size=3)
+    loaders = [TrainLoader(source, settings, rank=r, world_size=count) for r in range(count)]
+    for whole, *parts in zip(alone, *(loader.epoch(0) for loader in loaders), strict=True):
+        for part, expected in zip(parts, split(whole, count), strict=True):
+            assert part.whole == 8
+            for name in ("pictures", "labels", "views", "wanted", "targets"):
+                np.testing.assert_array_equal(getattr(part, name), getattr(expected, name))
+            np.testing.assert_array_equal(part.mixing.share, expected.mixing.share)
+            np.testing.assert_array_equal(part.mixing.boxes, expected.mixing.boxes)
+            for found, wanted in zip(part.erased, expected.erased, strict=True):
+                assert found[:3] == wanted[:3]
+                np.testing.assert_array_equal(found[3], wanted[3])
+        views = np.concatenate([part.views for part in parts]).tolist()
+        assert sorted(views) == sorted(whole.views.tolist())
+
+
+def test_a_batch_too_small_for_its_processes_is_refused(folder):
+    with pytest.raises(XciteError, match=r"8 is too small for 5 processes.* to 10 or more"):
+        TrainLoader(open_source(folder), recipe(optim={"batch": 8}), world_size=5)
 
 
 def test_a_batch_larger_than_the_set_is_refused(folder):

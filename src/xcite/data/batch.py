@@ -21,6 +21,10 @@ class Mixing:
     share: np.ndarray
     boxes: np.ndarray
 
+    def of(self, places: np.ndarray) -> "Mixing":
+        """How the pictures at ``places`` are mixed; they must be whole pairs of partners."""
+        return Mixing(self.share[places], self.boxes[places])
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -38,6 +42,8 @@ class Batch:
         wanted: int64 (B, 2), the views that the epoch's order asks for, each of them once in an
             epoch; ``views`` differ where another picture stands in for a damaged one. None in
             evaluation.
+        whole: pictures of the step that this batch is a part of, over all processes; None where
+            every process has as many as this one.
     """
 
     pictures: np.ndarray
@@ -48,6 +54,7 @@ class Batch:
     mixing: Mixing | None = None
     epoch: int = 0
     wanted: np.ndarray | None = None
+    whole: int | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -93,7 +100,6 @@ def split(batch: Batch, parts: int) -> list[Batch]:
 
 def _take(batch: Batch, indices: np.ndarray) -> Batch:
     moved = {int(old): new for new, old in enumerate(indices)}
-    mixing = batch.mixing and Mixing(batch.mixing.share[indices], batch.mixing.boxes[indices])
     return replace(
         batch,
         pictures=batch.pictures[indices],
@@ -102,5 +108,5 @@ def _take(batch: Batch, indices: np.ndarray) -> Batch:
         wanted=None if batch.wanted is None else batch.wanted[indices],
         targets=None if batch.targets is None else batch.targets[indices],
         erased=[(moved[box[0]], *box[1:]) for box in batch.erased if box[0] in moved],
-        mixing=mixing,
+        mixing=batch.mixing and batch.mixing.of(indices),
     )

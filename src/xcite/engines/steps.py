@@ -1,23 +1,28 @@
 """What both engines do alike in training: steps, gradients, and the state to go on from.
 
-A step accumulates the gradients of a batch's parts, averages them over the processes, and updates
-the weights if loss and gradient are finite; else it undoes what the forward passes have changed.
+A step accumulates the gradients of a batch's parts, which the framework averages over the processes
+while it computes them, and updates the weights if loss and gradient are finite; else it undoes what
+the forward passes have changed. On a device that computes beside the processor all of that is
+queued, the decision too, and nobody waits.
 """
 
-import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from xcite import canonical
 from xcite.data.batch import Batch
+from xcite.data.transforms import require_channels
 from xcite.engines import training_state
 from xcite.engines.base import BaseEngine
 from xcite.engines.interface import StepResult
 from xcite.engines.pixels import model_input
+from xcite.engines.staging import Staged
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
 from xcite.randomness import generator
@@ -32,12 +37,14 @@ class Training:
         optimizer: an `Optimizer` of the framework's optimizer.py.
         average: the `MovingAverage` of the same file, if the recipe asks for one.
         statistics: BatchNorm's running statistics, which a forward pass already changes.
+        normalisation: mean and std, float32 (C, 1, 1) on the device.
         frozen: parts whose names start so are not trained.
     """
 
     optimizer: Any
     average: Any | None
     statistics: list[Any]
+    normalisation: tuple[Any, Any]
     distill: DistillRecipe
     preprocessing: Preprocessing
     frozen: tuple[str, ...]
@@ -47,6 +54,8 @@ class TrainingEngine(BaseEngine):
     """Adds training to `BaseEngine`; `Engine` says what each public method promises."""
 
     _training: Training | None = None
+    _trained: Any  # what the forward pass of a step calls
+    _pixels: ModuleType
 
     def start_training(
         self,
@@ -71,20 +80,51 @@ class TrainingEngine(BaseEngine):
         if optim.ema is not None:
             self._averaged = self._new_model(seed=None)
             average = self._optimizers.MovingAverage(self.model, self._averaged, optim.ema)
+        self._trained = self._call
+        if self.world_size > 1:
+            self._trained = self._processes.parallel(self._call)
         state, shapes = self.model.state_dict(), canonical.shapes(self.architecture)
         names = [name for name in shapes if not canonical.is_parameter(name)]
         statistics = [state[self._canonical_state.state_name(name)] for name in names]
-        self._training = Training(
-            optimizer, average, statistics, distill, preprocessing, tuple(frozen)
+        mean, std = (
+            self.tensor(np.array(values, np.float32)[:, None, None])
+            for values in (preprocessing.mean, preprocessing.std)
         )
+        self._training = Training(
+            optimizer, average, statistics, (mean, std), distill, preprocessing, tuple(frozen)
+        )
+
+    def stage(self, batch: Batch) -> Batch | Staged:
+        normalisation = self._started().normalisation
+        if not self.asynchronous:
+            return batch
+        if batch.targets is None:
+            raise _without_targets()
+        require_channels(batch.pictures, self._started().preprocessing)
+        noise = [box[3] for box in batch.erased]
+        erased = [(*box[:3], *box[3].shape[1:]) for box in batch.erased]
+        arrays = [batch.targets, batch.pictures]
+        arrays += [np.concatenate([each.ravel() for each in noise])] if noise else []
+        arrays += [batch.mixing.share, batch.mixing.boxes] if batch.mixing else []
+        with self._ahead() as arrive:
+            targets, pictures, *others = map(self.tensor, arrays)
+
+        def images() -> Any:
+            arrive([targets, pictures, *others])
+            mixing = (others[-2], others[-1]) if batch.mixing else None
+            return self._pixels.model_input(
+                pictures, erased, others[0] if noise else None, mixing, *normalisation
+            )
+
+        return Staged(batch, targets, images)
 
     def train_step(
         self,
-        batches: Sequence[Batch],
+        batches: Sequence[Batch | Staged],
         *,
         learning_rate: float,
         paths: Sequence[np.ndarray | None],
-        teacher: Sequence[np.ndarray | None],
+        teacher: Sequence[Any],
         distill: DistillRecipe | None = None,
     ) -> StepResult:
         """One optimiser step over the parts of a batch (gradient accumulation).
@@ -94,27 +134,33 @@ class TrainingEngine(BaseEngine):
         """
         training = self._started()
         optimizer = training.optimizer
-        pictures = sum(len(batch.pictures) for batch in batches)
+        # The framework averages over the processes, which may have unequal numbers of pictures.
+        whole = _whole(batches[0]) or self.world_size * sum(map(len, batches))
         before = [tensor.clone() for tensor in training.statistics]
         losses = []
         done = False
         self._train_mode()
         try:
             for batch, scales, answers in zip(batches, paths, teacher, strict=True):
-                if batch.targets is None:
-                    raise XciteError(
-                        "a batch to train on needs targets; this one is for evaluation"
-                    )
-                images = model_input(batch, training.preprocessing)
-                loss = self._loss(images, batch.targets, scales, answers, distill)
-                part = loss * (len(batch.pictures) / pictures)
-                part.backward()
+                more = self.world_size > 1 and batch is not batches[-1]
+                images, targets = self._given(batch)
+                with self._processes.accumulating(self._trained) if more else nullcontext():
+                    loss = self._loss(images, targets, scales, answers, distill)
+                    part = loss * (len(batch) * self.world_size / whole)
+                    part.backward()
                 losses.append(part.detach())
             total = sum(losses)
             if self.world_size > 1:
-                self._processes.average([total, *optimizer.gradients()])
-            result = StepResult(total.item(), optimizer.gradient_norm())
-            if math.isfinite(result.loss) and math.isfinite(result.gradient_norm):
+                apart = [] if self._sync_batch_norm else training.statistics
+                self._processes.average(
+                    [total, *(tensor for tensor in apart if tensor.is_floating_point())]
+                )
+            norm = optimizer.gradient_norm()
+            result = StepResult(total, norm)
+            if self.asynchronous:
+                done = True
+                self._queue_update(total, norm, learning_rate, before)
+            elif result.finite:
                 done = True
                 optimizer.step(learning_rate, result.gradient_norm)
                 if training.average is not None:
@@ -125,6 +171,28 @@ class TrainingEngine(BaseEngine):
             if not done:  # the forward pass has already counted the batch
                 for tensor, old in zip(training.statistics, before, strict=True):
                     self._assign(tensor, old)
+
+    def _given(self, batch: Batch | Staged) -> tuple[Any, Any]:
+        """The model's input and the targets, on the device."""
+        if isinstance(batch, Staged):
+            return batch.images, batch.targets
+        if batch.targets is None:
+            raise _without_targets()
+        images = model_input(batch, self._started().preprocessing)
+        return self._images(images), self.tensor(batch.targets)
+
+    def _queue_update(self, loss: Any, norm: Any, learning_rate: float, before: list[Any]) -> None:
+        """Update everything, or nothing if this step or one before was not finite.
+
+        Args:
+            before: `Training.statistics` as they were.
+        """
+        training = self._started()
+        skip = training.optimizer.broken(loss, norm)
+        self._optimizers.keep(before, training.statistics, skip)
+        training.optimizer.step(learning_rate, norm, skip)
+        if training.average is not None:
+            training.average.update(skip)
 
     def gradients(
         self,
@@ -138,11 +206,11 @@ class TrainingEngine(BaseEngine):
         self._train_mode()
         try:
             with self._untouched_statistics(self.model):
-                loss = self._loss(images, targets, paths, teacher)
+                loss = self._loss(self._images(images), self.tensor(targets), paths, teacher)
                 loss.backward()
             total = loss.detach()
             if self.world_size > 1:
-                self._processes.average([total, *optimizer.gradients()])
+                self._processes.average([total])
             named = zip(optimizer.parameters, optimizer.gradients(), strict=True)
             to_canonical = self._canonical_state.to_canonical
             return total.item(), {name: to_canonical(name, tensor) for name, tensor in named}
@@ -184,27 +252,27 @@ class TrainingEngine(BaseEngine):
                 module.eval()
         rates = (getattr(self.architecture, name, 0) for name in ("drop_rate", "attn_drop_rate"))
         if any(rates):  # a resumed run must drop the same
-            draw = generator(self._seed, "dropout", training.optimizer.steps, self.rank)
+            draw = generator(self._seed, "dropout", training.optimizer.queued, self.rank)
             self._seed_dropout(int(draw.integers(2**31)))
 
     def _loss(
         self,
-        images: np.ndarray,
-        targets: np.ndarray,
+        images: Any,
+        targets: Any,
         paths: np.ndarray | None,
-        teacher: np.ndarray | None,
+        teacher: Any,
         distill: DistillRecipe | None = None,
     ) -> Any:
         blocks, rate = self.architecture.drop_paths()
         if paths is None and rate > 0:
             # None means that nothing is dropped; the model itself would draw.
             paths = np.ones((blocks, 3, len(images)), np.float32)
-        scales = None if paths is None else self._tensor(paths)
+        scales = None if paths is None else self.tensor(paths)
         with self._autocast():
-            logits = self._call(self._images(images), scales)
-        answers = None if teacher is None else self._tensor(teacher)
+            logits = self._trained(images, scales)
+        answers = self.tensor(teacher) if isinstance(teacher, np.ndarray) else teacher
         distill = distill or self._started().distill
-        return self._losses.loss(logits, self._tensor(targets), answers, distill)
+        return self._losses.loss(logits, targets, answers, distill)
 
     # ---- what the frameworks do differently ------------------------------------------------
 
@@ -221,5 +289,17 @@ class TrainingEngine(BaseEngine):
         """Seed the framework's own random numbers."""
 
     @abstractmethod
+    def _ahead(self) -> AbstractContextManager[Callable[[list[Any]], None]]:
+        """Tensors are sent to the device while it computes; yields what waits for them there."""
+
+    @abstractmethod
     def _assign(self, tensor: Any, values: Any) -> None:
         """Overwrite a tensor in place."""
+
+
+def _whole(part: Batch | Staged) -> int | None:
+    return part.batch.whole if isinstance(part, Staged) else part.whole
+
+
+def _without_targets() -> XciteError:
+    return XciteError("a batch to train on needs targets; this one is for evaluation")

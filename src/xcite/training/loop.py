@@ -107,9 +107,7 @@ def train(
     if prepared.weights is not None:
         engine.load_weights(prepared.weights)
     if teacher is None:
-        teacher = build_teacher(
-            recipe, prepared.train, prepared.class_names, processes=engine.world_size
-        )
+        teacher = build_teacher(recipe, prepared.train, prepared.class_names)
     engine.start_training(
         recipe.optim, recipe.distill, recipe.preprocessing, frozen=recipe.init.frozen
     )
