@@ -1,9 +1,9 @@
 """Items made in order by worker processes on grain.
 
 This file alone leans on what grain does not promise: its arrays in shared memory have ``shm`` and
-``_unlink_on_del``, and what describes one is opened as one; `WithOptionsIterDataset` is experimental; a worker that died is told by the
-wording of a RuntimeError; worker processes are spawned within `next`, so that what such a process
-unpickles first runs before grain is imported there.
+``_unlink_on_del``, and what describes one is opened as one; `WithOptionsIterDataset` is
+experimental; a worker that died is told by the wording of a RuntimeError; worker processes are
+spawned within `next`, so that what such a process unpickles first runs before grain is imported.
 """
 
 import contextlib
