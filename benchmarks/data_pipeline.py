@@ -11,14 +11,28 @@ by the processor time of this process.
 - exact: what a worker does without ``data.fast``, where pixels are bit for bit timm's.
 
     python benchmarks/data_pipeline.py [--rounds 9] [--batch 63]
+
+With ``--workers 1 2 4 8`` it measures worker processes instead, as a training run has them, on
+pictures of 500 x 375, the numbers of workers by turns:
+
+- pictures/s: by the clock, batches taken as fast as they come;
+- per core: pictures per second of the workers' own processor time, which others on the machine
+  disturb less: what a worker makes where it has a core for itself;
+- MiB: proportional set size of a worker, and of the process that trains, in which a page that
+  n processes share counts 1 / n.
+
+    python benchmarks/data_pipeline.py --workers 1 2 4 8
 """
 
 import argparse
 import io
 import itertools
+import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable, Generator
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -27,7 +41,9 @@ from xcite.data import mixing, randaugment, transforms
 from xcite.data.batch import Batch
 from xcite.data.pipeline import TrainLoader
 from xcite.engines.pixels import model_input
+from xcite.machine import usable_cores
 from xcite.preprocessing import Preprocessing
+from xcite.processor import this_processor
 from xcite.recipe import Recipe, parse
 
 
@@ -120,14 +136,7 @@ def endless(loader: TrainLoader) -> Generator[Batch, None, None]:
 def measure(height: int, width: int, repeats: int, batch: int, rounds: int) -> dict[str, str]:
     rng = np.random.default_rng(0)
     source = Memory([drawn_photograph(rng, height, width) for _ in range(max(batch, 64))])
-    recipe, exact = (
-        parse(
-            f"{{data: {{workers: 0, repeats: {repeats}, fast: {fast}}}, "
-            f"optim: {{batch: {batch}, lr_per: null}}}}",
-            "benchmark",
-        )
-        for fast in ("true", "false")
-    )
+    recipe, exact = (settings(0, repeats, batch, fast) for fast in (True, False))
     preprocessing: Preprocessing = recipe.preprocessing
     batches, exact_batches = (endless(TrainLoader(source, each)) for each in (recipe, exact))
     held: dict[str, object] = {}
@@ -157,11 +166,85 @@ def measure(height: int, width: int, repeats: int, batch: int, rounds: int) -> d
     }
 
 
+def settings(workers: int, repeats: int, batch: int, fast: bool) -> Recipe:
+    return parse(
+        f"{{data: {{workers: {workers}, repeats: {repeats}, fast: {str(fast).lower()}}}, "
+        f"optim: {{batch: {batch}, lr_per: null}}}}",
+        "benchmark",
+    )
+
+
+def processor_seconds_of(pid: int | None) -> float:
+    """That a process has used so far, user and system."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def proportional_mib(pid: int | None) -> float:
+    """Proportional set size of a process."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) / 1024
+    raise LookupError(f"process {pid} tells no proportional set size")
+
+
+def measure_once(source: Memory, recipe: Recipe) -> tuple[float, float, float, float]:
+    """Pictures/s, pictures per second of processor time, MiB of a worker and of this process."""
+    workers, prefetch = recipe.data.workers, recipe.data.prefetch
+    batches = endless(TrainLoader(source, recipe))
+    for _ in range(2 * (prefetch + 1) * workers):  # until nothing is taken that lay ready
+        next(batches)
+    pids = [process.pid for process in multiprocessing.active_children()]
+    used = [processor_seconds_of(pid) for pid in pids]
+    start, count = time.perf_counter(), 8 * workers
+    for _ in range(count):
+        next(batches)
+    pictures, seconds = count * recipe.optim.batch, time.perf_counter() - start
+    processor = sum(processor_seconds_of(pid) for pid in pids) - sum(used)
+    sizes = statistics.mean(proportional_mib(pid) for pid in pids)
+    result = pictures / seconds, pictures / processor, sizes, proportional_mib(os.getpid())
+    batches.close()
+    return result
+
+
+def measure_workers(numbers: list[int], batch: int, rounds: int) -> None:
+    """Print a table: for each number of workers, by turns."""
+    rng = np.random.default_rng(0)
+    source = Memory([drawn_photograph(rng, 375, 500) for _ in range(max(batch, 64))])
+    kinds = [(3, True), (1, True), (1, False)]
+    results: dict[tuple[int, bool, int], list[tuple[float, ...]]] = {}
+    for _ in range(rounds):
+        for workers, (repeats, fast) in itertools.product(numbers, kinds):
+            seen = measure_once(source, settings(workers, repeats, batch, fast))
+            results.setdefault((repeats, fast, workers), []).append(seen)
+    processor, cores = this_processor(), usable_cores()
+    print(
+        "| repeats | data.fast | workers | pictures/s | per core | a worker, MiB | training, MiB |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for (repeats, fast, workers), values in sorted(
+        results.items(), reverse=True, key=lambda x: (x[0][0], x[0][1], -x[0][2])
+    ):
+        rate, own, worker, here = (
+            statistics.median(column) for column in zip(*values, strict=True)
+        )
+        more = f", more than the {cores} cores" if workers > cores else ""
+        print(
+            f"| {repeats} | {'yes' if fast else 'no'} | {workers}{more} | {rate:.0f} | {own:.0f} "
+            f"| {worker:.0f} | {here:.0f} |"
+        )
+    print(f"\n{cores} cores of {processor.name}, model {processor.model or 'unknown'}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--batch", type=int, default=63)
+    parser.add_argument("--workers", type=int, nargs="+", help="measure worker processes instead")
     options = parser.parse_args()
+    if options.workers:
+        measure_workers(options.workers, options.batch, options.rounds)
+        return
     heads: list[str] = []
     for height, width, repeats in ((375, 500, 3), (375, 500, 1), (768, 1024, 3)):
         row = measure(height, width, repeats, options.batch, options.rounds)

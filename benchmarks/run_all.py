@@ -1,4 +1,4 @@
-"""Run every benchmark and rewrite its table in docs/performance.md (`make bench`).
+"""Run every benchmark and rewrite its table in docs/performance.md or results.md (`make bench`).
 
     python benchmarks/run_all.py [NAME ... [-- OPTIONS of their scripts]]
 
@@ -15,7 +15,7 @@ from xcite.machine import usable_cores
 from xcite.processor import this_processor
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "performance.md"
+PAGES = [HERE.parent / "docs" / name for name in ("performance.md", "results.md")]
 # An older processor, imitated on a newer one by keeping the libraries from newer instructions.
 AVX2 = {
     "ONEDNN_MAX_CPU_ISA": "AVX2",
@@ -45,6 +45,7 @@ SUITE = {
     "engines": ["engines.py"],
     "scaling": ["scaling.py", "--huge", "--picture", str(HERE.parent / "docs" / "scaling.png")],
     "data_pipeline": ["data_pipeline.py"],
+    "data_workers": ["data_pipeline.py", "--workers", "1", "2", "4", "--rounds", "5"],
     "weights_loading": ["weights_loading.py"],
     "distilled_step": ["distilled_step.py"],
     "answer_cache": ["answer_cache.py"],
@@ -89,12 +90,14 @@ def main(arguments: list[str]) -> None:
 
 def replace(name: str, text: str) -> None:
     """Put ``text`` between the markers of ``name``."""
-    page = PAGE.read_text(encoding="utf-8")
     block = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
-    if not block.search(page):
-        sys.exit(f"{PAGE} has no place for {name}")
-    page = block.sub(lambda found: f"{found[1]}{text}\n{found[2]}", page)
-    PAGE.write_text(page, encoding="utf-8")
+    for path in PAGES:
+        page = path.read_text(encoding="utf-8")
+        if block.search(page):
+            page = block.sub(lambda found: f"{found[1]}{text}\n{found[2]}", page)
+            path.write_text(page, encoding="utf-8")
+            return
+    sys.exit(f"{' and '.join(path.name for path in PAGES)} have no place for {name}")
 
 
 def machine(caps: dict[str, str]) -> str:

@@ -1,13 +1,14 @@
 """Items made in order by worker processes on grain.
 
 This file alone leans on what grain does not promise: its arrays in shared memory have ``shm`` and
-``_unlink_on_del``; `WithOptionsIterDataset` is experimental; a worker that died is told by the
-wording of a RuntimeError; worker processes are spawned within `next`, so that what such a process
-unpickles first runs before grain is imported there.
+``_unlink_on_del``, and what describes one is opened as one; `WithOptionsIterDataset` is
+experimental; a worker that died is told by the wording of a RuntimeError; worker processes are
+spawned within `next`, so that what such a process unpickles first runs before grain is imported.
 """
 
 import contextlib
 import errno
+import mmap
 import multiprocessing
 import os
 import queue
@@ -16,7 +17,8 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from multiprocessing import connection, resource_tracker
+from dataclasses import replace
+from multiprocessing import connection, resource_tracker, shared_memory
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,8 @@ from xcite.machine import known_signals, open_files_limit
 _SHARED_MEMORY = "/dev/shm"
 _BUS_ERROR = getattr(signal, "SIGBUS", 0)  # of a process that shared memory ran out for
 _FILES_PER_WORKER = 24  # that this process holds open: 18 and those of its batches
+_SMALLEST_SHARED = 1 << 16  # bytes; smaller arrays go through pipes
+_READ, _FILLED = 0, 1  # the last byte of a segment that is used again
 _JOINING = 5.0  # seconds for the thread that asks grain to notice that all is closed
 # Sent to all processes of a terminal or of a batch job, and for the main process to obey.
 _TO_THE_GROUP = known_signals("SIGHUP", "SIGUSR1", "SIGUSR2")
@@ -52,6 +56,7 @@ class Reader:
         timeout: float = 300.0,
     ) -> None:
         """Args:
+        bytes_per_item: of the array that makes up nearly all of an item.
         timeout: seconds that `next` waits before a worker counts as stuck; a time in which this
             process was stopped itself does not count.
         """
@@ -60,7 +65,13 @@ class Reader:
         self._workers = workers
         if workers:
             self._require_files()
+        self._segments: set[str] = set()  # that workers use again
         grain = _grain()
+        # every worker holds `prefetch` batches ready, and so does this process for it
+        needed = 2 * (prefetch + 1) * workers * bytes_per_item
+        sharing = workers > 0 and _shared_memory_free() > needed  # else through pipes
+        if sharing and bytes_per_item >= _SMALLEST_SHARED:
+            make = _InUsedMemory(make, bytes_per_item)
         items = grain.MapDataset.range(steps.start, steps.stop).map(make)
         # no threads: a worker makes one batch after the other, and more workers make more
         dataset = items.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
@@ -68,9 +79,7 @@ class Reader:
             if os.name == "posix":  # it outlives the workers, to remove what they leave
                 with _shielded_children():
                     resource_tracker.ensure_running()
-            # every worker holds `prefetch` batches ready, and so does this process for it
-            needed = 2 * (prefetch + 1) * workers * bytes_per_item
-            smallest = 1 << 16 if _shared_memory_free() > needed else 1 << 62  # else through pipes
+            smallest = _SMALLEST_SHARED if sharing else 1 << 62
             options = grain.experimental.DatasetOptions(min_shm_size=smallest)
             dataset = grain.experimental.WithOptionsIterDataset(dataset, options)
             dataset = dataset.mp_prefetch(
@@ -86,7 +95,7 @@ class Reader:
             raise self._in_words(error) from error
 
     def next(self) -> dict[str, Any]:
-        """The item of the next step.
+        """The item of the next step, its arrays outside shared memory.
 
         Raises:
             XciteError: a worker process died or is stuck, or the machine has too little of
@@ -100,7 +109,25 @@ class Reader:
                 raise self._in_words(error) from error
             raise
         self.position += 1
-        return item
+        return {key: self._owned(value) for key, value in item.items()}
+
+    def _owned(self, value: Any) -> Any:
+        """A plain array for one in shared memory, which its worker may use again or which is freed.
+
+        Copying a batch is cheap beside making it, and grain's arrays complain when they outlive
+        the interpreter's modules, as a script's last batch does.
+        """
+        shared = getattr(value, "shm", None)
+        if shared is None:
+            return value
+        value._unlink_on_del = False
+        if shared.size < value.nbytes + mmap.PAGESIZE:
+            shared.unlink()
+            return np.array(value, subok=False)
+        self._segments.add(shared.name)
+        array = np.array(value, subok=False)
+        shared.buf[-1] = _READ
+        return array
 
     def _bounded(self) -> dict[str, Any]:
         """Ask grain in a thread: a worker that is stopped, or died while it wrote, never answers.
@@ -156,6 +183,11 @@ class Reader:
         if self._asking is not None:
             self._asking.join(_JOINING)
             self._asking = None
+        while self._segments:
+            with contextlib.suppress(FileNotFoundError):  # grain frees those with an item unread
+                segment = shared_memory.SharedMemory(self._segments.pop())
+                segment.close()
+                segment.unlink()
 
     def _require_files(self) -> None:
         """Raise XciteError where the workers' pipes cannot be opened: grain would leave pieces."""
@@ -194,18 +226,37 @@ class Reader:
         return error
 
 
-def owned(array: np.ndarray) -> np.ndarray:
-    """A plain array; shared memory that it lay in is given back at once.
+class _InUsedMemory:
+    """What ``make`` makes, its large array in shared memory that was used before, where there is.
 
-    Copying a batch is cheap beside making it, and grain's arrays complain when they outlive the
-    interpreter's modules, as a script's last batch does.
+    Fresh memory costs a worker ten times the copying: each of its pages is cleared and mapped.
+    A segment's last byte, a page behind the array, says whether the array has been read. So
+    there are as many as are on the way at a time, and `Reader.close` removes them.
     """
-    shared = getattr(array, "shm", None)
-    if shared is None:
-        return array
-    array._unlink_on_del = False  # type: ignore[attr-defined]
-    shared.unlink()
-    return np.array(array, subok=False)
+
+    def __init__(self, make: Callable[[int], dict[str, Any]], size: int) -> None:
+        """Args:
+        size: bytes of the array; those of other sizes, like a smaller last batch, go without.
+        """
+        self._make = make
+        self._size = size
+        self._segments: list[Any] = []  # of this worker
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        return {key: self._shared(value) for key, value in self._make(step).items()}
+
+    def _shared(self, value: Any) -> Any:
+        if not isinstance(value, np.ndarray) or value.nbytes != self._size:
+            return value
+        segment = next((each for each in self._segments if each.shm.buf[-1] == _READ), None)
+        if segment is None:
+            segment = _grain().multiprocessing.SharedMemoryArray(
+                (self._size + mmap.PAGESIZE,), np.uint8
+            )
+            self._segments.append(segment)
+        np.ndarray(value.shape, value.dtype, segment.shm.buf)[...] = value
+        segment.shm.buf[-1] = _FILLED
+        return replace(segment.metadata, shape=value.shape, dtype=value.dtype)
 
 
 def _grain() -> Any:

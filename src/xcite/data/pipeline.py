@@ -15,7 +15,7 @@ import numpy as np
 from xcite.data import decoding, mixing, transforms
 from xcite.data.augmentation import Augmentation
 from xcite.data.batch import Batch, share
-from xcite.data.grain_workers import Reader, owned
+from xcite.data.grain_workers import Reader
 from xcite.data.skipping import Skipping
 from xcite.data.sources import Source
 from xcite.errors import XciteError
@@ -352,24 +352,23 @@ class _EvaluationBatch:
 
 def _unpacked(item: dict[str, Any]) -> tuple[Batch, dict[str, str]]:
     """A `Batch` of what a worker sent, and the skipped pictures."""
-    arrays = {key: owned(value) for key, value in item.items() if isinstance(value, np.ndarray)}
     skipped = item["skipped"]
-    batch = Batch(arrays["pictures"], arrays["labels"], arrays["views"])
-    if "targets" not in arrays:
+    batch = Batch(item["pictures"], item["labels"], item["views"])
+    if "targets" not in item:
         return batch, skipped
     erased = []
     start, channels = 0, batch.pictures.shape[3]
-    for position, top, left, height, width in arrays["erased"].tolist():
+    for position, top, left, height, width in item["erased"].tolist():
         stop = start + channels * height * width
-        noise = arrays["noise"][start:stop].reshape(channels, height, width)
+        noise = item["noise"][start:stop].reshape(channels, height, width)
         erased.append((position, top, left, noise))
         start = stop
-    mixed = mixing.Mixing(arrays["share"], arrays["boxes"]) if len(arrays["share"]) else None
+    mixed = mixing.Mixing(item["share"], item["boxes"]) if len(item["share"]) else None
     return (
         replace(
             batch,
-            wanted=arrays["wanted"],
-            targets=arrays["targets"],
+            wanted=item["wanted"],
+            targets=item["targets"],
             erased=erased,
             mixing=mixed,
             epoch=int(item["epoch"]),
