@@ -11,6 +11,7 @@ app = typer.Typer(add_completion=False)
 def benchmark(
     model: str = typer.Argument("xcit_nano_12_p8", help="Architecture, see `xcite models`."),
     engine: str = typer.Option("paddle", help="paddle or torch."),
+    device: str = typer.Option("auto", help="What to compute on: auto, cpu, gpu, cuda:1, ..."),
     precision: str = typer.Option("float32", help="float32 or bf16."),
     operators: str = typer.Option("fast", help="fast or plain."),
     attention: str = typer.Option("auto", help="auto, usual or covariance."),
@@ -43,6 +44,7 @@ def benchmark(
         activation_checkpointing=checkpointing,
         compile=compile,
         threads=threads,
+        device=device,
     )
     if as_json:
         say_json(result.to_json())

@@ -21,6 +21,7 @@ def attention(
     whole: bool = typer.Option(False, "--whole", help="Keep the whole picture, cut nothing off."),
     occlusion: bool = typer.Option(True, help="Hide places one by one as a second opinion."),
     engine: str = typer.Option(None, help="paddle or torch; by default the first installed."),
+    device: str = typer.Option("auto", help="What to compute on: auto, cpu, gpu, cuda:1, ..."),
 ) -> None:
     """Draw where a model looks: class attention per head and layer, XCA channel maps, occlusion.
 
@@ -30,7 +31,7 @@ def attention(
     from xcite.figures import attention as figures
     from xcite.runtime.opening import open_model
 
-    model = open_model(source, engine)
+    model = open_model(source, engine, device)
     for note in model.notes:
         say(tr("note: {note}", note=note), err=True)
     channels = model.preprocessing.channels

@@ -41,6 +41,7 @@ def evaluate(
         False, "--ignore-extra", help="Leave out pictures of classes that the model does not know."
     ),
     engine: str = typer.Option(None, help="paddle or torch; default: paddle where installed."),
+    device: str = typer.Option("auto", help="What to compute on: auto, cpu, gpu, cuda:1, ..."),
     batch: int = typer.Option(64, min=1, help="Pictures at a time."),
     workers: int = typer.Option(2, min=0, help="Loader processes."),
     skip: bool = typer.Option(False, "--skip", help="Leave out pictures that cannot be decoded."),
@@ -64,7 +65,7 @@ def evaluate(
         own, treated = own_pictures(model, ask)
         skip = skip or treated.on_error == "skip"
         options |= {"skip": skip, "max_pixels": treated.max_pixels}
-    opened = open_model(model, engine)
+    opened = open_model(model, engine, device)
     for note in opened.notes:
         say(noted(note))
     console = Console()

@@ -20,6 +20,7 @@ def fit_head(
     batch: int = typer.Option(32, min=1, help="Pictures at a time."),
     workers: int = typer.Option(0, min=0, help="Loader processes."),
     engine: str = typer.Option(None, help="paddle or torch; default: paddle where installed."),
+    device: str = typer.Option("auto", help="What to compute on: auto, cpu, gpu, cuda:1, ..."),
     columns: str = typer.Option(None, help="Columns of path and label in a table."),
     weights_dir: Path = typer.Option(None, help="Folder of published files."),
 ) -> None:
@@ -48,7 +49,7 @@ def fit_head(
             "was made of, or let it teach its own classes (distill.teacher)"
         )
     file = open_weights(teacher, weights_dir=weights_dir)
-    opened = on_engine(file, engine, called=teacher, classifier=False)
+    opened = on_engine(file, engine, called=teacher, classifier=False, device=device)
     assert isinstance(opened.classifier, EngineClassifier)  # weights are opened, no bundle
     network, preprocessing = opened.classifier.engine, opened.preprocessing
     if size is not None:

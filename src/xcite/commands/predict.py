@@ -35,6 +35,7 @@ def predict(
     ),
     top: int = typer.Option(5, min=1, help="How many classes to name."),
     engine: str = typer.Option(None, help="paddle or torch; default: paddle where installed."),
+    device: str = typer.Option("auto", help="What to compute on: auto, cpu, gpu, cuda:1, ..."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
     columns: str = typer.Option(
         None, help="Of a given CSV or parquet: columns of path and label, as image,label."
@@ -52,7 +53,7 @@ def predict(
     if not pictures:
         ask = f"say what {model} shall look at: files, folders or patterns"
         own, _ = own_pictures(model, ask)
-    opened = open_model(model, engine)
+    opened = open_model(model, engine, device)
     for note in opened.notes:
         say(noted(note), err=True)
     if not opened.class_names:

@@ -106,7 +106,12 @@ def work_of(
         return lambda: runner.predict(images)
     runner.start_training(OptimRecipe(batch=batch), DistillRecipe(), preprocessing)
     paths = drop_path_scales(0, 0, pictures.views, *architecture.drop_paths())
-    return lambda: runner.train_step([pictures], learning_rate=1e-4, paths=[paths], teacher=[None])
+
+    def step() -> float:
+        result = runner.train_step([pictures], learning_rate=1e-4, paths=[paths], teacher=[None])
+        return result.loss  # a step that was only queued has not been made
+
+    return step
 
 
 def measure(

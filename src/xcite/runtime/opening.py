@@ -44,19 +44,25 @@ class OpenedModel:
         return self.classifier.logits(normalise(pixels, self.preprocessing))
 
 
-def open_model(source: str | Path, engine: str | None = None) -> OpenedModel:
+def open_model(source: str | Path, engine: str | None = None, device: str = "auto") -> OpenedModel:
     """Open ``source`` on an engine (default: paddle, or the one that is installed) or as a bundle.
 
     A file of a bundle stands for the bundle.
 
+    Args:
+        device: as in a recipe's ``run.device``.
+
     Raises:
-        XciteError: nothing there, unreadable, or ``engine`` given for a bundle.
+        XciteError: nothing there, unreadable, no such device, or a bundle, which runs on the CPU
+            without an engine, with either of the two.
     """
     bundle = bundle_folder(source)
     if bundle is None:
-        return on_engine(open_weights(source), engine, called=str(source))
+        return on_engine(open_weights(source), engine, called=str(source), device=device)
     if engine:
         raise XciteError(f"{bundle} is a bundle and runs without an engine; leave --engine out")
+    if device not in ("auto", "cpu"):
+        raise XciteError(f"{bundle} is a bundle and runs on the CPU; leave --device out")
     predictor = Predictor(bundle, mode="throughput")
     require_classes(predictor.info, predictor.bundle)
     return OpenedModel(
@@ -71,16 +77,22 @@ def open_model(source: str | Path, engine: str | None = None) -> OpenedModel:
 
 
 def on_engine(
-    file: WeightFile, engine: str | None = None, *, called: str, classifier: bool = True
+    file: WeightFile,
+    engine: str | None = None,
+    *,
+    called: str,
+    classifier: bool = True,
+    device: str = "auto",
 ) -> OpenedModel:
     """The model of a weights file on an engine; None takes paddle, or what is installed.
 
     Args:
         called: what messages call the file.
         classifier: refuse a file without one; else its "logits" are embeddings.
+        device: as in a recipe's ``run.device``.
 
     Raises:
-        XciteError: no engine is installed, or no classifier.
+        XciteError: no engine is installed, no such device, or no classifier.
     """
     if engine is None:
         if not installed():
@@ -92,7 +104,7 @@ def on_engine(
             "bundle of embeddings of it"
         )
     preprocessing, notes = preprocessing_of(file, called)
-    made = create_engine(engine, file.architecture)
+    made = create_engine(engine, file.architecture, device=device)
     made.load_weights(file.tensors)
     return OpenedModel(
         EngineClassifier(made),

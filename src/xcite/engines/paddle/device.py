@@ -33,7 +33,9 @@ def find(asked: str) -> str:
     count = counts[kind]() if built else 0
     if not count:
         told = "GPU" if kind == "gpu" else f"device {kind}"
-        raise XciteError(f"PaddlePaddle finds no {told} on this machine; set run.device to cpu")
+        raise XciteError(
+            f"PaddlePaddle finds no {told} on this machine; set run.device to cpu (--device cpu)"
+        )
     if number and int(number) >= count:
         raise XciteError(
             f"run.device is {asked}, but PaddlePaddle finds {count} such devices here, counted "

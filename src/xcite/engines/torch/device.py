@@ -30,7 +30,9 @@ def find(asked: str) -> torch.device:
     count = backend.device_count() if backend.is_available() else 0
     if not count:
         told = "GPU" if kind == "cuda" else f"device {kind}"
-        raise XciteError(f"PyTorch finds no {told} on this machine; set run.device to cpu")
+        raise XciteError(
+            f"PyTorch finds no {told} on this machine; set run.device to cpu (--device cpu)"
+        )
     if number and int(number) >= count:
         raise XciteError(
             f"run.device is {asked}, but PyTorch finds {count} such devices here, counted from 0"

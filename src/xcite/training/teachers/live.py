@@ -131,7 +131,8 @@ def live_teacher(recipe: Recipe, class_names: Sequence[str]) -> LiveTeacher:
             runs_on = recipe.distill.teacher_engine or recipe.run.engine
             same = runs_on == recipe.run.engine
             precision = recipe.run.precision if same else "auto"  # an engine may lack the other's
-            engine = create_engine(runs_on, architecture, precision=precision)
+            device = recipe.run.device
+            engine = create_engine(runs_on, architecture, precision=precision, device=device)
             engine.load_weights(tensors)
             predict = engine.features if features else engine.predict
             beside = engine if same else None
