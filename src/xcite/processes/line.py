@@ -12,8 +12,10 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TextIO
 
 VARIABLE = "XCITE_LINE"  # names the folder with the socket
 SOCKET = "line"
@@ -79,6 +81,7 @@ class Line:
         for standard, handle in zip((1, 2), handles, strict=True):
             os.dup2(handle, standard)
             os.close(handle)
+        sys.stdout, sys.stderr = _written(1, sys.stdout), _written(2, sys.stderr)
         line = cls(connection)
         threading.Thread(target=line._listen, daemon=True, name="xcite line").start()
         return line
@@ -108,6 +111,19 @@ class Line:
         os._exit(2)
 
 
+def _written(handle: int, before: TextIO) -> TextIO:
+    """A stream on what a handle leads to now; the one before may take a terminal for a file."""
+    lines = handle == 2 or os.isatty(handle)
+    return open(  # noqa: SIM115  (it stays open to the end)
+        handle,
+        "w",
+        buffering=1 if lines else -1,
+        encoding=before.encoding,
+        errors=before.errors,
+        closefd=False,
+    )
+
+
 _line: Line | None = None
 
 
@@ -125,6 +141,20 @@ def end_now(message: str) -> None:
     else:
         os.write(2, f"xcite: {message}\n".encode(errors="backslashreplace"))
     os._exit(2)
+
+
+@contextlib.contextmanager
+def hidden_errors() -> Iterator[None]:
+    """Keep what compiled code writes to standard error meanwhile from the terminal."""
+    sys.stderr.flush()
+    shown, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(shown, 2)
+        os.close(shown)
+        os.close(nowhere)
 
 
 def last_words(folder: Path, rank: int) -> str:

@@ -305,12 +305,14 @@ class _Supervisor:
             raise XciteError(f"{_name(caller.hello)}: {caller.end.message}")
         self.lost_one = True
         codes = read_ends(folder)
-        for caller in callers:
-            if caller.end is None:
-                raise XciteError(_died(caller.hello, codes, folder))
-        if lost := next((c for c in callers if c.end and c.end.message), None):
-            assert lost.end is not None
-            raise XciteError(lost.end.message)
+        silent = [caller for caller in callers if caller.end is None]
+        # The launcher saw these end first; others are ended by it, when they are stopped or stuck.
+        if first := next((c for c in silent if c.hello.rank in codes), None):
+            raise XciteError(_died(first.hello, codes[first.hello.rank], folder))
+        if lost := next((c.end for c in callers if c.end and c.end.message), None):
+            raise XciteError(lost.message)
+        if silent:
+            raise XciteError(f"{_name(silent[0].hello)} ended without a word")
         self.lost_one = False
         raise XciteError(self._launcher_failed(folder, code))
 
@@ -332,11 +334,8 @@ def _name(hello: Hello) -> str:
     return f"process {hello.rank} of {hello.size} on {hello.host}"
 
 
-def _died(hello: Hello, codes: dict[int, int], folder: Path) -> str:
-    name = _name(hello)
-    if hello.rank not in codes:
-        return f"{name} ended without a word"
-    said = f"{name} {_ending(codes[hello.rank])}"
+def _died(hello: Hello, code: int, folder: Path) -> str:
+    said = f"{_name(hello)} {_ending(code)}"
     words = last_words(folder, hello.rank)
     return f"{said} (its last words: {words})" if words else said
 

@@ -34,6 +34,7 @@ FREE = {
         "checkpoint_every",
         "checkpoint_minutes",
         "log_every",
+        "process_timeout",
         "tensorboard",
         "activation_checkpointing",
     ),

@@ -23,6 +23,9 @@ from xcite.errors import XciteError
 from xcite.evaluation.accuracy import Accuracy
 from xcite.evaluation.evaluate import validation_line
 from xcite.language import noted
+from xcite.processes import environment
+from xcite.processes.loss import ProcessLost, lost
+from xcite.processes.watchdog import Watchdog
 from xcite.randomness import drop_path_scales
 from xcite.recipe import Recipe
 from xcite.recipe_sections import DistillRecipe
@@ -100,6 +103,8 @@ def train(
     starts = not resume or not (checkpoint_file or checkpoint.candidates(RunFolder(path)))
     prepared = plan.make(recipe, initialise=starts, run=path if resume else None)
     console = console or Console()
+    environment.set_timeout(recipe.run.process_timeout)
+    place = environment.settle(recipe.run.engine)
     engine, recipe = engine_for(
         prepared.recipe, prepared.built, len(prepared.train), say=console.print
     )
@@ -133,7 +138,7 @@ def train(
             together(engine, session.accept)
             journal = Journal(session.folder, console, draw, writes=writes)
             run = _Run(prepared, engine, teacher, loader, session, journal, stop)
-            return run.go()
+            return run.go(place.meeting.rpartition(":")[0])
         finally:
             session.close()
 
@@ -169,15 +174,20 @@ class _Run:
         if session.on_disk:
             self.saver.saved = session.position
 
-    def go(self) -> Outcome:
+    def go(self, first_host: str = "") -> Outcome:
         """Train to the end, or until a stop is asked for.
+
+        Args:
+            first_host: address of process 0's machine, where there are several processes.
 
         Raises:
             XciteError: training cannot go on; the last good state is saved.
         """
         try:
-            self._begin()
-            return self._go()
+            with self._watched(first_host):
+                with self.watchdog.busy():
+                    self._begin()
+                return self._go()
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 "stopped at once; the run stays as its last checkpoint left it; go on with: "
@@ -190,6 +200,21 @@ class _Run:
                 self.saver.wait()  # the folder is not given free while a thread writes to it
             self.loader.close()
             self.journal.close()
+
+    def _watched(self, first_host: str) -> Watchdog:
+        """The watch over the other processes; its message is in the run's log, too."""
+        engine, folder = self.engine, self.session.folder
+        self.watchdog = Watchdog(
+            engine.rank,
+            engine.world_size,
+            self.recipe.run.process_timeout,
+            first_host,
+            lambda array: engine.average(array) * engine.world_size,
+            advice=f"; the run stays as its last checkpoint left it; go on with: "
+            f"{resume_command(folder.path)}",
+            record=lambda text: folder.write_log(text) if self.journal.writes else None,
+        )
+        return self.watchdog
 
     def _begin(self) -> None:
         """Say what is going to happen, and save the state to begin with."""
@@ -271,6 +296,7 @@ class _Run:
             self.pace.step(time.monotonic() - ended)
             ended = time.monotonic()
             log.add(self.position.step, result, rate, distill)
+            self.watchdog.progress()
             self.saver.check()
             if self.stop.anywhere(self.engine):
                 raise Stopped
@@ -290,7 +316,13 @@ class _Run:
                 self._save_checkpoint()
             self.journal.tell("evaluating", **self._place())
         accuracies = validation.validate(
-            self.plan, self.engine, epoch, progress, self.stop, self.left_out["validation"]
+            self.plan,
+            self.engine,
+            epoch,
+            progress,
+            self.stop,
+            self.left_out["validation"],
+            after_batch=self.watchdog.progress,
         )
         if accuracies:
             self.pace.evaluation(time.monotonic() - began)
@@ -345,10 +377,11 @@ class _Run:
                 leader = None
         self.position = self.position.next_epoch()
         due = epoch == self.recipe.optim.epochs or epoch % self.recipe.run.checkpoint_every == 0
-        self.saver.epoch(accuracies, self.position, leader=leader, due=due)
-        if due:
-            self.saved_at = time.monotonic()
-        self.journal.draw_now_and_then()
+        with self.watchdog.busy():
+            self.saver.epoch(accuracies, self.position, leader=leader, due=due)
+            if due:
+                self.saved_at = time.monotonic()
+            self.journal.draw_now_and_then()
 
     def _tell_epoch(self, accuracies: dict[str, Accuracy]) -> None:
         position, epoch = self.position, self.position.epoch + 1
@@ -378,7 +411,8 @@ class _Run:
         self.journal.record(row)
 
     def _save_checkpoint(self) -> None:
-        self.saver.checkpoint(self.position)
+        with self.watchdog.busy():
+            self.saver.checkpoint(self.position)
         self.saved_at = time.monotonic()
 
     def _interrupted(self) -> Outcome:
@@ -394,9 +428,11 @@ class _Run:
     def _failed(self, error: Exception) -> XciteError:
         """Save the last good state; the error to raise says how to go on."""
         told = error if isinstance(error, XciteError) else None
+        if self.engine.world_size > 1:
+            told = told or lost(error)
         what = str(told or f"{type(error).__name__}: {error}").strip().replace("\n", " ")
         if not self.journal.writes:
-            return XciteError(what)
+            return told or XciteError(what)
         try:
             if not self.whole:
                 raise XciteError("the step was interrupted while it changed the weights")
@@ -419,7 +455,8 @@ class _Run:
             self.journal.skipped(self.left_out)
             self._close("failed", error=what, command=command)
             self.session.folder.write_log(message)
-        return XciteError(message, remedy=remedy)
+        kind = ProcessLost if isinstance(told, ProcessLost) else XciteError
+        return kind(message, remedy=remedy)
 
     def _where(self) -> str:
         position = self.position

@@ -13,6 +13,7 @@ from paddle.autograd import PyLayer
 
 from xcite.engines.paddle.batch_norm import BatchNorm2D
 from xcite.processes import environment
+from xcite.processes.line import hidden_errors
 from xcite.processes.loss import not_joined
 
 
@@ -28,7 +29,8 @@ def start() -> tuple[int, int]:
             os.environ.setdefault("PADDLE_DISTRI_BACKEND", "gloo")
         os.environ.setdefault("FLAGS_stop_check_timeout", str(int(environment.joining_seconds())))
         try:
-            dist.init_parallel_env()
+            with hidden_errors():  # a table of Paddle's own flags
+                dist.init_parallel_env()
         except (RuntimeError, OSError, ValueError) as error:
             raise not_joined(place, error) from error
     return place.rank, place.size
