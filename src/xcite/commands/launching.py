@@ -12,7 +12,7 @@ from xcite.commands.printing import say
 from xcite.errors import XciteError
 from xcite.language import tr
 from xcite.processes import environment
-from xcite.processes.order import Order, is_own, own_address, parse_hosts, parse_rendezvous
+from xcite.processes.order import Order, can_host, own_address, parse_hosts, parse_rendezvous
 
 RESTARTS_OF_A_RANGE = 3
 
@@ -115,7 +115,7 @@ def launch(group: Group, engine: str, train: list[str], folder: Path, *, debug: 
     rendezvous, is_host, address = "", True, "127.0.0.1"
     if most > 1:
         host, port = parse_rendezvous(group.rendezvous)
-        rendezvous, is_host, address = f"{host}:{port}", is_own(host), own_address(host, port)
+        rendezvous, is_host, address = f"{host}:{port}", can_host(host, port), own_address(host, port)
     command = [sys.executable, "-m", "xcite.commands.launched", engine]
     command += ["--debug"] if debug else []
     order = Order(

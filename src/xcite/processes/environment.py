@@ -173,7 +173,10 @@ def _meeting(engine: str, variables: Mapping[str, str]) -> str:
             "missing; start them by `xcite train ... --processes N`"
         )
     if not re.fullmatch(r"\d{1,5}", str(port)):
-        raise XciteError(f"the processes' meeting point {address}:{port} has no port number")
+        raise XciteError(
+            f"the processes' meeting point {address}:{port} has no port number; start them by "
+            "`xcite train ... --processes N`"
+        )
     return f"{address}:{port}"
 
 

@@ -27,7 +27,7 @@ class Order:
         restarts: how often all processes are started again after one was lost.
         command: of each process.
         name: of the run, the same on all machines.
-        is_host: whether this machine is the one that ``rendezvous`` names.
+        is_host: whether this launcher is the one at ``rendezvous``, which the others ask.
         address: by which the other machines reach this one.
     """
 
@@ -96,11 +96,12 @@ def parse_rendezvous(text: str) -> tuple[str, int]:
     return str(found[0][4][0]), int(port)
 
 
-def is_own(address: str) -> bool:
-    """Whether an address is one of this machine's: others cannot be bound."""
+def can_host(address: str, port: int) -> bool:
+    """Whether this machine has the address, and no other process of it has the port."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            trial.bind((address, 0))
+            trial.bind((address, port))
         except OSError:
             return False
     return True

@@ -36,6 +36,8 @@ from xcite.processes.order import Order, interface, read_ends
 SIGNALS = known_signals("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 # After the first failure the others are heard so long before they are stopped.
 HEARING = 3.0
+# A framework's launcher without living processes may take so long to end by itself.
+FAREWELL = 20.0
 _BETWEEN_LOOKS = 0.1
 
 
@@ -49,6 +51,7 @@ class _Caller:
 
     hello: Hello
     end: End | None = None
+    heard: float = 0.0  # when it said that
     received: bytes = b""
     open: bool = True
 
@@ -222,7 +225,7 @@ class _Supervisor:
         caller.received += got
         if caller.end is None and b"\n" in caller.received:
             with contextlib.suppress(ValueError, TypeError):
-                caller.end = End(**json.loads(caller.received))
+                caller.end, caller.heard = End(**json.loads(caller.received)), time.monotonic()
         if not got:
             caller.open = False
             with contextlib.suppress(KeyError):
@@ -233,9 +236,11 @@ class _Supervisor:
         if not self.round.failed():
             return
         self._failed_at = self._failed_at or time.monotonic()
-        waits = any(caller.end is None for caller in self.round.living())
-        if waits and time.monotonic() - self._failed_at < HEARING:
+        waiting = [caller for caller in self.round.living() if caller.end is None]
+        if waiting and time.monotonic() - self._failed_at < HEARING:
             return
+        if hasattr(signal, "SIGCONT"):  # one that was stopped ends by itself once it goes on
+            _signal_all(waiting, signal.SIGCONT)
         for connection, caller in self.round.callers.items():
             if caller.open and caller.end is not None:
                 with contextlib.suppress(OSError):
@@ -243,6 +248,9 @@ class _Supervisor:
         if self._own_error() and not self._ended_agent:  # would only come again
             self._ended_agent = True
             agent.terminate()
+        over = not self.round.living() and not self.order.restarts
+        if over and time.monotonic() - self._failed_at > FAREWELL:
+            agent.kill()  # it may wait for a machine that cannot be reached
 
     def _own_error(self) -> _Caller | None:
         """The first process with an error of its own, which a new start does not mend."""
@@ -307,10 +315,12 @@ class _Supervisor:
         codes = read_ends(folder)
         silent = [caller for caller in callers if caller.end is None]
         # The launcher saw these end first; others are ended by it, when they are stopped or stuck.
-        if first := next((c for c in silent if c.hello.rank in codes), None):
-            raise XciteError(_died(first.hello, codes[first.hello.rank], folder))
-        if lost := next((c.end for c in callers if c.end and c.end.message), None):
-            raise XciteError(lost.message)
+        for rank in codes:
+            if first := next((c for c in silent if c.hello.rank == rank), None):
+                raise XciteError(_died(first.hello, codes[rank], folder))
+        told = [c.end for c in sorted(callers, key=lambda c: c.heard) if c.end and c.end.message]
+        if told:
+            raise XciteError(told[0].message)
         if silent:
             raise XciteError(f"{_name(silent[0].hello)} ended without a word")
         self.lost_one = False

@@ -25,7 +25,7 @@ def launch(order: Order, folder: Path) -> dict[int, int]:
         folder: where the launcher's own files go.
 
     Returns:
-        Exit code of every process that failed, by rank, negative for a signal.
+        Exit codes of the processes that failed first, by rank, negative for a signal.
     """
     options = {
         "nnodes": order.hosts[0],

@@ -25,7 +25,7 @@ def launch(order: Order, folder: Path) -> dict[int, int]:
         folder: where the launcher's own files go.
 
     Returns:
-        Exit code of every process that failed, by rank, negative for a signal.
+        Exit codes of the processes that failed first, by rank, negative for a signal.
     """
     config = LaunchConfig(
         min_nodes=order.hosts[0],
@@ -43,7 +43,13 @@ def launch(order: Order, folder: Path) -> dict[int, int]:
     try:
         elastic_launch(config, order.command[0])(*order.command[1:])
     except ChildFailedError as error:
-        return {rank: failure.exitcode for rank, failure in error.failures.items()}
+        # Those that were ended by force because of the first count among them, half a minute later.
+        first = min(failure.timestamp for failure in error.failures.values())
+        return {
+            rank: failure.exitcode
+            for rank, failure in error.failures.items()
+            if failure.timestamp - first <= 1
+        }
     return {}
 
 
