@@ -63,7 +63,9 @@ def family(folder: Path) -> list[int]:
 
 
 @contextlib.contextmanager
-def training(folder: Path, engine: str, *settings: str, **more: tuple[str, ...]) -> Iterator[Started]:
+def training(
+    folder: Path, engine: str, *settings: str, **more: tuple[str, ...]
+) -> Iterator[Started]:
     """A run that has done some steps; nothing of it is left afterwards."""
     process = start(folder, engine, *LONG, *settings, **more)
     try:

@@ -63,9 +63,7 @@ def group(
         parse_rendezvous(rendezvous)
     if restarts is None:
         restarts = RESTARTS_OF_A_RANGE if span[0] < span[1] else 0
-    return Group(
-        None if processes == "auto" else int(processes), span, rendezvous or "", restarts
-    )
+    return Group(None if processes == "auto" else int(processes), span, rendezvous or "", restarts)
 
 
 def claim(folder: Path, *, numbered: bool) -> Path:
@@ -115,7 +113,11 @@ def launch(group: Group, engine: str, train: list[str], folder: Path, *, debug: 
     rendezvous, is_host, address = "", True, "127.0.0.1"
     if most > 1:
         host, port = parse_rendezvous(group.rendezvous)
-        rendezvous, is_host, address = f"{host}:{port}", can_host(host, port), own_address(host, port)
+        rendezvous, is_host, address = (
+            f"{host}:{port}",
+            can_host(host, port),
+            own_address(host, port),
+        )
     command = [sys.executable, "-m", "xcite.commands.launched", engine]
     command += ["--debug"] if debug else []
     order = Order(

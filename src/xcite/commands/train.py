@@ -62,7 +62,9 @@ def train(
         help="Go on though settings or data make the result another one; history.jsonl says so.",
     ),
     processes: str = typer.Option(
-        None, metavar="N|auto", help="Train with so many processes on this machine; auto: one a GPU."
+        None,
+        metavar="N|auto",
+        help="Train with so many processes on this machine; auto: one a GPU.",
     ),
     hosts: str = typer.Option(
         None,

@@ -196,9 +196,7 @@ def _from_slurm(engine: str, variables: Mapping[str, str]) -> dict[str, str]:
         )
     local_rank = _number(variables, "SLURM_LOCALID", otherwise=0)
     local_size = max(local_rank + 1, _tasks_here(variables))
-    found = dict(
-        zip(_NUMBERS[engine], map(str, (rank, size, local_rank, local_size)), strict=True)
-    )
+    found = dict(zip(_NUMBERS[engine], map(str, (rank, size, local_rank, local_size)), strict=True))
     if engine == "paddle":
         # Each must have an endpoint of its own; Paddle's collectives never open it.
         found |= {
