@@ -215,7 +215,7 @@ def test_a_killed_process_is_replaced(engine: str, tmp_path: Path) -> None:
         assert set(before) == set(after) == {0, 1}
         assert not set(before.values()) & set(after.values())
         os.killpg(process.pid, signal.SIGINT)
-        out, error = process.communicate(timeout=90)
+        _, error = process.communicate(timeout=90)
         assert process.returncode == 130, error
         assert error.count("a process of this run was lost") == 1
 

@@ -51,8 +51,8 @@ def group(
         raise XciteError(f"--processes {processes}: give a number, or auto for one a GPU")
     if environment.is_launched():
         raise XciteError(
-            "--processes starts the processes, but a launcher (torchrun, paddle.distributed.launch) "
-            "has started this one already; leave out one of the two"
+            "--processes starts the processes, but a launcher (torchrun, "
+            "paddle.distributed.launch) has started this one already; leave out one of the two"
         )
     span = parse_hosts(hosts) if hosts else (1, 1)
     if span[1] > 1 and not rendezvous:
@@ -104,8 +104,8 @@ def launch(group: Group, engine: str, train: list[str], folder: Path, *, debug: 
     least, most = group.hosts
     if engine == "paddle" and least != most:
         raise XciteError(
-            f"--hosts {least}:{most}: Paddle's launcher takes a fixed number of machines; give one, "
-            "or --engine torch"
+            f"--hosts {least}:{most}: Paddle's launcher takes a fixed number of machines; "
+            "give one, or --engine torch"
         )
     processes = group.processes or _gpus(engine)
     if processes == 1 and most == 1:

@@ -114,7 +114,7 @@ class Line:
 def _written(handle: int, before: TextIO) -> TextIO:
     """A stream on what a handle leads to now; the one before may take a terminal for a file."""
     lines = handle == 2 or os.isatty(handle)
-    return open(  # noqa: SIM115  (it stays open to the end)
+    return open(  # it stays open to the end
         handle,
         "w",
         buffering=1 if lines else -1,

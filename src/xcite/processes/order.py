@@ -1,4 +1,4 @@
-"""What is to be started, as the launcher of a framework gets it: a JSON file in a private folder."""
+"""What is to be started, as a framework's launcher gets it: a JSON file in a private folder."""
 
 import contextlib
 import json

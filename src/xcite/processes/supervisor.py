@@ -303,16 +303,15 @@ class _Supervisor:
             return 130
         if self._passed:
             raise KeyboardInterrupt
-        if code == 0 and callers and all(c.end and c.end.code == 0 for c in callers):
-            if not (codes := read_ends(folder)):
-                return 0
+        codes = read_ends(folder)
+        if code == 0 and not codes and callers and all(c.end == End(0) for c in callers):
+            return 0
         if caller := self._own_error():
             assert caller.end is not None
             if caller.hello.rank == 0:
                 raise XciteError(caller.end.message)
             raise XciteError(f"{_name(caller.hello)}: {caller.end.message}")
         self.lost_one = True
-        codes = read_ends(folder)
         silent = [caller for caller in callers if caller.end is None]
         # The launcher saw these end first; others are ended by it, when they are stopped or stuck.
         for rank in codes:
