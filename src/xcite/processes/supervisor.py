@@ -298,19 +298,18 @@ class _Supervisor:
 
     def _verdict(self, folder: Path, code: int) -> int:
         """The run's exit code, or what ended it as an XciteError."""
-        callers = self.round.ranked()
-        if any(c.end and c.end.code == 130 for c in callers) and not self._own_error():
-            return 130
-        if self._passed:
-            raise KeyboardInterrupt
-        codes = read_ends(folder)
-        if code == 0 and not codes and callers and all(c.end == End(0) for c in callers):
-            return 0
+        callers, codes = self.round.ranked(), read_ends(folder)
         if caller := self._own_error():
             assert caller.end is not None
             if caller.hello.rank == 0:
                 raise XciteError(caller.end.message)
             raise XciteError(f"{_name(caller.hello)}: {caller.end.message}")
+        if any(caller.end and caller.end.code == 130 for caller in callers):
+            return 130
+        if code == 0 and not codes and callers and all(c.end == End(0) for c in callers):
+            return 0
+        if self._passed and not any(caller.end for caller in callers):
+            raise KeyboardInterrupt
         self.lost_one = True
         silent = [caller for caller in callers if caller.end is None]
         # The launcher saw these end first; others are ended by it, when they are stopped or stuck.
