@@ -331,7 +331,7 @@ class _Supervisor:
             lines = [line.strip() for line in text.splitlines() if line.strip()]
             if lines:
                 return f"the processes could not be started: {lines[-1]}"
-        return f"the processes could not be started: the launcher {_ending(code)}"
+        return f"the processes could not be started: {_ending('their launcher', code)}"
 
 
 def _again() -> str:
@@ -343,20 +343,21 @@ def _name(hello: Hello) -> str:
 
 
 def _died(hello: Hello, code: int, folder: Path) -> str:
-    said = f"{_name(hello)} {_ending(code)}"
+    said = _ending(_name(hello), code)
     words = last_words(folder, hello.rank)
     return f"{said} (its last words: {words})" if words else said
 
 
-def _ending(code: int) -> str:
+def _ending(name: str, code: int) -> str:
     if code >= 0:
-        return f"ended with exit code {code}"
+        return f"{name} ended with exit code {code}"
     try:
-        name = signal.Signals(-code).name
+        killer = signal.Signals(-code).name
     except ValueError:
-        name = f"signal {-code}"
-    hint = " (memory may have run out)" if name == "SIGKILL" else ""
-    return f"was killed by {name}{hint}"
+        killer = f"signal {-code}"
+    if killer == "SIGKILL":
+        return f"{name} was killed by SIGKILL (memory may have run out)"
+    return f"{name} was killed by {killer}"
 
 
 def _signal_all(callers: list[_Caller], number: int) -> None:

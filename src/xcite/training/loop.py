@@ -260,8 +260,9 @@ class _Run:
             if accuracies is None:
                 return self._interrupted()
             self._finish_epoch(accuracies)
-        self.journal.draw()
-        self.saver.wait()
+        with self.watchdog.busy():
+            self.journal.draw()
+            self.saver.wait()
         return self._outcome(finished=True)
 
     def _train_epoch(self, progress: Progress) -> None:
@@ -416,7 +417,8 @@ class _Run:
         self.saved_at = time.monotonic()
 
     def _interrupted(self) -> Outcome:
-        self.saver.rescue(self.position)
+        with self.watchdog.busy():
+            self.saver.rescue(self.position)
         self.journal.folder = self.session.folder
         self.journal.skipped(self.left_out)
         self.journal.draw()
