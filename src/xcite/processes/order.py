@@ -27,7 +27,6 @@ class Order:
         restarts: how often all processes are started again after one was lost.
         command: of each process.
         name: of the run, the same on all machines.
-        is_host: whether this launcher is the one at ``rendezvous``, which the others ask.
         address: by which the other machines reach this one.
     """
 
@@ -37,7 +36,6 @@ class Order:
     restarts: int
     command: tuple[str, ...]
     name: str
-    is_host: bool = True
     address: str = "127.0.0.1"
 
     def write(self, folder: Path) -> None:
