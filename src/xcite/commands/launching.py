@@ -12,7 +12,7 @@ from xcite.commands.printing import say
 from xcite.errors import XciteError
 from xcite.language import tr
 from xcite.processes import environment
-from xcite.processes.order import Order, can_host, own_address, parse_hosts, parse_rendezvous
+from xcite.processes.order import Order, own_address, parse_hosts, parse_rendezvous
 
 RESTARTS_OF_A_RANGE = 3
 
@@ -110,14 +110,10 @@ def launch(group: Group, engine: str, train: list[str], folder: Path, *, debug: 
     processes = group.processes or _gpus(engine)
     if processes == 1 and most == 1:
         raise XciteError("--processes 1 is a single process; leave it out")
-    rendezvous, is_host, address = "", True, "127.0.0.1"
+    rendezvous, address = "", "127.0.0.1"
     if most > 1:
         host, port = parse_rendezvous(group.rendezvous)
-        rendezvous, is_host, address = (
-            f"{host}:{port}",
-            can_host(host, port),
-            own_address(host, port),
-        )
+        rendezvous, address = f"{host}:{port}", own_address(host, port)
     command = [sys.executable, "-m", "xcite.commands.launched", engine]
     command += ["--debug"] if debug else []
     order = Order(
@@ -127,7 +123,6 @@ def launch(group: Group, engine: str, train: list[str], folder: Path, *, debug: 
         restarts=group.restarts,
         command=(*command, "train", *train),
         name=f"xcite-{zlib.crc32(str(folder).encode('utf-8', 'surrogateescape')):08x}",
-        is_host=is_host,
         address=address,
     )
     options = _options(group, processes)

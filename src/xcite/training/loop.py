@@ -25,7 +25,6 @@ from xcite.evaluation.evaluate import validation_line
 from xcite.language import noted
 from xcite.processes import environment
 from xcite.processes.loss import ProcessLost, lost
-from xcite.processes.watchdog import Watchdog
 from xcite.randomness import drop_path_scales
 from xcite.recipe import Recipe
 from xcite.recipe_sections import DistillRecipe
@@ -40,7 +39,7 @@ from xcite.training.schedules import distillation, learning_rate
 from xcite.training.session import Session
 from xcite.training.teachers.build import build_teacher
 from xcite.training.teachers.teacher import Teacher
-from xcite.training.together import everywhere, together
+from xcite.training.together import everywhere, together, watched
 
 # An evaluation is saved before, if more work than this would be lost with it.
 SECONDS_WORTH_SAVING = 20
@@ -184,8 +183,9 @@ class _Run:
             XciteError: training cannot go on; the last good state is saved.
         """
         try:
-            with self._watched(first_host):
-                with self.watchdog.busy():
+            with watched(self.engine, self.recipe, self.session.folder, first_host) as watchdog:
+                self.watchdog = watchdog
+                with watchdog.busy():
                     self._begin()
                 return self._go()
         except KeyboardInterrupt:
@@ -200,21 +200,6 @@ class _Run:
                 self.saver.wait()  # the folder is not given free while a thread writes to it
             self.loader.close()
             self.journal.close()
-
-    def _watched(self, first_host: str) -> Watchdog:
-        """The watch over the other processes; its message is in the run's log, too."""
-        engine, folder = self.engine, self.session.folder
-        self.watchdog = Watchdog(
-            engine.rank,
-            engine.world_size,
-            self.recipe.run.process_timeout,
-            first_host,
-            lambda array: engine.average(array) * engine.world_size,
-            advice=f"; the run stays as its last checkpoint left it; go on with: "
-            f"{resume_command(folder.path)}",
-            record=lambda text: folder.write_log(text) if self.journal.writes else None,
-        )
-        return self.watchdog
 
     def _begin(self) -> None:
         """Say what is going to happen, and save the state to begin with."""

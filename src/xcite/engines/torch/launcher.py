@@ -10,7 +10,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from xcite.processes.line import GRACE
-from xcite.processes.order import Order, die_with_parent, report_ends
+from xcite.processes.order import Order, can_host, die_with_parent, report_ends
 
 
 def devices() -> int:
@@ -27,14 +27,16 @@ def launch(order: Order, folder: Path) -> dict[int, int]:
     Returns:
         Exit codes of the processes that failed first, by rank, negative for a signal.
     """
+    rendezvous = order.rendezvous or "127.0.0.1:0"
+    host, _, port = rendezvous.rpartition(":")
     config = LaunchConfig(
         min_nodes=order.hosts[0],
         max_nodes=order.hosts[1],
         nproc_per_node=order.processes,
         run_id=order.name,
         rdzv_backend="c10d",
-        rdzv_endpoint=order.rendezvous or "127.0.0.1:0",
-        rdzv_configs={"is_host": order.is_host, "join_timeout": 600},
+        rdzv_endpoint=rendezvous,
+        rdzv_configs={"is_host": can_host(host, int(port)), "join_timeout": 600},
         max_restarts=order.restarts,
         local_addr=order.address,
         logs_specs=DefaultLogsSpecs(log_dir=str(folder / "torch")),
