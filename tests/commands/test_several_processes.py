@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -193,8 +194,10 @@ def test_a_signal_before_the_run_begins(engine: str, tmp_path: Path) -> None:
 def test_a_killed_launcher_leaves_nobody_behind(engine: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with training(folder, engine) as process:
+        kept = {*Path(tempfile.gettempdir()).glob("xcite-launch-*")}
         process.kill()
         assert gone(folder, 70)
+        assert len(kept) == 1 + len([path for path in kept if path.exists()])
     last = max(row["step"] for row in RunFolder(folder).rows())
     assert checkpoint.load(folder / "checkpoint.safetensors").position.done == last
 

@@ -8,6 +8,7 @@ breaks, its supervisor is dead, and the process stops, saved.
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -54,8 +55,9 @@ class End:
 class Line:
     """The end of the line in the process that trains."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, folder: Path) -> None:
         self._connection = connection
+        self._folder = folder
         self._said = threading.Lock()
         self._ended = False
         self._released = threading.Event()
@@ -82,7 +84,7 @@ class Line:
             os.dup2(handle, standard)
             os.close(handle)
         sys.stdout, sys.stderr = _written(1, sys.stdout), _written(2, sys.stderr)
-        line = cls(connection)
+        line = cls(connection, folder)
         threading.Thread(target=line._listen, daemon=True, name="xcite line").start()
         return line
 
@@ -106,6 +108,7 @@ class Line:
         if self._ended:
             self._released.set()
             return
+        shutil.rmtree(self._folder, ignore_errors=True)
         os.kill(os.getpid(), signal.SIGTERM)
         threading.Event().wait(GRACE)
         os._exit(2)
