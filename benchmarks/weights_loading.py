@@ -38,7 +38,7 @@ def write_files(model: str, folder: Path) -> dict[str, Path]:
     from xcite.weights import Metadata, save_weights
     from xcite.weights.dialects import express
     from xcite.weights.paddle_files import write_paddle
-    from xcite.weights.torch_files import write_torch
+    from xcite.weights.torch_writer import write_torch
 
     architecture = find(model)
     random = np.random.default_rng(0)

@@ -1,8 +1,16 @@
 """The sections of a recipe, typed: every key, its default and what it means."""
 
+import re
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from xcite.choices import Choices
 from xcite.families import Settings
@@ -279,13 +287,17 @@ class DistillRecipe(Section):
         return self.tau if self.question and self.question.tempered else 1.0
 
 
+DEVICE = r"auto|cpu|mps|(gpu|cuda|xpu)(:\d{1,3})?"
+DEVICES = "choose auto, cpu, gpu, cuda, xpu or mps, the middle three with :N for one of several"
+
+
 class RunRecipe(Section):
     """How the run itself goes."""
 
     seed: int = Field(default=0, ge=0)
     engine: Literal["paddle", "torch"] = "paddle"
-    device: Literal["auto", "cpu", "gpu"] = Field(
-        default="auto", description="auto: a GPU if there is one"
+    device: str = Field(
+        default="auto", description="auto: a GPU if there is one; cpu, gpu, cuda:1, mps, xpu ..."
     )
     precision: Literal["auto", "float32", "bf16"] = Field(
         default="auto",
@@ -302,6 +314,11 @@ class RunRecipe(Section):
         default=None, description="among exact alternatives; empty: as fits this machine"
     )
     activation_checkpointing: bool = False
+    sync_batch_norm: bool = Field(
+        default=True,
+        description="with several processes: BatchNorm over the pictures of all of them, so that "
+        "their number changes nothing; false: each over its own",
+    )
     compile: bool = Field(default=False, description="torch.compile; PyTorch only")
     evaluate_every: int = Field(default=1, ge=1, description="epochs")
     keep: int = Field(default=1, ge=0, description="numbered checkpoints kept beside last and best")
@@ -314,4 +331,14 @@ class RunRecipe(Section):
         default=600.0,
         description="seconds; several processes: until one is given up that gets on no more",
     )
+    record_views: bool = Field(
+        default=False, description="write which pictures each step used: views-PROCESS.csv"
+    )
     tensorboard: bool = False
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, device: str) -> str:
+        if not re.fullmatch(DEVICE, device):
+            raise ValueError(DEVICES)
+        return device

@@ -20,7 +20,7 @@ from xcite.runtime.predictor import Predictor
 from xcite.variants import RegNetArchitecture, XCiTArchitecture
 from xcite.weights import Metadata, WeightFile
 from xcite.weights.imagenet import imagenet_classes
-from xcite.weights.torch_files import write_torch
+from xcite.weights.torch_writer import write_torch
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("openvino")

@@ -23,7 +23,7 @@ from xcite.weights import open_weights
 from xcite.weights.dialects import express
 from xcite.weights.paddle_files import write_paddle
 from xcite.weights.safetensors_files import write_safetensors
-from xcite.weights.torch_files import write_torch
+from xcite.weights.torch_writer import write_torch
 
 # As small as the models get: nearly every byte of such a file is structure.
 TINY_XCIT = XCiTArchitecture(2, embed_dim=4, depth=1, num_heads=1, num_classes=2, cls_attn_layers=1)
@@ -245,6 +245,11 @@ def program(random):
 def outcome(path, data):
     """Read ``data`` as a weights file: "read" or "refused"; any other end is an error."""
     path.write_bytes(data)
+    return read_or_refused(path)
+
+
+def read_or_refused(path):
+    """What opening a file or folder comes to; any other end is an error."""
     try:
         opened = open_weights(path)
     except XciteError as error:

@@ -1,5 +1,6 @@
 """Batches: the same from any number of workers and any start, counted, shared and cleaned up."""
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -7,13 +8,16 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from PIL import Image
 
 from xcite.data import transforms
-from xcite.data.batch import Batch, Mixing, part_indices, split
+from xcite.data.batch import Batch, Mixing, share, split
 from xcite.data.pipeline import EvaluationLoader, TrainLoader
 from xcite.data.skipping import Skipping
 from xcite.data.sources import open_source
@@ -124,22 +128,38 @@ def test_repeats_stand_together_with_their_own_augmentation(folder):
     assert (batch.pictures[0] != batch.pictures[1]).any()
 
 
-def test_processes_share_a_step(folder):
-    source, settings = open_source(folder), recipe(optim={"batch": 8})
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize(
+    ("mode", "batch", "parts"), [("batch", 13, 1), ("pair", 18, 2), ("elem", 18, 3)]
+)
+def test_processes_share_a_step(folder, mode, batch, parts, count):
+    """Any number of processes, also one that does not divide the batch, shares the same batch."""
+    source = open_source(folder)
+    optim = {"batch": batch, "accumulate": parts}
+    settings = recipe(optim=optim, augment={"mix_mode": mode}, data={"repeats": 3})
     alone = list(TrainLoader(source, settings).epoch(0))
-    ranks = [
-        list(TrainLoader(source, settings, rank=rank, world_size=2).epoch(0)) for rank in (0, 1)
-    ]
-    for step, whole in enumerate(alone):
-        parts = [ranks[rank][step] for rank in (0, 1)]
-        views = np.concatenate([part.views for part in parts])
-        np.testing.assert_array_equal(views, whole.views)
-        pictures = np.concatenate([part.pictures for part in parts])
-        np.testing.assert_array_equal(pictures, whole.pictures)
-    shares = [[batch.mixing.share[0] for batch in part] for part in ranks]
-    assert shares[0] != shares[1]
-    with pytest.raises(XciteError, match="multiple of 3 processes"):
-        TrainLoader(source, settings, world_size=3)
+    loaders = [TrainLoader(source, settings, rank=r, world_size=count) for r in range(count)]
+    for whole, *shares in zip(alone, *(loader.epoch(0) for loader in loaders), strict=True):
+        assert [each.whole for each in shares] == [batch] * count
+        cut = [split(each, parts) for each in shares]
+        # every process's share of a part is a part of that part
+        for mine, expected in zip(zip(*cut, strict=True), split(whole, parts), strict=True):
+            found = np.concatenate([part.views for part in mine]).tolist()
+            assert sorted(found) == sorted(expected.views.tolist())
+        cells = split(replace(whole, pairs=()), parts * count)
+        for part, expected in zip(itertools.chain(*zip(*cut, strict=True)), cells, strict=True):
+            for name in ("pictures", "labels", "views", "wanted", "targets"):
+                np.testing.assert_array_equal(getattr(part, name), getattr(expected, name))
+            np.testing.assert_array_equal(part.mixing.share, expected.mixing.share)
+            np.testing.assert_array_equal(part.mixing.boxes, expected.mixing.boxes)
+            for found, wanted in zip(part.erased, expected.erased, strict=True):
+                assert found[:3] == wanted[:3]
+                np.testing.assert_array_equal(found[3], wanted[3])
+
+
+def test_a_batch_too_small_for_its_processes_is_refused(folder):
+    with pytest.raises(XciteError, match=r"5 parts .* for the 8 pictures .* to 10 or more"):
+        TrainLoader(open_source(folder), recipe(optim={"batch": 8}), world_size=5)
 
 
 def test_a_batch_larger_than_the_set_is_refused(folder):
@@ -436,13 +456,22 @@ def test_accumulation_keeps_partners_together():
 
 @pytest.mark.parametrize(("length", "parts"), [(8, 2), (8, 4), (12, 3), (1, 1), (3, 2)])
 def test_parts_of_a_batch(length, parts):
-    indices = part_indices(length, parts)
-    assert len(indices) == parts
-    assert sorted(np.concatenate(indices)) == list(range(length))
-    if length % (2 * parts) == 0:
-        assert {len(part) for part in indices} == {length // parts}
+    places, pairs = share(length, parts, 0, 1)
+    assert places.tolist() == list(range(length))
+    assert len(pairs) == parts
+    assert sum(pairs) == (length + 1) // 2
+    assert max(pairs) - min(pairs) <= 1
+
+
+@given(st.integers(2, 70), st.integers(1, 5), st.integers(1, 5))
+def test_shares_of_a_batch(length, parts, processes):
+    assume(parts * processes <= (length + 1) // 2)
+    shares = [share(length, parts, process, processes)[0] for process in range(processes)]
+    assert sorted(np.concatenate(shares)) == list(range(length))
+    for places in shares:
+        np.testing.assert_array_equal(places + places[::-1], length - 1)
 
 
 def test_too_many_parts():
-    with pytest.raises(XciteError, match=r"optim\.accumulate 5 is too many for 8"):
-        part_indices(8, 5)
+    with pytest.raises(XciteError, match=r"5 parts .* too many for the 8 .* to 10 or more"):
+        share(8, 5, 0, 1)

@@ -193,10 +193,13 @@ def test_another_teacher_or_other_pictures_are_refused(
         (pictures / path.parent.name / path.name).write_bytes(path.read_bytes())
     with pytest.raises(XciteError, match=r"data\.train \(cache"):
         cached(place, cache, f"data.train={pictures}")
-    recipe = recipe_of(place, f"distill.cache={cache}")
-    prepared = plan.make(recipe)
-    with pytest.raises(XciteError, match=r"processes \(cache: 1, this run: 2\)"):
-        open_cache(recipe, prepared.train, prepared.class_names, processes=2)
+    older = shutil.copytree(cache, tmp_path / "older")  # its two processes mixed each their own
+    manifest = json.loads((older / "manifest.json").read_text())
+    manifest["depends"]["processes"] = 2
+    manifest["hash"] = cache_files.digest(manifest["depends"])
+    (older / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(XciteError, match=r"processes \(cache: 2, this run: 1\)"):
+        cached(place, older)
     # What only the student feels does not matter, and without a teacher the cache speaks for it.
     cached(place, cache, "augment.smoothing=0", "distill.alpha=0.1", "distill.teacher=null")
 
@@ -214,7 +217,7 @@ def test_training_sees_the_pixels_of_the_view_it_has_answers_for(
     seen: list[int] = []
     answers = CachedTeacher.answers
 
-    def noted(self: CachedTeacher, batch: Batch) -> np.ndarray:
+    def noted(self: CachedTeacher, batch: Batch, *staged: object) -> np.ndarray:
         seen.append(batch.epoch)
         return answers(self, batch)
 

@@ -32,7 +32,7 @@ from xcite.weights.imagenet import imagenet_classes
 from xcite.weights.inspection import inspect
 from xcite.weights.parts import find_parts
 from xcite.weights.stored import StoredTensor
-from xcite.weights.torch_files import write_torch
+from xcite.weights.torch_writer import write_torch
 
 torch = pytest.importorskip("torch")
 

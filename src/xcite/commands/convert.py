@@ -26,9 +26,11 @@ TOLERANCE = 0.0
 @app.command()
 def convert(
     source: str = typer.Argument(help="A weights file, a run folder or a published name."),
-    target: Path = typer.Argument(help="The file to write; for timm-hub the folder."),
+    target: Path = typer.Argument(help="The file to write; for timm-hub and -dcp the folder."),
     to: str = typer.Option(
-        ..., "--to", help="xcite, official, timm, timm-hub, passl, ppcls or paddlevit."
+        ...,
+        "--to",
+        help="xcite, official, timm, passl, ppcls, paddlevit; timm-hub, official-dcp, timm-dcp.",
     ),
     dialect: str = typer.Option(None, help="The source's dialect; recognised when not given."),
     extract: str = typer.Option(
@@ -77,17 +79,17 @@ def convert(
             file=done.path,
             kind=kind,
             source=done.source.dialect,
-            target=done.dialect,
+            target=done.to,
             part=done.source.part,
             tensors=done.tensors,
         ),
         *(f"  {noted(note)}" for note in done.source.metadata.provenance.get("notes", [])),
     )
     strides = done.source.architecture.fields().get("stem_strides")
-    if done.dialect == TIMM_HUB:
+    if done.to == TIMM_HUB:
         _say_timm_hub(done)
-    if strides is not None and done.dialect != "xcite":
-        note = f"{done.dialect} files do not say that the stem's strides are {strides}"
+    if strides is not None and done.to != "xcite":
+        note = f"{done.to} files do not say that the stem's strides are {strides}"
         say(f"  {noted(note)}")
     if check:
         say(_compare_logits(done, engine))
@@ -112,8 +114,7 @@ def _compare_logits(done: Conversion, engine_name: str) -> str:
     shape = (2, architecture.in_chans, 64, 64)
     images = generator(0, "convert --check").standard_normal(shape).astype(np.float32)
     engine = create_engine(engine_name, architecture)
-    dialect = "timm" if done.dialect == TIMM_HUB else done.dialect
-    written = open_weights(done.path, architecture=architecture, dialect=dialect)
+    written = open_weights(done.path, architecture=architecture, dialect=done.dialect)
     answers = []
     for weights in (done.source.tensors, written.tensors):
         engine.load_weights(weights)

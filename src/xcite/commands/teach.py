@@ -19,9 +19,6 @@ def teach(
         None, min=1, help="Epochs to compute; by default distill.views, else all."
     ),
     out: Path = typer.Option(None, help="Folder of the cache; by default distill.cache."),
-    processes: int = typer.Option(
-        1, min=1, help="Processes the students will train on; each mixes its own share."
-    ),
     engine: str = typer.Option(None, help="paddle or torch: what the teacher runs on."),
     check: int = typer.Option(
         None,
@@ -71,9 +68,7 @@ def teach(
         console.print(cell(line), highlight=False, soft_wrap=True)
     if check is not None:
         kept = recipes.with_values(chosen, "distill", cache=str(folder))
-        found = verify(
-            kept, prepared.train, prepared.class_names, teacher, check, processes=processes
-        )
+        found = verify(kept, prepared.train, prepared.class_names, teacher, check)
         if found.files:
             say(
                 tr(
@@ -108,7 +103,6 @@ def teach(
                 teacher,
                 folder,
                 views=views,
-                processes=processes,
                 after_batch=lambda pictures, total: progress.update(
                     bar, completed=pictures, total=total
                 ),

@@ -31,7 +31,7 @@ def train(
         [], "--set", metavar="A.B=C", help="Change a value of the recipe; may be repeated."
     ),
     engine: str = typer.Option(None, help="paddle or torch; default: the recipe's."),
-    device: str = typer.Option(None, help="auto, cpu or gpu: --set run.device=..."),
+    device: str = typer.Option(None, help="auto, cpu, gpu, cuda:1, ...: --set run.device=..."),
     weights: str = typer.Option(None, help="Start from these weights: --set init.weights=..."),
     reset_head: bool = typer.Option(
         False, "--reset-head", help="Draw the classifier anew: --set init.reset_head=true"

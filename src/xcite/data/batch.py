@@ -21,6 +21,10 @@ class Mixing:
     share: np.ndarray
     boxes: np.ndarray
 
+    def of(self, places: np.ndarray) -> "Mixing":
+        """How the pictures at ``places`` are mixed; they must be whole pairs of partners."""
+        return Mixing(self.share[places], self.boxes[places])
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -38,6 +42,10 @@ class Batch:
         wanted: int64 (B, 2), the views that the epoch's order asks for, each of them once in an
             epoch; ``views`` differ where another picture stands in for a damaged one. None in
             evaluation.
+        whole: pictures of the step that this batch is a part of, over all processes; None where
+            every process has as many as this one.
+        pairs: how many pairs of mixing partners fall into each part of gradient accumulation;
+            empty: equally many.
     """
 
     pictures: np.ndarray
@@ -48,6 +56,8 @@ class Batch:
     mixing: Mixing | None = None
     epoch: int = 0
     wanted: np.ndarray | None = None
+    whole: int | None = None
+    pairs: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,25 +68,34 @@ class Batch:
         return wanted @ np.array([repeats, 1]), self.views @ np.array([repeats, 1])
 
 
-def part_indices(length: int, parts: int) -> list[np.ndarray]:
-    """Positions of a batch's pictures in each of its parts, see `split`.
+def share(length: int, parts: int, process: int, processes: int) -> tuple[np.ndarray, list[int]]:
+    """The pictures of a step's batch that one process gets, and how they fall into parts.
+
+    A batch is cut into pairs of mixing partners, these into ``parts`` runs for gradient
+    accumulation, and each run among the processes. So every part, over all processes, holds the
+    pictures that it holds in a run of one process.
+
+    Returns:
+        Their places in the batch, int64, partner of the i-th being the i-th from the end, and the
+        number of pairs in each part.
 
     Raises:
-        XciteError: more parts than pairs of pictures.
+        XciteError: there are fewer pairs than parts.
     """
     pairs = (length + 1) // 2  # the middle picture of an odd batch is a pair with itself
-    if parts > pairs and not parts == length == 1:
+    cells = parts * processes
+    if cells > pairs and not cells == length == 1:
         raise XciteError(
-            f"optim.accumulate {parts} is too many for {length} pictures per process: "
-            "pictures travel with their mixing partner, so at least two go into each part"
+            f"{cells} parts (optim.accumulate times processes) are too many for the {length} "
+            "pictures of a step: they travel with their mixing partner, so at least two go into "
+            f"each part; set optim.batch to {2 * cells} or more"
         )
-    bounds = [round(part * pairs / parts) for part in range(parts + 1)]
-    result = []
-    for start, stop in itertools.pairwise(bounds):
-        first = np.arange(start, stop)
-        mirrored = length - 1 - first[::-1]
-        result.append(np.concatenate([first, mirrored[mirrored > first[-1]]]))
-    return result
+    bounds = [round(cell * pairs / cells) for cell in range(cells + 1)]
+    starts = [part * processes + process for part in range(parts)]
+    first = np.concatenate([np.arange(bounds[cell], bounds[cell + 1]) for cell in starts])
+    second = length - 1 - first[::-1]
+    places = np.concatenate([first, second[second >= pairs]])
+    return places, [bounds[cell + 1] - bounds[cell] for cell in starts]
 
 
 def split(batch: Batch, parts: int) -> list[Batch]:
@@ -84,16 +103,24 @@ def split(batch: Batch, parts: int) -> list[Batch]:
 
     Part k holds a run of the first half and its mirror image in the second half, so in every part
     the partner of i is again B - 1 - i and mixing, decided on the whole batch, stays what it was.
-    Parts are equally long where the number of pairs allows.
+    Parts are as `share` made them, else equally long where the number of pairs allows.
+
+    Raises:
+        XciteError: more parts than pairs of pictures.
     """
     if parts == 1:
         return [batch]
-    return [_take(batch, indices) for indices in part_indices(len(batch), parts)]
+    pairs = batch.pairs if len(batch.pairs) == parts else share(len(batch), parts, 0, 1)[1]
+    result, length = [], len(batch)
+    for stop, count in zip(itertools.accumulate(pairs), pairs, strict=True):
+        first = np.arange(stop - count, stop)
+        second = length - 1 - first[::-1]
+        result.append(_take(batch, np.concatenate([first, second[second > first[-1]]])))
+    return result
 
 
 def _take(batch: Batch, indices: np.ndarray) -> Batch:
     moved = {int(old): new for new, old in enumerate(indices)}
-    mixing = batch.mixing and Mixing(batch.mixing.share[indices], batch.mixing.boxes[indices])
     return replace(
         batch,
         pictures=batch.pictures[indices],
@@ -102,5 +129,6 @@ def _take(batch: Batch, indices: np.ndarray) -> Batch:
         wanted=None if batch.wanted is None else batch.wanted[indices],
         targets=None if batch.targets is None else batch.targets[indices],
         erased=[(moved[box[0]], *box[1:]) for box in batch.erased if box[0] in moved],
-        mixing=mixing,
+        mixing=batch.mixing and batch.mixing.of(indices),
+        pairs=(),
     )

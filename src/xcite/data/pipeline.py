@@ -1,8 +1,9 @@
 """Batches for training and evaluation, made by worker processes on grain.
 
-A batch is a pure function of (recipe, source, epoch, step, rank): its pictures, their augmentation
+A step's batch is a pure function of (recipe, source, epoch, step): its pictures, their augmentation
 and their mixing are drawn from `xcite.randomness.generator` for exactly that place. So any number
-of workers gives the same bytes, and a run resumes at (epoch, step) without replaying anything.
+of workers gives the same bytes, any number of training processes shares out the same batch, and a
+run resumes at (epoch, step) without replaying anything.
 """
 
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import numpy as np
 
 from xcite.data import decoding, mixing, transforms
 from xcite.data.augmentation import Augmentation
-from xcite.data.batch import Batch
+from xcite.data.batch import Batch, share
 from xcite.data.grain_workers import Reader, owned
 from xcite.data.skipping import Skipping
 from xcite.data.sources import Source
@@ -30,8 +31,8 @@ WORKER_TIMEOUT = 300.0
 class TrainLoader:
     """This process's share of every step's batch, augmented.
 
-    With ``world_size`` R, the batch of a step is cut into R equal runs of its picture order and
-    mixing stays within a run.
+    The batch of a step and its mixing do not depend on the number of processes: of R, each takes
+    its part of the pairs of mixing partners (`xcite.data.batch.share`).
 
     Attributes:
         steps_per_epoch: at least 1; the incomplete last batch is left out.
@@ -39,16 +40,14 @@ class TrainLoader:
             Each was replaced by the next one in the source that can.
 
     Raises:
-        XciteError: the batch is larger than the data set or cannot be shared equally; in `epoch`
-            more pictures were skipped than `Skipping` allows.
+        XciteError: the batch is larger than the data set, or there are more processes than pairs
+            of pictures in it; in `epoch` more pictures were skipped than `Skipping` allows.
     """
 
     def __init__(
         self, source: Source, recipe: Recipe, *, rank: int = 0, world_size: int = 1
     ) -> None:
         batch, repeats = recipe.optim.batch, recipe.data.repeats
-        if batch % world_size:
-            raise XciteError(f"optim.batch {batch} is not a multiple of {world_size} processes")
         views = epoch_length(len(source), repeats)
         if batch > views:
             raise XciteError(
@@ -193,8 +192,10 @@ class _TrainBatch:
         self.source = source
         self.recipe = recipe
         self.steps_per_epoch = steps_per_epoch
-        self.rank = rank
-        self.share = recipe.optim.batch // world_size  # pictures of this process in a step
+        # Places in a step's batch of the pictures of this process.
+        self.places, self.pairs = share(
+            recipe.optim.batch, recipe.optim.accumulate, rank, world_size
+        )
         self.augmentation = Augmentation(recipe)
         self.skipping = Skipping(recipe.data.on_error, recipe.data.skip_limit, len(source))
         self._order: tuple[int, np.ndarray] | None = None
@@ -202,17 +203,17 @@ class _TrainBatch:
     @property
     def bytes_per_batch(self) -> int:
         seen = self.recipe.preprocessing
-        return self.share * seen.height * seen.width * seen.channels
+        return len(self.places) * seen.height * seen.width * seen.channels
 
     def __call__(self, global_step: int) -> dict[str, Any]:
         epoch, step = divmod(global_step, self.steps_per_epoch)
         recipe, augment = self.recipe, self.recipe.augment
-        start = step * recipe.optim.batch + self.rank * self.share
-        wanted = self._views(epoch)[start : start + self.share]
+        batch = recipe.optim.batch
+        wanted = self._views(epoch)[step * batch + self.places]
         views = wanted.copy()
         height, width = recipe.preprocessing.height, recipe.preprocessing.width
         channels = recipe.preprocessing.channels
-        pictures = np.empty((self.share, height, width, channels), np.uint8)
+        pictures = np.empty((len(views), height, width, channels), np.uint8)
         erased: list[tuple[int, ...]] = []
         noises: list[np.ndarray] = []
         skipped: dict[str, str] = {}
@@ -229,8 +230,10 @@ class _TrainBatch:
                     noises.append(
                         draws.standard_normal(channels * box[2] * box[3], dtype=np.float32)
                     )
-        draws = generator(recipe.run.seed, "mixing", epoch, step, self.rank)
-        mixed = mixing.draw(draws, self.share, height, width, augment)
+        draws = generator(recipe.run.seed, "mixing", epoch, step, 0)
+        mixed = mixing.draw(draws, batch, height, width, augment)
+        if mixed is not None:
+            mixed = mixed.of(self.places)
         labels = self.source.labels[views[:, 0]]
         classes = len(self.source.class_names)
         return {
@@ -244,6 +247,8 @@ class _TrainBatch:
             "share": np.empty(0, np.float32) if mixed is None else mixed.share,
             "boxes": np.empty((0, 4), np.int32) if mixed is None else mixed.boxes,
             "epoch": epoch,
+            "whole": batch,
+            "pairs": self.pairs,
             "skipped": skipped,
         }
 
@@ -368,6 +373,8 @@ def _unpacked(item: dict[str, Any]) -> tuple[Batch, dict[str, str]]:
             erased=erased,
             mixing=mixed,
             epoch=int(item["epoch"]),
+            whole=int(item["whole"]),
+            pairs=tuple(item["pairs"]),
         ),
         skipped,
     )

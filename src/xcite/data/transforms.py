@@ -59,17 +59,22 @@ def normalise(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     Raises:
         XciteError: the pictures' channels are not the preprocessing's.
     """
+    require_channels(pixels, preprocessing)
+    images = pixels.transpose(0, 3, 1, 2).astype(np.float32, order="C")
+    images /= np.float32(255)
+    images -= np.array(preprocessing.mean, np.float32)[:, None, None]
+    images /= np.array(preprocessing.std, np.float32)[:, None, None]
+    return images
+
+
+def require_channels(pixels: np.ndarray, preprocessing: Preprocessing) -> None:
+    """Raise XciteError where pictures (B, H, W, C) have other channels than the preprocessing."""
     channels = pixels.shape[-1]
     if channels != preprocessing.channels:
         raise XciteError(
             f"the pictures have {channels} channels but preprocessing.mean and std have "
             f"{preprocessing.channels} values; make them agree"
         )
-    images = pixels.transpose(0, 3, 1, 2).astype(np.float32, order="C")
-    images /= np.float32(255)
-    images -= np.array(preprocessing.mean, np.float32)[:, None, None]
-    images /= np.array(preprocessing.std, np.float32)[:, None, None]
-    return images
 
 
 def covered(preprocessing: Preprocessing) -> tuple[int, int]:

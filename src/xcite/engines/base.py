@@ -4,6 +4,7 @@
 do differently: their twin modules by name, and the methods at its end.
 """
 
+import re
 from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -18,9 +19,9 @@ from xcite.engines.interface import AttentionMaps, Engine
 from xcite.errors import XciteError
 from xcite.families import Architecture
 from xcite.machine import usable_cores
+from xcite.recipe_sections import DEVICE, DEVICES
 
 PRECISIONS = ("auto", "float32", "bf16")
-DEVICES = ("auto", "cpu", "gpu")
 
 
 class BaseEngine(Engine):
@@ -44,6 +45,7 @@ class BaseEngine(Engine):
         attention: str = "auto",
         choices: Choices | None = None,
         activation_checkpointing: bool = False,
+        sync_batch_norm: bool = True,
         compile: bool = False,
         device: str = "auto",
         threads: int | None = None,
@@ -56,8 +58,8 @@ class BaseEngine(Engine):
         """
         if precision not in PRECISIONS:
             raise XciteError(f"unknown precision {precision!r}; choose {', '.join(PRECISIONS)}")
-        if device not in DEVICES:
-            raise XciteError(f"unknown device {device!r}; choose {', '.join(DEVICES)}")
+        if not re.fullmatch(DEVICE, device):
+            raise XciteError(f"unknown device {device!r}; {DEVICES}")
         keep_freed_memory()
         self.architecture = architecture
         self.rank, self.world_size = self._processes.start()
@@ -72,7 +74,9 @@ class BaseEngine(Engine):
         self._prepare(threads or max(1, cores))
         self.choices = self._possible(choices)
         self.model = self._new_model(seed, activation_checkpointing)
-        if self.world_size > 1:
+        self.asynchronous = not self.on_cpu
+        self._sync_batch_norm = sync_batch_norm
+        if self.world_size > 1 and sync_batch_norm:
             self.model = self._processes.synchronise(self.model)
         self._call = self._compiled() if compile else self.model
 
@@ -90,14 +94,20 @@ class BaseEngine(Engine):
         return weights
 
     def predict(self, images: np.ndarray, *, ema: bool = False) -> np.ndarray:
+        if not ema:
+            return self._array(self.forward(self._images(images)))
         model = self._evaluated(ema)
-        call = self._call if model is self.model else model
         with self._inference():
-            return self._array(call(self._images(images)))
+            return self._array(model(self._images(images)))
 
     def features(self, images: np.ndarray) -> np.ndarray:
+        return self._array(self.forward(self._images(images), features=True))
+
+    def forward(self, images: Any, *, features: bool = False) -> Any:
+        model = self._evaluated()
         with self._inference():
-            return self._array(self._evaluated().forward_features(self._images(images)))
+            output = model.forward_features(images) if features else self._call(images)
+        return self._ordinary(output)
 
     def activations(self, images: np.ndarray, *, train: bool = False) -> dict[str, np.ndarray]:
         model = self._evaluated()
@@ -118,9 +128,10 @@ class BaseEngine(Engine):
             )
 
     def average(self, values: np.ndarray) -> np.ndarray:
-        mean = self._tensor(np.array(values, np.float64))
-        if self.world_size > 1:
-            self._processes.average([mean])
+        if self.world_size == 1:
+            return np.array(values, np.float64)
+        mean = self.tensor(np.array(values, np.float64))
+        self._processes.average([mean])
         result: np.ndarray = mean.cpu().numpy()
         return result
 
@@ -149,7 +160,7 @@ class BaseEngine(Engine):
         return self._averaged
 
     def _images(self, images: np.ndarray) -> Any:
-        return self._tensor(np.asarray(images, np.float32))
+        return self.tensor(np.asarray(images, np.float32))
 
     # ---- what the frameworks do differently ------------------------------------------------
 
@@ -174,8 +185,12 @@ class BaseEngine(Engine):
         """Compute in the engine's precision without gradients."""
 
     @abstractmethod
-    def _tensor(self, array: np.ndarray) -> Any:
+    def tensor(self, array: np.ndarray) -> Any:
         """The array on the device, of its own dtype; may share the array's memory."""
+
+    @abstractmethod
+    def _ordinary(self, tensor: Any) -> Any:
+        """A float32 tensor that training may use, of one from `_inference`."""
 
     @abstractmethod
     def _array(self, tensor: Any) -> np.ndarray:

@@ -4,8 +4,10 @@ An engine supplies steps, never epochs, logging or saving. `tests/contract` walk
 compares the names, arguments and defaults of every installed engine with it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,22 +15,42 @@ import numpy as np
 
 from xcite.choices import Choices
 from xcite.data.batch import Batch
+from xcite.engines.staging import Staged
 from xcite.preprocessing import Preprocessing
 from xcite.recipe_sections import DistillRecipe, OptimRecipe
 from xcite.variants import Architecture
 
 
-@dataclass(frozen=True)
 class StepResult:
-    """What a training step tells the loop.
+    """What a training step tells the loop; reading it waits until the device has done the step.
 
     Attributes:
         loss: mean over the step's pictures (over all processes).
         gradient_norm: L2 norm over all parameters before clipping.
     """
 
-    loss: float
-    gradient_norm: float
+    def __init__(self, loss: Any, gradient_norm: Any) -> None:
+        """Numbers, or tensors of one."""
+        self._values = loss, gradient_norm
+
+    @cached_property
+    def loss(self) -> float:
+        return float(self._values[0])
+
+    @cached_property
+    def gradient_norm(self) -> float:
+        return float(self._values[1])
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, StepResult):
+            return NotImplemented
+        return (self.loss, self.gradient_norm) == (other.loss, other.gradient_norm)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -54,6 +76,8 @@ class Engine(Protocol):
         model: the framework's own module.
         rank: number of this process; 0 alone writes files.
         world_size: number of processes.
+        asynchronous: whether steps are only queued, for a device that computes beside the
+            processor; so on GPUs.
     """
 
     name: str
@@ -61,6 +85,7 @@ class Engine(Protocol):
     model: Any
     rank: int
     world_size: int
+    asynchronous: bool
     choices: Choices
     precision: str
 
@@ -74,6 +99,7 @@ class Engine(Protocol):
         attention: str = "auto",
         choices: Choices | None = None,
         activation_checkpointing: bool = False,
+        sync_batch_norm: bool = True,
         compile: bool = False,
         device: str = "auto",
         threads: int | None = None,
@@ -87,6 +113,8 @@ class Engine(Protocol):
             attention: "auto", "usual" or "covariance" form, see docs/performance.md; "plain"
                 operators have the usual form only.
             choices: among exact alternatives; by default what this processor is known for.
+            sync_batch_norm: with several processes, BatchNorm normalises by the pictures of all of
+                them; otherwise each by its own, and running statistics are the mean over them.
             compile: torch.compile; refused with XciteError by an engine that has no such thing.
             device: "cpu", "gpu" (refused with XciteError where there is none) or "auto": a GPU if
                 the framework finds one.
@@ -134,6 +162,12 @@ class Engine(Protocol):
     def predict(self, images: np.ndarray, *, ema: bool = False) -> np.ndarray:
         """Logits float32 (B, K) in evaluation mode of normalised float32 images (B, C, H, W)."""
 
+    def forward(self, images: Any, *, features: bool = False) -> Any:
+        """As `predict` or `features`, of and as the framework's tensors on the device."""
+
+    def tensor(self, array: np.ndarray) -> Any:
+        """The array as the framework's tensor on the device, of its own dtype."""
+
     def features(self, images: np.ndarray) -> np.ndarray:
         """What the classifier sees, float32 (B, D), in evaluation mode."""
 
@@ -170,13 +204,20 @@ class Engine(Protocol):
             XciteError: nothing is left to train.
         """
 
+    def stage(self, batch: Batch) -> Staged:
+        """Get a part of a batch ready; an asynchronous engine begins to send its bytes.
+
+        Raises:
+            XciteError: `start_training` was not called, or the batch has no targets.
+        """
+
     def train_step(
         self,
-        batches: Sequence[Batch],
+        batches: Sequence[Batch | Staged],
         *,
         learning_rate: float,
         paths: Sequence[np.ndarray | None],
-        teacher: Sequence[np.ndarray | None],
+        teacher: Sequence[Any],
         distill: DistillRecipe | None = None,
     ) -> StepResult:
         """One optimiser step over the parts of a batch (gradient accumulation).
@@ -185,11 +226,13 @@ class Engine(Protocol):
             paths: per part, drop-path scales float32 (depth, 3, B) in the order XCA, LPI, MLP;
                 None drops nothing.
             teacher: per part, the teacher's logits float32 (B, K), or its classes int64 (B,) for
-                the hard loss; None without distillation.
+                the hard loss, as arrays or the framework's tensors; None without distillation.
             distill: the loss of this step, where it is another than `start_training` was given.
 
         A loss or a gradient norm that is not finite leaves weights, optimiser and average
-        untouched and is returned as it is.
+        untouched and is returned as it is. An asynchronous engine leaves them untouched from then
+        on, until `restore_training`: more steps may be queued before somebody reads that one's
+        result.
 
         Raises:
             XciteError: `start_training` was not called, or a part has no targets.

@@ -11,6 +11,9 @@ from xcite.data.batch import Batch, Mixing
 from xcite.data.transforms import normalise
 from xcite.preprocessing import Preprocessing
 
+ErasedBox = tuple[int, int, int, int, int]
+"""Position in the batch, top, left, height, width."""
+
 
 def model_input(batch: Batch, preprocessing: Preprocessing) -> np.ndarray:
     """The batch as the model sees it: normalised, erased, mixed, in this order.

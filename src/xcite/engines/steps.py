@@ -1,23 +1,29 @@
 """What both engines do alike in training: steps, gradients, and the state to go on from.
 
-A step accumulates the gradients of a batch's parts, averages them over the processes, and updates
-the weights if loss and gradient are finite; else it undoes what the forward passes have changed.
+A step accumulates the gradients of a batch's parts, which the framework averages over the processes
+while it computes them, and updates the weights if loss and gradient are finite; else it undoes what
+the forward passes have changed. On a device that computes beside the processor all of that is
+queued, the decision too, and nobody waits.
 """
 
-import math
+import functools
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from xcite import canonical
 from xcite.data.batch import Batch
+from xcite.data.transforms import require_channels
 from xcite.engines import training_state
 from xcite.engines.base import BaseEngine
 from xcite.engines.interface import StepResult
 from xcite.engines.pixels import model_input
+from xcite.engines.staging import Staged
 from xcite.errors import XciteError
 from xcite.preprocessing import Preprocessing
 from xcite.randomness import generator
@@ -32,12 +38,14 @@ class Training:
         optimizer: an `Optimizer` of the framework's optimizer.py.
         average: the `MovingAverage` of the same file, if the recipe asks for one.
         statistics: BatchNorm's running statistics, which a forward pass already changes.
+        normalisation: mean and std, float32 (C, 1, 1) on the device.
         frozen: parts whose names start so are not trained.
     """
 
     optimizer: Any
     average: Any | None
     statistics: list[Any]
+    normalisation: tuple[Any, Any]
     distill: DistillRecipe
     preprocessing: Preprocessing
     frozen: tuple[str, ...]
@@ -47,6 +55,8 @@ class TrainingEngine(BaseEngine):
     """Adds training to `BaseEngine`; `Engine` says what each public method promises."""
 
     _training: Training | None = None
+    _trained: Any  # what the forward pass of a step calls
+    _pixels: ModuleType
 
     def start_training(
         self,
@@ -71,20 +81,66 @@ class TrainingEngine(BaseEngine):
         if optim.ema is not None:
             self._averaged = self._new_model(seed=None)
             average = self._optimizers.MovingAverage(self.model, self._averaged, optim.ema)
+        self._trained = self._call
+        if self.world_size > 1:
+            self._trained = self._processes.parallel(self._call)
         state, shapes = self.model.state_dict(), canonical.shapes(self.architecture)
         names = [name for name in shapes if not canonical.is_parameter(name)]
         statistics = [state[self._canonical_state.state_name(name)] for name in names]
-        self._training = Training(
-            optimizer, average, statistics, distill, preprocessing, tuple(frozen)
+        mean, std = (
+            self.tensor(np.array(values, np.float32)[:, None, None])
+            for values in (preprocessing.mean, preprocessing.std)
         )
+        self._training = Training(
+            optimizer, average, statistics, (mean, std), distill, preprocessing, tuple(frozen)
+        )
+
+    def stage(self, batch: Batch) -> Staged:
+        preprocessing, targets = self._started().preprocessing, batch.targets
+        if targets is None:
+            raise XciteError("a batch to train on needs targets; this one is for evaluation")
+        if self.asynchronous:
+            return self._sent(batch, targets)
+        return Staged(
+            batch,
+            images=lambda: self._images(model_input(batch, preprocessing)),
+            targets=lambda: self.tensor(targets),
+        )
+
+    def _sent(self, batch: Batch, targets: np.ndarray) -> Staged:
+        """The batch's bytes on their way; what follows the device does when they are there."""
+        training, mixing = self._started(), batch.mixing
+        require_channels(batch.pictures, training.preprocessing)
+        erased = [(*box[:3], *box[3].shape[1:]) for box in batch.erased]
+        arrays = [targets, batch.pictures]
+        arrays += [mixing.share, mixing.boxes] if mixing else []
+        arrays.append(
+            np.concatenate([np.empty(0, np.float32), *(box[3].ravel() for box in batch.erased)])
+        )
+        with self._ahead() as arrive:
+            sent = [self.tensor(array) for array in arrays]
+
+        @functools.cache
+        def images() -> Any:
+            arrive(sent)
+            mixed = (sent[2], sent[3]) if mixing else None
+            return self._pixels.model_input(
+                sent[1], erased, sent[-1], mixed, *training.normalisation
+            )
+
+        def targets_there() -> Any:
+            arrive(sent[:1])
+            return sent[0]
+
+        return Staged(batch, images, targets_there)
 
     def train_step(
         self,
-        batches: Sequence[Batch],
+        batches: Sequence[Batch | Staged],
         *,
         learning_rate: float,
         paths: Sequence[np.ndarray | None],
-        teacher: Sequence[np.ndarray | None],
+        teacher: Sequence[Any],
         distill: DistillRecipe | None = None,
     ) -> StepResult:
         """One optimiser step over the parts of a batch (gradient accumulation).
@@ -94,27 +150,34 @@ class TrainingEngine(BaseEngine):
         """
         training = self._started()
         optimizer = training.optimizer
-        pictures = sum(len(batch.pictures) for batch in batches)
+        # The framework averages over the processes, which may have unequal numbers of pictures.
+        staged = [part if isinstance(part, Staged) else self.stage(part) for part in batches]
+        whole = staged[0].batch.whole or self.world_size * sum(map(len, staged))
         before = [tensor.clone() for tensor in training.statistics]
         losses = []
         done = False
         self._train_mode()
         try:
-            for batch, scales, answers in zip(batches, paths, teacher, strict=True):
-                if batch.targets is None:
-                    raise XciteError(
-                        "a batch to train on needs targets; this one is for evaluation"
-                    )
-                images = model_input(batch, training.preprocessing)
-                loss = self._loss(images, batch.targets, scales, answers, distill)
-                part = loss * (len(batch.pictures) / pictures)
-                part.backward()
-                losses.append(part.detach())
+            for part, scales, answers in zip(staged, paths, teacher, strict=True):
+                more = self.world_size > 1 and part is not staged[-1]
+                images, targets = part.images, part.targets
+                with self._processes.accumulating(self._trained) if more else nullcontext():
+                    loss = self._loss(images, targets, scales, answers, distill)
+                    share = loss * (len(part) * self.world_size / whole)
+                    share.backward()
+                losses.append(share.detach())
             total = sum(losses)
             if self.world_size > 1:
-                self._processes.average([total, *optimizer.gradients()])
-            result = StepResult(total.item(), optimizer.gradient_norm())
-            if math.isfinite(result.loss) and math.isfinite(result.gradient_norm):
+                apart = [] if self._sync_batch_norm else training.statistics
+                self._processes.average(
+                    [total, *(tensor for tensor in apart if tensor.is_floating_point())]
+                )
+            norm = optimizer.gradient_norm()
+            result = StepResult(total, norm)
+            if self.asynchronous:
+                done = True
+                self._queue_update(total, norm, learning_rate, before)
+            elif result.finite:
                 done = True
                 optimizer.step(learning_rate, result.gradient_norm)
                 if training.average is not None:
@@ -125,6 +188,19 @@ class TrainingEngine(BaseEngine):
             if not done:  # the forward pass has already counted the batch
                 for tensor, old in zip(training.statistics, before, strict=True):
                     self._assign(tensor, old)
+
+    def _queue_update(self, loss: Any, norm: Any, learning_rate: float, before: list[Any]) -> None:
+        """Update everything, or nothing if this step or one before was not finite.
+
+        Args:
+            before: `Training.statistics` as they were.
+        """
+        training = self._started()
+        skip = training.optimizer.broken(loss, norm)
+        self._optimizers.keep(before, training.statistics, skip)
+        training.optimizer.step(learning_rate, norm, skip)
+        if training.average is not None:
+            training.average.update(skip)
 
     def gradients(
         self,
@@ -138,11 +214,11 @@ class TrainingEngine(BaseEngine):
         self._train_mode()
         try:
             with self._untouched_statistics(self.model):
-                loss = self._loss(images, targets, paths, teacher)
+                loss = self._loss(self._images(images), self.tensor(targets), paths, teacher)
                 loss.backward()
             total = loss.detach()
             if self.world_size > 1:
-                self._processes.average([total, *optimizer.gradients()])
+                self._processes.average([total])
             named = zip(optimizer.parameters, optimizer.gradients(), strict=True)
             to_canonical = self._canonical_state.to_canonical
             return total.item(), {name: to_canonical(name, tensor) for name, tensor in named}
@@ -184,27 +260,27 @@ class TrainingEngine(BaseEngine):
                 module.eval()
         rates = (getattr(self.architecture, name, 0) for name in ("drop_rate", "attn_drop_rate"))
         if any(rates):  # a resumed run must drop the same
-            draw = generator(self._seed, "dropout", training.optimizer.steps, self.rank)
+            draw = generator(self._seed, "dropout", training.optimizer.queued, self.rank)
             self._seed_dropout(int(draw.integers(2**31)))
 
     def _loss(
         self,
-        images: np.ndarray,
-        targets: np.ndarray,
+        images: Any,
+        targets: Any,
         paths: np.ndarray | None,
-        teacher: np.ndarray | None,
+        teacher: Any,
         distill: DistillRecipe | None = None,
     ) -> Any:
         blocks, rate = self.architecture.drop_paths()
         if paths is None and rate > 0:
             # None means that nothing is dropped; the model itself would draw.
             paths = np.ones((blocks, 3, len(images)), np.float32)
-        scales = None if paths is None else self._tensor(paths)
+        scales = None if paths is None else self.tensor(paths)
         with self._autocast():
-            logits = self._call(self._images(images), scales)
-        answers = None if teacher is None else self._tensor(teacher)
+            logits = self._trained(images, scales)
+        answers = self.tensor(teacher) if isinstance(teacher, np.ndarray) else teacher
         distill = distill or self._started().distill
-        return self._losses.loss(logits, self._tensor(targets), answers, distill)
+        return self._losses.loss(logits, targets, answers, distill)
 
     # ---- what the frameworks do differently ------------------------------------------------
 
@@ -219,6 +295,10 @@ class TrainingEngine(BaseEngine):
     @abstractmethod
     def _seed_dropout(self, seed: int) -> None:
         """Seed the framework's own random numbers."""
+
+    @abstractmethod
+    def _ahead(self) -> AbstractContextManager[Callable[[list[Any]], None]]:
+        """Tensors are sent to the device while it computes; yields what waits for them there."""
 
     @abstractmethod
     def _assign(self, tensor: Any, values: Any) -> None:

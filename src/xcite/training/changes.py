@@ -35,6 +35,7 @@ FREE = {
         "checkpoint_minutes",
         "log_every",
         "process_timeout",
+        "record_views",
         "tensorboard",
         "activation_checkpointing",
     ),

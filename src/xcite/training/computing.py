@@ -79,6 +79,7 @@ def engine_for(
         attention=run.attention,
         choices=run.choices,
         activation_checkpointing=run.activation_checkpointing,
+        sync_batch_norm=run.sync_batch_norm,
         compile=run.compile,
         device=run.device,
     )

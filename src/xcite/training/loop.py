@@ -8,7 +8,6 @@ checkpoint, so a run that was interrupted goes on as if nothing had happened.
 
 import contextlib
 import functools
-import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,18 +15,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from xcite.data.batch import Batch, split
 from xcite.data.pipeline import TrainLoader
-from xcite.engines.interface import Engine, StepResult
+from xcite.engines.interface import Engine
 from xcite.errors import XciteError
 from xcite.evaluation.accuracy import Accuracy
 from xcite.evaluation.evaluate import validation_line
 from xcite.language import noted
 from xcite.processes import environment
 from xcite.processes.loss import ProcessLost, lost
-from xcite.randomness import drop_path_scales
 from xcite.recipe import Recipe
-from xcite.recipe_sections import DistillRecipe
 from xcite.training import checkpoint, lines, plan, tensorboard, validation
 from xcite.training.computing import engine_for
 from xcite.training.interruption import Stopped, StopRequest
@@ -35,11 +31,13 @@ from xcite.training.journal import Draw, Journal, Pace, StepLog
 from xcite.training.ownership import refuse_owned
 from xcite.training.run_folder import RunFolder, resume_command
 from xcite.training.saving import Saver
-from xcite.training.schedules import distillation, learning_rate
+from xcite.training.schedules import learning_rate
 from xcite.training.session import Session
+from xcite.training.steps import Steps
 from xcite.training.teachers.build import build_teacher
 from xcite.training.teachers.teacher import Teacher
 from xcite.training.together import everywhere, together, watched
+from xcite.training.views_log import ViewsLog
 
 # An evaluation is saved before, if more work than this would be lost with it.
 SECONDS_WORTH_SAVING = 20
@@ -59,10 +57,6 @@ class Outcome:
     epochs: int
     best: float | None
     finished: bool
-
-
-class NotFinite(XciteError):
-    """A loss or a gradient that is no finite number."""
 
 
 def train(
@@ -107,13 +101,13 @@ def train(
     engine, recipe = engine_for(
         prepared.recipe, prepared.built, len(prepared.train), say=console.print
     )
+    if recipe.run.record_views and numbered and engine.world_size > 1:
+        raise XciteError("run.record_views with several processes needs --out, the run's folder")
     prepared = replace(prepared, recipe=recipe)
     if prepared.weights is not None:
         engine.load_weights(prepared.weights)
     if teacher is None:
-        teacher = build_teacher(
-            recipe, prepared.train, prepared.class_names, processes=engine.world_size
-        )
+        teacher = build_teacher(recipe, prepared.train, prepared.class_names)
     engine.start_training(
         recipe.optim, recipe.distill, recipe.preprocessing, frozen=recipe.init.frozen
     )
@@ -142,6 +136,10 @@ def train(
             session.close()
 
 
+class NotFinite(XciteError):
+    """A loss or a gradient that is no finite number."""
+
+
 class _Run:
     """One session of a run: where it stands, and all that take part in it."""
 
@@ -168,8 +166,10 @@ class _Run:
         self.left_out: dict[str, dict[str, str]] = {"train": loader.skipped, "validation": {}}
         self.steps = loader.steps_per_epoch
         self.saved_at = time.monotonic()
+        self.looked_at = time.monotonic()
         self.pace = Pace()
-        self.whole = True  # False while a step changes the weights
+        self.asked = Steps(prepared, engine, teacher, loader)
+        self.views = ViewsLog(session.folder.path, engine.rank)
         if session.on_disk:
             self.saver.saved = session.position
 
@@ -269,20 +269,13 @@ class _Run:
         )
         if done >= self.steps:
             return  # only the evaluation is missing
-        shown = self.teacher.data_epoch(epoch) if self.teacher else epoch
-        ended = time.monotonic()
-        for batch in self.loader.epoch(shown, start_step=done):
-            before = time.monotonic()
-            number = epoch * self.steps + self.position.step
-            rate = learning_rate(self.recipe, number, self.steps)
-            distill = distillation(self.recipe, number, self.steps)
-            result = self._step(batch, rate, distill)
-            seconds = time.monotonic() - before
-            self.position = self.position.after(result.loss, seconds, self.recipe.optim.batch)
-            self.pace.step(time.monotonic() - ended)
-            ended = time.monotonic()
-            log.add(self.position.step, result, rate, distill)
+        self.looked_at = time.monotonic()
+        for step, parts in enumerate(self.asked.parts(epoch, done), done):
+            self.asked.queue(epoch, step, parts)
             self.watchdog.progress()
+            if not self.asked.look_after(self.position.done, last=step + 1 == self.steps):
+                continue
+            self._look(log)
             self.saver.check()
             if self.stop.anywhere(self.engine):
                 raise Stopped
@@ -321,33 +314,31 @@ class _Run:
             sum(validation.is_due(self.plan, epoch) for epoch in epochs),
         )
 
-    def _step(self, batch: Batch, rate: float, distill: DistillRecipe) -> StepResult:
-        """One optimiser step with its learning rate and its loss.
+    def _look(self, log: StepLog | None = None) -> None:
+        """Count the steps that were asked for, once they are done.
 
         Raises:
-            XciteError: the loss or the gradient is not finite.
+            NotFinite: a loss or a gradient is not finite; the position is the one before it.
         """
-        recipe, epoch = self.recipe, self.position.epoch
-        blocks, drop = self.plan.architecture.drop_paths()
-        parts = split(batch, recipe.optim.accumulate)
-        paths = [
-            drop_path_scales(recipe.run.seed, epoch, part.views, blocks, drop) for part in parts
-        ]
-        answers = [self.teacher.answers(part) if self.teacher else None for part in parts]
-        self.whole = False
-        result = self.engine.train_step(
-            parts, learning_rate=rate, paths=paths, teacher=answers, distill=distill
-        )
-        self.whole = True
-        if not math.isfinite(result.loss + result.gradient_norm):
-            raise NotFinite(
-                f"the loss is {result.loss}, the gradient's norm {result.gradient_norm}, "
-                f"in epoch {epoch + 1}, step {self.position.step + 1} of {self.steps} "
-                f"(learning rate {rate:.3g}); lower optim.lr, set optim.clip or set run.precision "
-                "to float32",
-                remedy=f"--set optim.lr={recipe.optim.lr / 2:g} --allow-changes",
-            )
-        return result
+        count, began = len(self.asked.queued), time.monotonic()
+        for step in self.asked.look():
+            result, batch = step.result, self.recipe.optim.batch
+            if not result.finite:
+                raise NotFinite(
+                    f"the loss is {result.loss}, the gradient's norm {result.gradient_norm}, in "
+                    f"epoch {self.position.epoch + 1}, step {self.position.step + 1} of "
+                    f"{self.steps} (learning rate {step.rate:.3g}); lower optim.lr, set optim.clip "
+                    "or set run.precision to float32",
+                    remedy=f"--set optim.lr={self.recipe.optim.lr / 2:g} --allow-changes",
+                )
+            seconds = step.seconds + (time.monotonic() - began) / count
+            self.position = self.position.after(result.loss, seconds, batch)
+            self.pace.step((time.monotonic() - self.looked_at) / count)
+            if self.recipe.run.record_views:
+                self.views.add(self.position.epoch + 1, self.position.step, step.views)
+            if log is not None:
+                log.add(self.position.step, result, step.rate, step.distill)
+        self.looked_at = time.monotonic()
 
     def _finish_epoch(self, accuracies: dict[str, Accuracy]) -> None:
         """Say, record and save what the epoch gave."""
@@ -421,8 +412,10 @@ class _Run:
         if not self.journal.writes:
             return told or XciteError(what)
         try:
-            if not self.whole:
+            if not self.asked.whole:
                 raise XciteError("the step was interrupted while it changed the weights")
+            with contextlib.suppress(NotFinite):
+                self._look()
             self.saver.rescue(self.position)
             kept = f"saved {self._where()}"
         except Exception as second:

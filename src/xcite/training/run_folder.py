@@ -12,6 +12,7 @@
   curves.png                loss, accuracy and learning rate
   split.json                the pictures that were held out for validation, if any
   pictures.gz               names and sizes of the training pictures
+  views-0.csv               views that the steps of process 0 used (run.record_views)
   skipped.txt               pictures that could not be decoded (with data.on_error: skip), one a row
   best.safetensors          the better of model and moving average, by top-1
   last.safetensors          the model as it is; last_ema.safetensors its moving average

@@ -10,7 +10,7 @@ import numpy as np
 from xcite import recipe as recipes
 from xcite.data.shared_memory import remove_segments_of_the_dead
 from xcite.errors import XciteError
-from xcite.training import changes, checkpoint, pictures
+from xcite.training import changes, checkpoint, pictures, views_log
 from xcite.training.checkpoint import UNKNOWN, Checkpoint, Position
 from xcite.training.history import History
 from xcite.training.ownership import Ownership, remove_leftovers
@@ -140,6 +140,7 @@ class Session:
         folder, recipe, facts = self.folder, self.plan.recipe, self._survey.facts
         remove_leftovers(folder.path)
         remove_segments_of_the_dead()
+        views_log.forget_after(folder.path, self.position.epoch + 1, self.position.step)
         if self.plan.split and not folder.split.is_file():  # killed before it was written
             self.plan.split.write(folder.split)
         for path in self._problems:  # or it would soon take the place of a good one

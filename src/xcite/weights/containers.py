@@ -8,6 +8,7 @@ from typing import Any
 
 from xcite.errors import XciteError
 from xcite.weights import foreign_files, paddle_files, torch_files
+from xcite.weights.distributed_files import read_distributed
 from xcite.weights.hub_config import HubConfig, config_beside
 from xcite.weights.packed_files import Unpacked, is_gzip, unpacked_gzip, unpacked_zip
 from xcite.weights.parts import State, find_parts
@@ -61,15 +62,18 @@ class _Loaded:
 def read_contents(path: Path) -> Contents:
     """Read a file's structure; its kind is told from its first bytes, never from its name.
 
-    A shard, or the index of shards, stands for all of them.
+    A shard, or the index of shards, stands for all of them; a folder is a distributed checkpoint.
 
     Raises:
         XciteError: unreadable, damaged or hostile.
     """
     try:
         files = shards_of(path)
-        contents = _found([_load(file) for file in files])
+        whole = path.is_dir()
+        contents = _found([_load_folder(path)] if whole else [_load(file) for file in files])
         contents.files = files
+        if whole:
+            contents.notes.append(f"read from the distributed checkpoint {path.name}")
         contents.config = config_beside(path)
         return contents
     except PickleError as error:
@@ -87,8 +91,7 @@ def _load(path: Path) -> _Loaded:
         raise XciteError(f"cannot read {path}: {error.strerror or error}") from error
     if not size:
         raise XciteError(f"{path} is empty; fetch it again")
-    if size > SIZE_LIMIT:
-        raise XciteError(f"{path} has {size} bytes; at most {SIZE_LIMIT} are read")
+    _refuse_large(path, size)
     if is_gzip(start):
         return _load_unpacked(unpacked_gzip(path), "compressed with gzip")
     try:
@@ -98,6 +101,17 @@ def _load(path: Path) -> _Loaded:
         if inner is None:
             raise
         return _load_unpacked(inner, "in a zip archive")
+
+
+def _load_folder(path: Path) -> _Loaded:
+    value, size = read_distributed(path)
+    _refuse_large(path, size)
+    return _Loaded("PyTorch, distributed", value, lambda tensor: tensor, Counter(), size)
+
+
+def _refuse_large(path: Path, size: int) -> None:
+    if size > SIZE_LIMIT:
+        raise XciteError(f"{path} has {size} bytes; at most {SIZE_LIMIT} are read")
 
 
 def _load_unpacked(inner: Unpacked, how: str) -> _Loaded:

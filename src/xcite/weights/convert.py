@@ -11,12 +11,13 @@ from xcite.families import Architecture
 from xcite.preprocessing import Preprocessing
 from xcite.weights import dialects
 from xcite.weights.catalog import file_sha256
+from xcite.weights.distributed_writer import write_distributed
 from xcite.weights.opening import WeightFile, locate, open_weights, save_weights
 from xcite.weights.paddle_files import write_paddle
 from xcite.weights.safetensors_files import write_safetensors
 from xcite.weights.shards import shards_of
 from xcite.weights.timm_hub import write_timm_hub
-from xcite.weights.torch_files import write_torch
+from xcite.weights.torch_writer import write_torch
 
 _TORCH = (".pth", ".pt", ".bin")
 SUFFIXES = {
@@ -28,15 +29,23 @@ SUFFIXES = {
     "paddlevit": (".pdparams",),
 }
 TIMM_HUB = "timm-hub"  # timm's dialect in a folder, with what travels with it
-TARGETS = (*SUFFIXES, TIMM_HUB)
+# What is written as a folder, and the dialect in it; dcp is torch.distributed.checkpoint.
+FOLDERS = {TIMM_HUB: "timm", "official-dcp": "official", "timm-dcp": "timm"}
+TARGETS = (*SUFFIXES, *FOLDERS)
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion did: the source as read, and the new file."""
+    """What a conversion did: the source as read, and the new file.
+
+    Attributes:
+        to: as asked for, a key of `SUFFIXES` or `FOLDERS`.
+        dialect: of the names in the new file.
+    """
 
     source: WeightFile
     path: Path
+    to: str
     dialect: str
     tensors: int
 
@@ -57,7 +66,7 @@ def convert(
 
     Args:
         to: a key of `SUFFIXES`; it decides names and layout, the target's suffix the container. Or
-            `TIMM_HUB`: the target is a folder.
+            one of `FOLDERS`: the target is a folder.
         part: "weights", "ema", "student" or "teacher", see `open_weights`; so is ``strict``.
         class_names: gives those of so many classes, in place of what the source says; for Xcite's
             files and `TIMM_HUB`.
@@ -69,7 +78,7 @@ def convert(
     target = Path(target)
     if to not in TARGETS:
         raise XciteError(f"unknown dialect {to!r}; choose one of {', '.join(TARGETS)}")
-    if to != TIMM_HUB and target.suffix not in SUFFIXES[to]:
+    if to in SUFFIXES and target.suffix not in SUFFIXES[to]:
         raise XciteError(f"{target}: {to} weights are kept as {' or '.join(SUFFIXES[to])}")
     if class_names is not None and to not in ("xcite", TIMM_HUB):
         raise XciteError(f"{to} files name no classes; leave --classes out, or write {TIMM_HUB}")
@@ -90,19 +99,24 @@ def convert(
         _compare_words(opened, target)
     else:
         count = _write(target, to, opened)
-    compare(opened, target, "timm" if to == TIMM_HUB else to)
-    return Conversion(opened, target, to, count)
+    written = FOLDERS.get(to, to)
+    compare(opened, target, written)
+    return Conversion(opened, target, to, written, count)
 
 
 def _write(target: Path, to: str, opened: WeightFile) -> int:
-    tensors = dialects.express(opened.tensors, to, opened.architecture)
-    if target.suffix == ".pdparams":
+    dialect = FOLDERS.get(to, to)
+    tensors = dialects.express(opened.tensors, dialect, opened.architecture)
+    # timm keeps a bare state dict; the official files one level more, which loaders ask for.
+    wrap = "model" if dialect == "official" else None
+    if to in FOLDERS:
+        write_distributed(target, tensors, wrap=wrap)
+    elif target.suffix == ".pdparams":
         write_paddle(target, tensors)
     elif target.suffix == ".safetensors":
         write_safetensors(target, tensors, {"format": "pt"})
     else:
-        # timm keeps a bare state dict; the official files one level more, which loaders ask for.
-        write_torch(target, tensors, wrap="model" if to == "official" else None)
+        write_torch(target, tensors, wrap=wrap)
     return len(tensors)
 
 

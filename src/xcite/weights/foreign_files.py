@@ -82,6 +82,6 @@ def zip_contents(names: Sequence[str]) -> str:
     if any(name.endswith(".npy") for name in names):
         return "it is a NumPy archive (.npz); save the tensors by name as .safetensors"
     if any(name.endswith(("/.metadata", ".distcp")) for name in names):
-        return "it is a distributed checkpoint of PyTorch; convert it with dcp_to_torch_save"
+        return "it is a distributed checkpoint of PyTorch; unpack it and name the folder"
     shown = ", ".join(ascii(name[:60]) for name in names[:3])
     return f"it is a zip archive of other files ({shown}); unpack it and name the weights file"

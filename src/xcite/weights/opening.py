@@ -13,6 +13,7 @@ from xcite.errors import XciteError
 from xcite.families import Architecture
 from xcite.weights import catalog
 from xcite.weights.containers import METADATA_KEY, State, listed, read_contents
+from xcite.weights.distributed_files import distributed_below, distributed_folder, is_part
 from xcite.weights.hub_config import WEIGHT_NAMES
 from xcite.weights.identification import Identified, choose_part, identify
 from xcite.weights.metadata import Metadata
@@ -75,8 +76,8 @@ def open_weights(
 
     Args:
         source: a weights file, one shard or the index of several, a published name, a run folder
-            (its best.safetensors, else last.safetensors), or a folder as Hugging Face's programs
-            write it.
+            (its best.safetensors, else last.safetensors), a folder as Hugging Face's programs
+            write it, or one of `torch.distributed.checkpoint` (or with one such folder in it).
         architecture: the model the weights are for; None reads it from the file.
         dialect: names to expect; None recognises them.
         part: which model of a checkpoint: "weights", "ema", "student" or "teacher", or another that
@@ -144,12 +145,15 @@ def open_weights(
 
 
 def locate(source: str | Path, *, weights_dir: str | Path | None = None) -> Path:
-    """The file meant by a path, a folder or a published name (fetched if need be)."""
+    """The file meant by a path, a folder or a published name (fetched if need be).
+
+    Of a distributed checkpoint it is the folder.
+    """
     path = Path(os.path.expanduser(source))
     if path.is_dir():
         return _in_folder(path)
     if path.is_file():
-        return path
+        return (distributed_folder(path.parent) if is_part(path) else None) or path
     if isinstance(source, str) and not path.suffix and len(path.parts) == 1:
         return catalog.obtain(catalog.find(source), weights_dir=weights_dir)
     raise XciteError(f"there is no weights file {path}")
@@ -163,11 +167,9 @@ def _in_folder(folder: Path) -> Path:
     files = sorted(file for file in folder.iterdir() if is_shard(file))
     if files:
         return files[0]
-    if (folder / ".metadata").is_file():
-        raise XciteError(
-            f"{folder} is a distributed checkpoint of PyTorch; make one file of it with "
-            "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pth"
-        )
+    distributed = distributed_folder(folder) or distributed_below(folder)
+    if distributed is not None:
+        return distributed
     if (folder / "saved_model.pb").is_file():
         raise XciteError(f"{folder} is a program of TensorFlow; save its weights as .safetensors")
     single = [file for file in folder.iterdir() if file.suffix in _SUFFIXES and file.is_file()]

@@ -71,6 +71,28 @@ class DtypeRecord:
         self.big_endian = state[1] == ">"
 
 
+class FieldsRecord(Inert):
+    """An object of another program whose fields are kept as plain data; its class is never made.
+
+    Attributes:
+        fields: what the pickle sets as its state, a dictionary of the fields by name.
+        state: a state of another form, such as a tuple.
+    """
+
+    __slots__ = ("fields", "state")
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.fields: dict[Any, Any] = {}
+        self.state: Any = None
+
+    def set_state(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.fields = state
+        else:
+            self.state = state
+
+
 def array_tensor(raw: Any, dtype: Any, shape: Any, fortran: bool) -> StoredTensor:
     """A tensor over bytes that are present, after checking that they are exactly enough."""
     if not isinstance(dtype, DtypeRecord):

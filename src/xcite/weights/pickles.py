@@ -20,6 +20,7 @@ from xcite.weights.pickle_globals import (
     NUMPY_GLOBALS,
     ArrayRecord,
     DtypeRecord,
+    FieldsRecord,
     Global,
     Globals,
     LongText,
@@ -46,6 +47,7 @@ class _Machine:
         globals_: Globals,
         persistent: Callable[[Any], Any] | None,
         aside: Counter[str],
+        instructions: int,
     ):
         self.file = file
         self.end = end
@@ -53,6 +55,7 @@ class _Machine:
         self.callable = {id(function) for function in globals_.values()}
         self.persistent = persistent
         self.aside = aside
+        self.instructions = instructions
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
@@ -178,7 +181,7 @@ class _Machine:
         return self.memo[index]
 
     def run(self) -> Any:
-        for _ in range(MAX_INSTRUCTIONS):
+        for _ in range(self.instructions):
             code = self.take(1)[0]
             if code == _STOP:
                 result = self.pop()
@@ -189,7 +192,7 @@ class _Machine:
             if instruction is None:
                 raise PickleError(f"pickle instruction {code:#04x} does not occur in weights files")
             instruction(self)
-        raise PickleError(f"more than {MAX_INSTRUCTIONS} instructions")
+        raise PickleError(f"more than {self.instructions} instructions")
 
 
 def _protocol(machine: _Machine) -> None:
@@ -201,7 +204,7 @@ def _protocol(machine: _Machine) -> None:
 def _build(machine: _Machine) -> None:
     state = machine.pop()
     target = machine.top()
-    if isinstance(target, ArrayRecord | DtypeRecord):
+    if isinstance(target, ArrayRecord | DtypeRecord | FieldsRecord):
         target.set_state(state)
     # An OrderedDict's attributes (_metadata) are not needed.
     elif not isinstance(target, dict | Inert):
@@ -395,6 +398,7 @@ def read_pickle(
     globals_: Globals = NUMPY_GLOBALS,
     persistent: Callable[[Any], Any] | None = None,
     aside: Counter[str] | None = None,
+    instructions: int = MAX_INSTRUCTIONS,
 ) -> Any:
     """Read one pickle as plain data.
 
@@ -404,6 +408,7 @@ def read_pickle(
         globals_: (module, name), matched exactly, to the function of ours that stands for it.
         persistent: what a reference to outside data stands for (PyTorch's storages).
         aside: counts, by name, the objects of which only the name is kept.
+        instructions: how many are carried out at most.
 
     Returns:
         None, bool, int, float, str, bytes, tuples, lists and dictionaries of such, `Inert` objects
@@ -413,4 +418,5 @@ def read_pickle(
     Raises:
         PickleError: anything but what weight files hold.
     """
-    return _Machine(file, end, globals_, persistent, Counter() if aside is None else aside).run()
+    aside = Counter() if aside is None else aside
+    return _Machine(file, end, globals_, persistent, aside, instructions).run()

@@ -12,7 +12,7 @@ from xcite.weights.stored import StoredTensor, read_section
 from xcite.whole_files import whole_file
 
 HEADER_LIMIT = 16 * 2**20  # bytes; a checkpoint of the largest model needs about 0.4 MB
-_DTYPES = {
+DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U32": "uint32",
     "U16": "uint16", "U8": "uint8",
@@ -56,7 +56,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str
     sums = take_checksums(path, metadata)
     tensors = {}
     for name, entry in header.items():
-        dtype = _DTYPES.get(entry["dtype"])
+        dtype = DTYPES.get(entry["dtype"])
         if dtype is None:
             raise XciteError(f"{path}: {name} has type {entry['dtype']}, which weights never have")
         shape = tuple(entry["shape"])

@@ -1,10 +1,11 @@
-"""Weights in several files with an index, as Hugging Face's programs write them."""
+"""Weights in several files: with an index, as Hugging Face's programs write them, or a folder."""
 
 import json
 import re
 from pathlib import Path
 
 from xcite.errors import XciteError
+from xcite.weights.distributed_files import distributed_files
 
 MAX_SHARDS = 1_000
 INDEX_LIMIT = 16 * 2**20  # bytes of an index; 3,000 tensors need about 0.3 MB
@@ -20,9 +21,13 @@ def is_shard(path: Path) -> bool:
 def shards_of(path: Path) -> list[Path]:
     """The files that hold what ``path`` stands for: an index, one shard of several, or itself.
 
+    A folder is a distributed checkpoint.
+
     Raises:
         XciteError: a damaged index, or shards that are not there, naming them.
     """
+    if path.is_dir():
+        return distributed_files(path)
     if path.name.endswith(".index.json"):
         names = _indexed(path)
     else:

@@ -1,11 +1,10 @@
-"""PyTorch's `.pth` files, zip and older, read and written without PyTorch."""
+"""PyTorch's `.pth` files, zip and older, read without PyTorch."""
 
 import io
 import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,6 +13,7 @@ import numpy as np
 
 from xcite.errors import XciteError
 from xcite.weights import foreign_files
+from xcite.weights.file_sections import open_section
 from xcite.weights.inert_objects import Inert
 from xcite.weights.pickle_globals import (
     NUMPY_GLOBALS,
@@ -23,16 +23,14 @@ from xcite.weights.pickle_globals import (
     checked_shape,
     shown,
 )
-from xcite.weights.pickle_writer import PickleWriter
 from xcite.weights.pickles import read_pickle
 from xcite.weights.stored import ITEM_SIZES, StoredTensor, read_numbers, stored_type
-from xcite.whole_files import whole_file
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 DIRECTORY_LIMIT = 16 * 2**20  # bytes of a zip directory; 3,000 tensors need about 0.3 MB
 PICKLE_LIMIT = 64 * 2**20  # bytes of data.pkl: names and shapes only
 
-_STORAGES = {
+STORAGES = {
     "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16",
     "BFloat16Storage": "bfloat16", "LongStorage": "int64", "IntStorage": "int32",
     "ShortStorage": "int16", "CharStorage": "int8", "ByteStorage": "uint8",
@@ -213,7 +211,7 @@ def _globals(contents: _Contents) -> dict[tuple[str, str], Global | Inert]:
         ("torch", "Tensor"): Inert("torch.Tensor"),
         ("torch.nn.parameter", "Parameter"): Inert(_PARAMETER),
         ("torch.storage", "UntypedStorage"): Inert(_UNTYPED),
-        **{("torch", name): _StorageType(dtype) for name, dtype in _STORAGES.items()},
+        **{("torch", name): _StorageType(dtype) for name, dtype in STORAGES.items()},
         **{("torch", name): _StorageType(_BYTES) for name in _QUANTISED},
     }
 
@@ -223,8 +221,12 @@ def is_zip(start: bytes) -> bool:
     return start.startswith(b"PK\x03\x04")
 
 
-def read_torch_zip(path: Path, aside: Counter[str]) -> Any:
-    """The object `torch.save` wrote to a zip file, tensors as records to `resolve`.
+def read_torch_zip(
+    path: Path, aside: Counter[str], start: int = 0, length: int | None = None
+) -> Any:
+    """The object `torch.save` wrote to a zip archive, tensors as records to `resolve`.
+
+    The archive is the whole file, or ``length`` bytes of it from ``start``.
 
     Members are never unpacked to disk, must be stored without compression (PyTorch stores them so;
     a bomb needs compression) and may not claim more bytes than the file has.
@@ -232,8 +234,8 @@ def read_torch_zip(path: Path, aside: Counter[str]) -> Any:
     Raises:
         PickleError: damaged or hostile.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    size = path.stat().st_size - start if length is None else length
+    with open_section(path, start, size) as file:
         members = _members(file, size)
         named = {member.filename: member for member in members}
         pickles = [name for name in named if name.count("/") == 1 and name.endswith("/data.pkl")]
@@ -252,7 +254,7 @@ def read_torch_zip(path: Path, aside: Counter[str]) -> Any:
         for name, member in named.items():
             if name.startswith(f"{root}data/"):
                 key = name.removeprefix(f"{root}data/")
-                contents.offsets[key] = _member_start(file, member, size)
+                contents.offsets[key] = start + _member_start(file, member, size)
                 contents.sizes[key] = member.file_size
                 contents.checksums[key] = member.CRC
         order = named.get(f"{root}byteorder")
@@ -386,65 +388,3 @@ def resolve(value: Any) -> Any:
     if value.storage.dtype == _BYTES:
         return Inert("a quantised tensor")
     return value.tensor()
-
-
-def write_torch(path: Path, tensors: Mapping[str, np.ndarray], *, wrap: str | None) -> None:
-    """Write a `.pth` that ``torch.load(weights_only=True)`` accepts, whole or not at all.
-
-    Args:
-        wrap: name of the level above the state dict ("model" in the official files), or None.
-    """
-    program = io.BytesIO()
-    writer = PickleWriter(program, protocol=2)
-    writer.raw(b"}")
-    if wrap is not None:
-        writer.raw(b"(")
-        writer.text(wrap)
-        writer.raw(b"}")
-    writer.raw(b"(")
-    for index, (name, array) in enumerate(tensors.items()):
-        _write_tensor(writer, name, str(index), array)
-    writer.raw(b"u" if wrap is None else b"uu")
-    writer.raw(b".")
-    root = path.stem or "archive"
-    with whole_file(path) as aside, zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as archive:
-        _write_member(archive, f"{root}/data.pkl", program.getvalue())
-        _write_member(archive, f"{root}/byteorder", b"little")
-        for index, array in enumerate(tensors.values()):
-            little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-            _write_member(archive, f"{root}/data/{index}", little.tobytes())
-        _write_member(archive, f"{root}/version", b"3\n")
-
-
-def _write_tensor(writer: PickleWriter, name: str, key: str, array: np.ndarray) -> None:
-    kinds = {dtype: storage for storage, dtype in _STORAGES.items()}
-    writer.text(name)
-    writer.global_("torch._utils", "_rebuild_tensor_v2")
-    writer.raw(b"((")
-    writer.text("storage")
-    writer.global_("torch", kinds[array.dtype.name])
-    writer.text(key)
-    writer.text("cpu")
-    writer.integer(array.size)
-    writer.raw(b"tQ")
-    writer.integer(0)
-    writer.integers(array.shape)
-    strides = []
-    step = 1
-    for length in reversed(array.shape):
-        strides.append(step)
-        step *= length
-    writer.integers(tuple(reversed(strides)))
-    writer.raw(b"\x89")  # requires_grad
-    writer.global_("collections", "OrderedDict")  # backward hooks
-    writer.raw(b")RtR")
-
-
-def _write_member(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
-    """Store a member so that its data start at a multiple of 64, as PyTorch does (for mmap)."""
-    member = zipfile.ZipInfo(name)  # a fixed date: the same weights give the same file
-    assert archive.fp is not None
-    start = archive.fp.tell() + 30 + len(name.encode()) + 4
-    padding = -start % 64
-    member.extra = b"FB" + struct.pack("<H", padding) + b"Z" * padding
-    archive.writestr(member, data)

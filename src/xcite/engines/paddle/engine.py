@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import paddle
 from paddle import Tensor
 
 from xcite.choices import Choices, default_choices
-from xcite.engines.paddle import canonical_state, losses, optimizer, processes
+from xcite.engines.paddle import canonical_state, losses, optimizer, pixels, processes
 from xcite.engines.paddle.batch_norm import untouched_statistics
 from xcite.engines.paddle.build import build
+from xcite.engines.paddle.device import Sender, find
 from xcite.engines.paddle.fast import use
 from xcite.engines.paddle.kernels import library
 from xcite.engines.paddle.layers.probabilities import WithProbabilities
@@ -32,6 +33,7 @@ class Engine(TrainingEngine):
     _untouched_statistics = staticmethod(untouched_statistics)
     _canonical_state = canonical_state
     _losses = losses
+    _pixels = pixels
     _optimizers = optimizer
     _processes = processes
 
@@ -52,29 +54,22 @@ class Engine(TrainingEngine):
 
     @classmethod
     def fastest_precision(cls, device: str) -> str:
-        if device == "cpu" or not paddle.device.cuda.device_count():
+        if not find(device).startswith("gpu"):
             return "float32"  # see `_prepare`
         return "bf16" if paddle.device.cuda.get_device_capability()[0] >= 8 else "float32"
 
     @classmethod
     def compiles(cls, device: str) -> bool:
-        on_cpu = device != "gpu" and paddle.get_device() == "cpu"
-        return on_cpu and library.available()
+        return find(device) == "cpu" and library.available()
 
     @property
     def on_cpu(self) -> bool:
         return self._device == "cpu"
 
-    @property
-    def _device(self) -> str:
-        device: str = paddle.get_device()
-        return device
-
     def _prepare(self, threads: int) -> None:
-        if self._device_asked == "gpu" and not paddle.device.cuda.device_count():
-            raise XciteError("PaddlePaddle finds no GPU on this machine; set run.device to cpu")
-        if self._device_asked != "auto":
-            paddle.set_device(self._device_asked)
+        self._device = find(self._device_asked)
+        self._sender = Sender(self._device)
+        paddle.set_device(self._device)
         # Paddle computes on one thread unless told otherwise.
         paddle.base.core.set_num_threads(threads)
         if self._bf16 and self._device == "cpu":
@@ -115,8 +110,14 @@ class Engine(TrainingEngine):
     def _assign(self, tensor: Tensor, values: Tensor) -> None:
         tensor.set_value(values)
 
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return paddle.to_tensor(array)
+    def tensor(self, array: np.ndarray) -> Tensor:
+        return self._sender.tensor(array)
+
+    def _ordinary(self, tensor: Tensor) -> Tensor:
+        return tensor.astype("float32")
+
+    def _ahead(self) -> AbstractContextManager[Callable[[list[Tensor]], None]]:
+        return self._sender.ahead()
 
     def _array(self, tensor: Tensor) -> np.ndarray:
         array: np.ndarray = tensor.astype("float32").numpy()

@@ -1,6 +1,6 @@
 """AdamW by canonical names, and the moving average of all weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,13 +33,20 @@ class Optimizer:
 
     Attributes:
         parameters: canonical names to the parameters it trains.
-        steps: optimiser steps done.
+        queued: optimiser steps asked for.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], recipe: OptimRecipe) -> None:
         self.parameters = dict(parameters)
-        self.steps = 0
+        self.queued = 0
         self._clip = recipe.clip
+        self._broken: Tensor | None = None
+        self._left_out: Tensor | None = None
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps done."""
+        return self.queued - (0 if self._left_out is None else int(self._left_out))
 
     def gradients(self) -> list[Tensor]:
         """The parameters' gradients, zeros where none arrived."""
@@ -48,27 +55,50 @@ class Optimizer:
                 parameter.grad = paddle.zeros_like(parameter)
         return [parameter.grad for parameter in self.parameters.values()]
 
-    def gradient_norm(self) -> float:
-        """L2 norm over all gradients."""
-        with paddle.no_grad():
-            squares = [(gradient * gradient).sum() for gradient in self.gradients()]
-            return paddle.add_n(squares).sqrt().item()
+    @paddle.no_grad()
+    def gradient_norm(self) -> Tensor:
+        """L2 norm over all gradients: float32 ()."""
+        squares = [(gradient * gradient).sum() for gradient in self.gradients()]
+        return paddle.add_n(squares).sqrt()
 
-    def step(self, learning_rate: float, gradient_norm: float) -> None:
-        """One step; the gradients are scaled down first if their norm exceeds ``recipe.clip``."""
-        if self._clip is not None and gradient_norm > self._clip:
-            with paddle.no_grad():
-                for gradient in self.gradients():
-                    gradient.scale_(self._clip / gradient_norm)
-        self._update(learning_rate)
-        self.steps += 1
+    @paddle.no_grad()
+    def step(self, learning_rate: float, gradient_norm: Any, skip: Tensor | None = None) -> None:
+        """One step; the gradients are scaled down first if their norm exceeds ``recipe.clip``.
+
+        Args:
+            gradient_norm: a number, or beside ``skip`` a tensor.
+            skip: bool (), whether to change nothing after all.
+        """
+        if self._clip is not None and skip is not None:
+            factor = (self._clip / gradient_norm.astype("float64")).clip(max=1).astype("float32")
+            for gradient in self.gradients():
+                gradient.multiply_(factor)
+        elif self._clip is not None and gradient_norm > self._clip:
+            for gradient in self.gradients():
+                gradient.scale_(self._clip / gradient_norm)
+        self._update(learning_rate, skip)
+        self.queued += 1
+
+    def broken(self, loss: Tensor, gradient_norm: Tensor) -> Tensor:
+        """Whether this step or one before it was not finite: bool (), decided on the device."""
+        broken = ~paddle.isfinite(loss + gradient_norm)
+        if self._broken is not None:
+            broken = broken | self._broken
+        self._broken = broken
+        count = broken.astype("int64")
+        self._left_out = count if self._left_out is None else self._left_out + count
+        return broken
+
+    def _begin(self, steps: int) -> None:
+        """Nothing is broken after ``steps`` steps."""
+        self.queued, self._broken, self._left_out = steps, None, None
 
     def clear_gradients(self) -> None:
         """Forget the gradients and free their memory."""
         for parameter in self.parameters.values():
             parameter.clear_gradient(set_to_zero=False)
 
-    def _update(self, learning_rate: float) -> None:
+    def _update(self, learning_rate: float, skip: Tensor | None) -> None:
         raise NotImplementedError
 
 
@@ -106,7 +136,7 @@ class AdamW(Optimizer):
 
     def restore(self, state: Mapping[str, Mapping[str, np.ndarray]], steps: int) -> None:
         """Continue from `state` of either engine after ``steps`` steps."""
-        self.steps = steps
+        self._begin(steps)
         kept = {}
         for name, parameter in self.parameters.items():
             for moment, theirs in MOMENTS.items():
@@ -117,9 +147,22 @@ class AdamW(Optimizer):
                 kept[f"{parameter.name}_beta{i}_pow_acc_0"] = paddle.to_tensor(power)
         self._adamw.set_state_dict(kept)
 
-    def _update(self, learning_rate: float) -> None:
+    def _update(self, learning_rate: float, skip: Tensor | None) -> None:
         self._adamw.set_lr(learning_rate)
+        if skip is None:
+            self._adamw.step()
+            return
+        # Paddle's kernel can leave a step out, too, but waits to read what the device decided.
+        parameters = list(self.parameters.values())
+        names = [f"{p.name}_{theirs}" for p in parameters for theirs in MOMENTS.values()]
+        kept = self._adamw.state_dict()
+        before = [tensor.clone() for tensor in parameters]
+        before += [kept[name].clone() for name in names if name in kept]
         self._adamw.step()
+        kept = self._adamw.state_dict()
+        changed = parameters + [kept[name] for name in names]
+        before += [paddle.zeros_like(moment) for moment in changed[len(before) :]]  # the first step
+        keep(before, changed, skip)
 
 
 class MovingAverage:
@@ -141,13 +184,26 @@ class MovingAverage:
                 average_.set_value(source)
 
     @paddle.no_grad()
-    def update(self) -> None:
-        """average = decay * average + (1 - decay) * weights; counters are copied."""
+    def update(self, skip: Tensor | None = None) -> None:
+        """average = decay * average + (1 - decay) * weights; counters are copied.
+
+        Args:
+            skip: bool (), whether to change nothing after all.
+        """
+        before = [] if skip is None else [average.clone() for average in self._averages]
         for average, source in zip(self._averages, self._sources, strict=True):
             if average.is_floating_point():
                 average.scale_(self.decay).add_(source * (1 - self.decay))
             else:
                 average.set_value(source)
+        if skip is not None:
+            keep(before, self._averages, skip)
+
+
+def keep(before: Sequence[Tensor], tensors: Sequence[Tensor], skip: Tensor) -> None:
+    """Give the tensors the values they had before, where ``skip`` says so: bool ()."""
+    for tensor, old in zip(tensors, before, strict=True):
+        paddle.assign(paddle.where(skip, old, tensor), tensor)
 
 
 def _like(parameter: Tensor, name: str, array: np.ndarray) -> Tensor:

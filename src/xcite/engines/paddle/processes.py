@@ -1,9 +1,10 @@
-"""Several processes on `paddle.distributed`: joining, averaging, BatchNorm over all.
+"""Several processes on `paddle.distributed`: joining, gradients and BatchNorm over all.
 
 One process is the case of world size 1 and initialises nothing.
 """
 
 import os
+from contextlib import AbstractContextManager
 from typing import Any
 
 import paddle
@@ -49,6 +50,19 @@ def average(tensors: list[Tensor]) -> None:
         flat = flat / dist.get_world_size()
         for tensor, mean in zip(tensors, flat.split([t.size for t in tensors]), strict=True):
             paddle.assign(mean.reshape(tensor.shape), tensor)
+
+
+def parallel(model: nn.Layer) -> paddle.DataParallel:
+    """The model as a function whose backward pass gives the mean gradients of all processes.
+
+    They are exchanged while the backward pass still computes.
+    """
+    return paddle.DataParallel(model)
+
+
+def accumulating(model: paddle.DataParallel) -> AbstractContextManager[None]:
+    """Backward passes in here leave their gradients to the first one outside to exchange."""
+    return model.no_sync()
 
 
 class SumOverProcesses(PyLayer):

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from xcite.choices import Choices, default_choices
 from xcite.engines.steps import TrainingEngine
-from xcite.engines.torch import canonical_state, losses, optimizer, processes
+from xcite.engines.torch import canonical_state, losses, optimizer, pixels, processes
 from xcite.engines.torch.batch_norm import untouched_statistics
 from xcite.engines.torch.build import build
+from xcite.engines.torch.device import Sender, find
 from xcite.engines.torch.fast import use
 from xcite.engines.torch.kernels import library
 from xcite.errors import XciteError
@@ -33,13 +34,14 @@ class Engine(TrainingEngine):
     _untouched_statistics = staticmethod(untouched_statistics)
     _canonical_state = canonical_state
     _losses = losses
+    _pixels = pixels
     _optimizers = optimizer
     _processes = processes
 
     def save_program(self, path: Path, *, size: tuple[int, int] | None = None) -> list[str]:
         """Write ``path.pt2`` (torch.export), batch always dynamic."""
         height, width = size or (64, 64)
-        example = self._tensor(np.zeros((2, self.architecture.in_chans, height, width), np.float32))
+        example = self.tensor(np.zeros((2, self.architecture.in_chans, height, width), np.float32))
         auto = torch.export.Dim.DYNAMIC
         dynamic = {0: auto} if size else {0: auto, 2: auto, 3: auto}
         with torch.no_grad():
@@ -52,27 +54,24 @@ class Engine(TrainingEngine):
 
     @classmethod
     def fastest_precision(cls, device: str) -> str:
-        if device != "cpu" and torch.cuda.is_available():
-            return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "float32"
+        found = find(device)
+        if found.type == "cuda":
+            return "bf16" if torch.cuda.get_device_capability(found)[0] >= 8 else "float32"
+        if found.type != "cpu":
+            return "float32"
         return "bf16" if this_processor().native_bf16 else "float32"
 
     @classmethod
     def compiles(cls, device: str) -> bool:
-        cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-        return cpu and library.available()
+        return find(device).type == "cpu" and library.available()
 
     @property
     def on_cpu(self) -> bool:
         return self._device.type == "cpu"
 
-    @property
-    def _device(self) -> torch.device:
-        gpu = self._device_asked != "cpu" and torch.cuda.is_available()
-        return torch.device("cuda" if gpu else "cpu")
-
     def _prepare(self, threads: int) -> None:
-        if self._device_asked == "gpu" and not torch.cuda.is_available():
-            raise XciteError("PyTorch finds no GPU on this machine; set run.device to cpu")
+        self._device = find(self._device_asked)
+        self._sender = Sender(self._device)
         torch.set_num_threads(threads)
 
     def _possible(self, choices: Choices | None) -> Choices:
@@ -111,9 +110,14 @@ class Engine(TrainingEngine):
     def _assign(self, tensor: Tensor, values: Tensor) -> None:
         tensor.copy_(values)
 
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        # PyTorch shares a NumPy array's memory, and warns about one that it must not write to
-        return torch.as_tensor(np.require(array, requirements=["C", "W"]), device=self._device)
+    def tensor(self, array: np.ndarray) -> Tensor:
+        return self._sender.tensor(array)
+
+    def _ordinary(self, tensor: Tensor) -> Tensor:
+        return tensor.float().clone()  # what inference mode makes is of no use to a backward pass
+
+    def _ahead(self) -> AbstractContextManager[Callable[[list[Tensor]], None]]:
+        return self._sender.ahead()
 
     def _array(self, tensor: Tensor) -> np.ndarray:
         array: np.ndarray = tensor.float().cpu().numpy()

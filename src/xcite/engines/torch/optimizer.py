@@ -1,6 +1,6 @@
 """AdamW by canonical names, and the moving average of all weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,13 +27,20 @@ class Optimizer:
 
     Attributes:
         parameters: canonical names to the parameters it trains.
-        steps: optimiser steps done.
+        queued: optimiser steps asked for.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], recipe: OptimRecipe) -> None:
         self.parameters = dict(parameters)
-        self.steps = 0
+        self.queued = 0
         self._clip = recipe.clip
+        self._broken: Tensor | None = None
+        self._left_out: Tensor | None = None
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps done."""
+        return self.queued - (0 if self._left_out is None else int(self._left_out))
 
     def gradients(self) -> list[Tensor]:
         """The parameters' gradients, zeros where none arrived."""
@@ -42,25 +49,46 @@ class Optimizer:
                 parameter.grad = torch.zeros_like(parameter)
         return [parameter.grad for parameter in self.parameters.values()]
 
-    def gradient_norm(self) -> float:
-        """L2 norm over all gradients."""
-        return torch.nn.utils.get_total_norm(self.gradients()).item()
+    def gradient_norm(self) -> Tensor:
+        """L2 norm over all gradients: float32 ()."""
+        return torch.nn.utils.get_total_norm(self.gradients())
 
-    def step(self, learning_rate: float, gradient_norm: float) -> None:
-        """One step; the gradients are scaled down first if their norm exceeds ``recipe.clip``."""
-        if self._clip is not None and gradient_norm > self._clip:
-            with torch.no_grad():
-                for gradient in self.gradients():
-                    gradient.mul_(self._clip / gradient_norm)
-        self._update(learning_rate)
-        self.steps += 1
+    @torch.no_grad()
+    def step(self, learning_rate: float, gradient_norm: Any, skip: Tensor | None = None) -> None:
+        """One step; the gradients are scaled down first if their norm exceeds ``recipe.clip``.
+
+        Args:
+            gradient_norm: a number, or beside ``skip`` a tensor.
+            skip: bool (), whether to change nothing after all.
+        """
+        if self._clip is not None and skip is not None:
+            factor = (self._clip / gradient_norm.double()).clamp(max=1).float()
+            torch._foreach_mul_(self.gradients(), factor)
+        elif self._clip is not None and gradient_norm > self._clip:
+            torch._foreach_mul_(self.gradients(), self._clip / gradient_norm)
+        self._update(learning_rate, skip)
+        self.queued += 1
+
+    def broken(self, loss: Tensor, gradient_norm: Tensor) -> Tensor:
+        """Whether this step or one before it was not finite: bool (), decided on the device."""
+        broken = ~torch.isfinite(loss + gradient_norm)
+        if self._broken is not None:
+            broken = broken | self._broken
+        self._broken = broken
+        count = broken.long()
+        self._left_out = count if self._left_out is None else self._left_out + count
+        return broken
+
+    def _begin(self, steps: int) -> None:
+        """Nothing is broken after ``steps`` steps."""
+        self.queued, self._broken, self._left_out = steps, None, None
 
     def clear_gradients(self) -> None:
         """Forget the gradients and free their memory."""
         for parameter in self.parameters.values():
             parameter.grad = None
 
-    def _update(self, learning_rate: float) -> None:
+    def _update(self, learning_rate: float, skip: Tensor | None) -> None:
         raise NotImplementedError
 
 
@@ -94,14 +122,16 @@ class AdamW(Optimizer):
 
     def restore(self, state: Mapping[str, Mapping[str, np.ndarray]], steps: int) -> None:
         """Continue from `state` of either engine after ``steps`` steps."""
-        self.steps = steps
+        self._begin(steps)
         for name, parameter in self.parameters.items():
             kept = {"step": torch.tensor(float(steps), device=parameter.device)}
             for moment, theirs in MOMENTS.items():
                 kept[theirs] = _like(parameter, name, state[moment][name])
             self._adamw.state[parameter] = kept
 
-    def _update(self, learning_rate: float) -> None:
+    def _update(self, learning_rate: float, skip: Tensor | None) -> None:
+        # The fused kernels know how to leave a step out, as gradient scaling asks them to.
+        self._adamw.found_inf = None if skip is None else skip.float()
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
         self._adamw.step()
@@ -125,13 +155,30 @@ class MovingAverage:
                 average_.copy_(source)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """average = decay * average + (1 - decay) * weights; counters are copied."""
-        for average, source in zip(self._averages, self._sources, strict=True):
-            if average.is_floating_point():
-                average.lerp_(source, 1 - self.decay)
-            else:
+    def update(self, skip: Tensor | None = None) -> None:
+        """average = decay * average + (1 - decay) * weights; counters are copied.
+
+        Args:
+            skip: bool (), whether to change nothing after all.
+        """
+        pairs = list(zip(self._averages, self._sources, strict=True))
+        numbers = [pair for pair in pairs if pair[0].is_floating_point()]
+        averages, sources = (list(each) for each in zip(*numbers, strict=True))
+        if skip is None:
+            torch._foreach_lerp_(averages, sources, 1 - self.decay)
+        else:
+            differences = torch._foreach_sub(sources, averages)
+            torch._foreach_mul_(differences, (1 - self.decay) * (~skip).float())
+            torch._foreach_add_(averages, differences)
+        for average, source in pairs:
+            if not average.is_floating_point():
                 average.copy_(source)
+
+
+def keep(before: Sequence[Tensor], tensors: Sequence[Tensor], skip: Tensor) -> None:
+    """Give the tensors the values they had before, where ``skip`` says so: bool ()."""
+    for tensor, old in zip(tensors, before, strict=True):
+        tensor.copy_(torch.where(skip, old, tensor))
 
 
 def _like(parameter: Tensor, name: str, array: np.ndarray) -> Tensor:

@@ -1,14 +1,16 @@
-"""Several processes on `torch.distributed`: joining, averaging, BatchNorm over all.
+"""Several processes on `torch.distributed`: joining, gradients and BatchNorm over all.
 
 One process is the case of world size 1 and initialises nothing.
 """
 
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from xcite.processes import environment
 from xcite.processes.loss import not_joined
@@ -47,6 +49,20 @@ def average(tensors: list[Tensor]) -> None:
     flat /= dist.get_world_size()
     for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         tensor.copy_(mean.view_as(tensor))
+
+
+def parallel(model: nn.Module) -> DistributedDataParallel:
+    """The model as a function whose backward pass gives the mean gradients of all processes.
+
+    They are exchanged while the backward pass still computes.
+    """
+    # Running statistics are the engine's to keep alike.
+    return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def accumulating(model: DistributedDataParallel) -> AbstractContextManager[None]:
+    """Backward passes in here leave their gradients to the first one outside to exchange."""
+    return model.no_sync()
 
 
 class SumOverProcesses(torch.autograd.Function):

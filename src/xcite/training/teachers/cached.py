@@ -15,6 +15,7 @@ import numpy as np
 from xcite.control_characters import writable_json
 from xcite.data.batch import Batch
 from xcite.data.sources import Source
+from xcite.engines.staging import Staged
 from xcite.errors import XciteError
 from xcite.recipe import Recipe
 from xcite.runtime.ranking import probabilities, top_classes
@@ -29,7 +30,6 @@ def dependencies(
     source: Source,
     class_names: Sequence[str],
     teacher: dict[str, Any] | None,
-    processes: int = 1,
 ) -> dict[str, Any]:
     """Everything the answers depend on, by the name of the recipe's key where there is one.
 
@@ -38,10 +38,7 @@ def dependencies(
 
     Args:
         teacher: its `Teacher.identity`; None leaves its fields out.
-        processes: how many train together; each mixes its own share of a batch, so their number
-            matters if it is mixed.
     """
-    mixed = recipe.augment.mix_probability and (recipe.augment.mixup or recipe.augment.cutmix)
     augment = recipe.augment.model_dump(mode="json", exclude={"smoothing"})
     pixels = recipe.preprocessing.model_dump(mode="json")
     names = json.dumps(list(class_names), ensure_ascii=False)
@@ -54,7 +51,7 @@ def dependencies(
         **{f"preprocessing.{key}": value for key, value in pixels.items()},
         **{f"augment.{key}": value for key, value in augment.items()},
         "optim.batch": recipe.optim.batch,
-        "processes": processes if mixed else 1,
+        "processes": 1,  # an older Xcite mixed as many shares of a batch apart as it had processes
         "run.seed": recipe.run.seed,
         "distill.loss": recipe.distill.loss,
     }
@@ -88,9 +85,7 @@ def refuse_differences(folder: Path, wanted: dict[str, Any], found: dict[str, An
         )
 
 
-def open_cache(
-    recipe: Recipe, source: Source, class_names: Sequence[str], *, processes: int = 1
-) -> "CachedTeacher":
+def open_cache(recipe: Recipe, source: Source, class_names: Sequence[str]) -> "CachedTeacher":
     """The cache in ``recipe.distill.cache``, checked against the recipe.
 
     When the recipe names a teacher too, its weights are read and compared; otherwise the cache
@@ -104,7 +99,7 @@ def open_cache(
     manifest = read_manifest(folder)
     named = recipe.distill.teacher
     teacher = facts(recipe, class_names).identity() if named else None
-    depends = dependencies(recipe, source, class_names, teacher, processes)
+    depends = dependencies(recipe, source, class_names, teacher)
     found = dict(manifest["depends"])
     if teacher is None:
         found = {name: value for name, value in found.items() if "teacher" not in name}
@@ -139,7 +134,7 @@ class CachedTeacher:
         self._columns: Columns = {}
         self._replaced: dict[int, int] = {}  # keys of damaged pictures to those shown instead
 
-    def answers(self, batch: Batch) -> np.ndarray:
+    def answers(self, batch: Batch, staged: Staged | None = None) -> np.ndarray:
         if batch.epoch != self._view:
             self._columns = read_view(
                 self.folder, batch.epoch, self._manifest["hash"], self._classes

@@ -45,7 +45,6 @@ def compute(
     folder: Path,
     *,
     views: int | None = None,
-    processes: int = 1,
     after_batch: Callable[[int, int], None] = lambda pictures, total: None,
     left_out: Callable[[dict[str, str]], None] = lambda skipped: None,
 ) -> int:
@@ -54,7 +53,6 @@ def compute(
     An unfinished cache is continued.
 
     Args:
-        processes: how many a student will train on, each with its share of a batch.
         views: epochs to compute; by default ``distill.views``, else all of the recipe's.
         after_batch: called with the number of pictures done so far, and of all.
         left_out: called at the end with name and reason of pictures that could not be decoded.
@@ -66,7 +64,7 @@ def compute(
         XciteError: the folder holds a cache of another recipe, or cannot be written.
     """
     views = views or recipe.distill.views or recipe.optim.epochs
-    depends = dependencies(recipe, source, class_names, teacher.identity(), processes)
+    depends = dependencies(recipe, source, class_names, teacher.identity())
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "hash": digest(depends),
@@ -87,16 +85,14 @@ def compute(
     except OSError as error:
         raise XciteError(f"cannot make the folder {folder}: {error.strerror or error}") from error
     owned = Ownership.take(folder)
-    loaders: list[TrainLoader] = []
+    loader: TrainLoader | None = None
     try:
         remove_leftovers(folder)
         if {*manifest, "licence"} - known.keys():  # a new cache, or one of an earlier version
             manifest = {**manifest, "licence": licence_of(recipe.distill.teacher), **known}
             write_text(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-        loaders += [
-            TrainLoader(source, recipe, rank=r, world_size=processes) for r in range(processes)
-        ]
-        work = _Work(recipe, loaders, teacher, folder, manifest["hash"], len(source))
+        loader = TrainLoader(source, recipe)
+        work = _Work(recipe, loader, teacher, folder, manifest["hash"], len(source))
         each = work.steps * recipe.optim.batch
         for view in range(views):
             if not view_path(folder, view).is_file():
@@ -106,9 +102,9 @@ def compute(
             after_batch((view + 1) * each, views * each)
         write_card(folder)  # also where nothing was left to compute: an earlier version wrote none
     finally:
-        for loader in loaders:
+        if loader is not None:
             loader.close()
-        left_out({name: why for loader in loaders for name, why in loader.skipped.items()})
+            left_out(loader.skipped)
         owned.release()
     return views
 
@@ -119,19 +115,19 @@ class _Work:
     def __init__(
         self,
         recipe: Recipe,
-        loaders: Sequence[TrainLoader],
+        loader: TrainLoader,
         teacher: LiveTeacher,
         folder: Path,
         hashed: str,
         pictures: int,
     ) -> None:
         self.recipe = recipe
-        self.loaders = loaders
+        self.loader = loader
         self.teacher = teacher
         self.folder = folder
         self.hashed = hashed
         self.keys = pictures * recipe.data.repeats
-        self.steps = loaders[0].steps_per_epoch
+        self.steps = loader.steps_per_epoch
         self.part = min(self.steps, max(1, PART_PICTURES // recipe.optim.batch))  # steps in a part
 
     def compute(self, view: int) -> Iterator[int]:
@@ -142,9 +138,8 @@ class _Work:
         gathered: list[Columns] = []
         step = done * self.part
         if step < self.steps:
-            readers = [loader.epoch(view, start_step=step) for loader in self.loaders]
-            for shares in zip(*readers, strict=True):
-                gathered += [self._answers(batch) for batch in shares]
+            for batch in self.loader.epoch(view, start_step=step):
+                gathered.append(self._answers(batch))
                 step += 1
                 if step % self.part == 0 or step == self.steps:
                     path = paths[(step - 1) // self.part]
@@ -164,7 +159,7 @@ class _Work:
         return part
 
     def _answers(self, batch: Batch) -> Columns:
-        """Keys and stored answers of a process's share of a batch."""
+        """Keys and stored answers of a step's batch."""
         # The teacher sees the parts that a training step sees: the same sums, the same bits.
         parts = split(batch, self.recipe.optim.accumulate)
         answers = np.concatenate([self.teacher.answers(part) for part in parts])

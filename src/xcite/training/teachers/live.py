@@ -7,7 +7,9 @@ import numpy as np
 
 from xcite.data.batch import Batch
 from xcite.engines import create_engine
+from xcite.engines.interface import Engine
 from xcite.engines.pixels import model_input
+from xcite.engines.staging import Staged
 from xcite.errors import XciteError, naming
 from xcite.preprocessing import Preprocessing, Size, sides
 from xcite.recipe import Recipe
@@ -39,6 +41,8 @@ class LiveTeacher:
         identity: Mapping[str, Any],
         class_names: Sequence[str] | None = None,
         notes: Sequence[str] = (),
+        engine: Engine | None = None,
+        features: bool = False,
     ) -> None:
         """Args:
         student: the preprocessing the student is trained with.
@@ -46,6 +50,8 @@ class LiveTeacher:
         classes: number of the teacher's logits, or features.
         columns: the teacher's class for each of the student's; None when they are the same.
         hard: answer with classes instead of logits.
+        engine: what ``predict`` runs on, where that is the student's framework, too.
+        features: whether features are asked for.
         """
         self.predict = predict
         self.notes = list(notes)
@@ -57,15 +63,32 @@ class LiveTeacher:
         self._columns = columns
         self._hard = hard
         self._identity = dict(identity)
+        self._engine = engine
+        self._features = features
 
-    def answers(self, batch: Batch) -> np.ndarray:
-        logits = self.logits(batch)
+    def answers(self, batch: Batch, staged: Staged | None = None) -> Any:
+        engine = self._engine
+        if staged is None or engine is None or not engine.asynchronous:
+            logits: Any = self.logits(batch)
+        else:  # beside the student on its device; nobody waits for the answers
+            images = self._as_seen_by_the_teacher(staged.images, engine.tensor)
+            logits = engine.forward(images, features=self._features)
+            if self._columns is not None:
+                logits = logits[:, engine.tensor(self._columns)]
         return logits.argmax(1) if self._hard else logits
+
+    def _as_seen_by_the_teacher(self, images: Any, tensor: Callable[[np.ndarray], Any]) -> Any:
+        """Images (B, C, H, W) in the teacher's normalisation and size.
+
+        Args:
+            tensor: makes the kind of array that the images are.
+        """
+        images = renormalise(images, self._student, self._own, tensor)
+        return resize(images, self._own.size, tensor)
 
     def logits(self, batch: Batch) -> np.ndarray:
         """float32 (B, K) for the student's classes, or in the space that the recipe names."""
-        seen = model_input(batch, self._student)  # (B, C, H, W)
-        images = resize(renormalise(seen, self._student, self._own), self._own.size)
+        images = self._as_seen_by_the_teacher(model_input(batch, self._student), np.asarray)
         logits = np.asarray(self.predict(images), np.float32)  # (B, K')
         if logits.shape != (len(batch), self._classes):
             raise XciteError(
@@ -97,6 +120,8 @@ def live_teacher(recipe: Recipe, class_names: Sequence[str]) -> LiveTeacher:
     if not path:
         raise XciteError("distill.teacher is empty; give a weights file, a run folder or a program")
     predict: Predict
+    beside: Engine | None = None
+    features = question.answers == "features"
     with naming(path, f"teacher {path}"):
         if is_program(path):
             known, program = program_facts(path, recipe)
@@ -108,7 +133,8 @@ def live_teacher(recipe: Recipe, class_names: Sequence[str]) -> LiveTeacher:
             precision = recipe.run.precision if same else "auto"  # an engine may lack the other's
             engine = create_engine(runs_on, architecture, precision=precision)
             engine.load_weights(tensors)
-            predict = engine.features if question.answers == "features" else engine.predict
+            predict = engine.features if features else engine.predict
+            beside = engine if same else None
         outputs = known.outputs(recipe.distill.space)
     columns, note, names = None, None, None
     if recipe.distill.space == "teacher-classes":
@@ -132,32 +158,42 @@ def live_teacher(recipe: Recipe, class_names: Sequence[str]) -> LiveTeacher:
         identity=known.identity() | {"engine": runs_on},
         class_names=names,
         notes=[*known.notes, *([note] if note else [])],
+        engine=beside,
+        features=features,
     )
 
 
-def renormalise(images: np.ndarray, given: Preprocessing, wanted: Preprocessing) -> np.ndarray:
-    """Images (B, C, H, W) from one mean and std to another; the same array where they agree."""
+def renormalise(
+    images: Any,
+    given: Preprocessing,
+    wanted: Preprocessing,
+    tensor: Callable[[np.ndarray], Any] = np.asarray,
+) -> Any:
+    """Images (B, C, H, W) from one mean and std to another; the same array where they agree.
+
+    Args:
+        tensor: makes the kind of array that the images are, NumPy's or a framework's.
+    """
     if given.mean == wanted.mean and given.std == wanted.std:
         return images
     mean, std = np.array(given.mean), np.array(given.std)
     other_mean, other_std = np.array(wanted.mean), np.array(wanted.std)
     scale = (std / other_std).astype(np.float32)[:, None, None]
     shift = ((mean - other_mean) / other_std).astype(np.float32)[:, None, None]
-    return images * scale + shift
+    return images * tensor(scale) + tensor(shift)
 
 
-def resize(images: np.ndarray, size: Size) -> np.ndarray:
+def resize(images: Any, size: Size, tensor: Callable[[np.ndarray], Any] = np.asarray) -> Any:
     """Images (B, C, H, W) in another size, bilinear and antialiased.
 
     The filter is Pillow's BILINEAR (and PyTorch's with antialias=True): a triangle as wide as the
     reduction, or of one pixel when enlarging, with borders renormalised.
     """
-    given, (height, width) = images.shape[2:], sides(size)
+    given, (height, width) = tuple(images.shape[2:]), sides(size)
     if given == (height, width):
         return images
     rows, columns = _triangle(given[0], height), _triangle(given[1], width)
-    resized: np.ndarray = rows @ images @ columns.T
-    return resized
+    return tensor(rows) @ images @ tensor(columns.T)
 
 
 def _triangle(given: int, wanted: int) -> np.ndarray:

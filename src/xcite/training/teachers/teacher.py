@@ -2,9 +2,8 @@
 
 from typing import Any, Protocol
 
-import numpy as np
-
 from xcite.data.batch import Batch
+from xcite.engines.staging import Staged
 
 
 class Teacher(Protocol):
@@ -16,8 +15,12 @@ class Teacher(Protocol):
 
     notes: list[str]
 
-    def answers(self, batch: Batch) -> np.ndarray:
-        """Logits float32 (B, K) in the student's order of classes; classes int64 (B,) if hard."""
+    def answers(self, batch: Batch, staged: Staged | None = None) -> Any:
+        """Logits float32 (B, K) in the student's order of classes; classes int64 (B,) if hard.
+
+        Args:
+            staged: the batch as a training engine has it; then the answers may be its tensors.
+        """
 
     def identity(self) -> dict[str, Any]:
         """What the teacher is, with the SHA-256 of its weights; goes with the student's weights."""

@@ -46,14 +46,11 @@ def verify(
     class_names: Sequence[str],
     teacher: LiveTeacher,
     entries: int,
-    *,
-    processes: int = 1,
 ) -> Verified:
     """Check the files of ``recipe.distill.cache``, and compute answers of random steps again.
 
     Args:
         entries: at least so many; whole steps are computed, as mixing joins their pictures.
-        processes: that the cache was made for.
 
     Raises:
         XciteError: no cache, damaged files, one that does not fit the recipe, or answers that
@@ -63,23 +60,21 @@ def verify(
     files = check_files(folder)
     views = next(view for view in itertools.count() if not view_path(folder, view).is_file())
     recipe = recipes.with_values(recipe, "distill", views=max(views, 1))
-    cached = open_cache(recipe, source, class_names, processes=processes)
-    loaders = [TrainLoader(source, recipe, rank=r, world_size=processes) for r in range(processes)]
-    steps = loaders[0].steps_per_epoch
+    cached = open_cache(recipe, source, class_names)
+    loader = TrainLoader(source, recipe)
+    steps = loader.steps_per_epoch
     wanted = min(-(-entries // recipe.optim.batch), views * steps)
     places = np.random.default_rng().choice(views * steps, wanted, replace=False)
     compared, gaps = 0, [np.zeros(0)]
     try:
         for place in np.sort(places).tolist():
             view, step = divmod(place, steps)
-            for loader in loaders:
-                batch = next(loader.epoch(view, start_step=step))
-                for part in split(batch, recipe.optim.accumulate):
-                    gaps.append(_gap(cached, teacher, part, recipe))
-                    compared += len(part)
+            batch = next(loader.epoch(view, start_step=step))
+            for part in split(batch, recipe.optim.accumulate):
+                gaps.append(_gap(cached, teacher, part, recipe))
+                compared += len(part)
     finally:
-        for loader in loaders:
-            loader.close()
+        loader.close()
     gap = np.concatenate(gaps)
     differing, largest = int((gap > CLOSE).sum()), float(gap.max(initial=0.0))
     if differing:

@@ -1,0 +1,71 @@
+"""The device to compute on, and numbers on their way to it."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import paddle
+from paddle import Tensor
+
+from xcite.errors import XciteError
+
+
+def find(asked: str) -> str:
+    """The device that a recipe's ``run.device`` means.
+
+    Args:
+        asked: "auto" (a GPU if there is one), "cpu", "gpu", "cuda" or "xpu", with ":N" for the
+            device of this number.
+
+    Raises:
+        XciteError: this machine has no such device.
+    """
+    kind, _, number = asked.partition(":")
+    if kind == "auto":
+        device: str = "gpu" if paddle.device.cuda.device_count() else paddle.get_device()
+        return device
+    kind = {"cuda": "gpu"}.get(kind, kind)
+    if kind == "cpu":
+        return "cpu"
+    counts = {"gpu": paddle.device.cuda.device_count, "xpu": paddle.device.xpu.device_count}
+    built = kind == "gpu" or (kind == "xpu" and paddle.is_compiled_with_xpu())
+    count = counts[kind]() if built else 0
+    if not count:
+        told = "GPU" if kind == "gpu" else f"device {kind}"
+        raise XciteError(f"PaddlePaddle finds no {told} on this machine; set run.device to cpu")
+    if number and int(number) >= count:
+        raise XciteError(
+            f"run.device is {asked}, but PaddlePaddle finds {count} such devices here, counted "
+            "from 0"
+        )
+    return f"{kind}:{number}" if number else kind
+
+
+class Sender:
+    """Sends arrays to a device without waiting for what it still computes."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._sent: deque[Tensor] = deque(
+            maxlen=1024
+        )  # of several steps: they have arrived by then
+
+    def tensor(self, array: np.ndarray) -> Tensor:
+        """The array on the device, of its own dtype; may share the array's memory."""
+        if not self._device.startswith("gpu"):
+            return paddle.to_tensor(array)
+        # out of other memory a copy would wait for the device
+        pinned = paddle.to_tensor(array, place=paddle.CUDAPinnedPlace())
+        self._sent.append(pinned)  # it must outlive its copy
+        return pinned.cuda(blocking=False)
+
+    @contextmanager
+    def ahead(self) -> Iterator[Callable[[list[Tensor]], None]]:
+        """What is sent in here travels while the device computes.
+
+        Yields:
+            What has the device wait for such tensors, before it uses them.
+        """
+        # Paddle copies in the order of what it computes, so nothing has to wait.
+        yield lambda tensors: None
