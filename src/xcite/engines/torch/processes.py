@@ -3,6 +3,7 @@
 One process is the case of world size 1 and initialises nothing.
 """
 
+import warnings
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
@@ -56,8 +57,13 @@ def parallel(model: nn.Module) -> DistributedDataParallel:
 
     They are exchanged while the backward pass still computes.
     """
+    # A gradient of a one-channel kernel has other strides than its place in the exchange, which
+    # costs a copy and is no news to whoever trains.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
     # Running statistics are the engine's to keep alike.
-    return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    with warnings.catch_warnings():  # the name that replaces it is not in older versions
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def accumulating(model: DistributedDataParallel) -> AbstractContextManager[None]:
