@@ -254,6 +254,8 @@ class _Supervisor:
 
     def _own_error(self) -> _Caller | None:
         """The first process with an error of its own, which a new start does not mend."""
+        if any(not c.open and c.end is None for c in self.round.callers.values()):
+            return None  # one died without a word, and whatever the others met may come of that
         return next(
             (c for c in self.round.ranked() if c.end and c.end.code == 2 and not c.end.lost), None
         )
