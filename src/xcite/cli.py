@@ -7,6 +7,7 @@ import io
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ COMMANDS = {
     "models": ("models", "List architectures and published models."),
     "prepare": ("prepare", "Turn official archives into picture folders or shards."),
     "train": ("train", "Train a model as a recipe says."),
+    "slurm": ("slurm", "Write a batch script for a run on a cluster."),
     "status": ("status", "Say where a run stands and how to go on."),
     "evaluate": ("evaluate", "Measure top-1, top-5 and loss on pictures."),
     "predict": ("predict", "Name what is on pictures."),
@@ -130,8 +132,18 @@ def _options(
     """XCiT for PaddlePaddle and PyTorch: train, distil, convert, deploy."""
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; the user's errors end in one line and exit code 2."""
+def _tell(error: Exception, said: str) -> None:
+    print(f"xcite: {visible(language.translated(said))}", file=sys.stderr)
+
+
+def main(
+    arguments: list[str] | None = None, *, tell: Callable[[Exception, str], None] = _tell
+) -> None:
+    """Run the command line; the user's errors end in one line and exit code 2.
+
+    Args:
+        tell: says an error, which is given with its line.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     provide_home()
     command: Any = typer.main.get_command(app)
@@ -148,7 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         if "--debug" in arguments:
             print(visible_lines(traceback.format_exc()), file=sys.stderr)
-        print(f"xcite: {visible(language.translated(said))}", file=sys.stderr)
+        tell(error, said)
         sys.exit(2)
     finally:
         _flush()

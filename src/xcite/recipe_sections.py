@@ -327,6 +327,10 @@ class RunRecipe(Section):
         default=5.0, description="within an epoch; empty: never"
     )
     log_every: int = Field(default=10, ge=1, description="steps")
+    process_timeout: Positive = Field(
+        default=600.0,
+        description="seconds; several processes: until one is given up that gets on no more",
+    )
     record_views: bool = Field(
         default=False, description="write which pictures each step used: views-PROCESS.csv"
     )

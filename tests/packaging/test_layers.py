@@ -21,6 +21,7 @@ LAYERS = [
         "user_cache",
         "randomness",
         "preprocessing",
+        "processes",
         "families",
         "variants",
         "canonical",

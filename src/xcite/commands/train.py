@@ -1,5 +1,6 @@
 """`xcite train`: from a recipe, or from pictures alone, to a run folder."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,9 +61,30 @@ def train(
         "--allow-changes",
         help="Go on though settings or data make the result another one; history.jsonl says so.",
     ),
+    processes: str = typer.Option(
+        None,
+        metavar="N|auto",
+        help="Train with so many processes on this machine; auto: one a GPU.",
+    ),
+    hosts: str = typer.Option(
+        None,
+        metavar="N|MIN:MAX",
+        help="Machines that train together; type the same line on each. A range goes on with fewer "
+        "when one is lost (PyTorch).",
+    ),
+    rendezvous: str = typer.Option(
+        None, metavar="HOST:PORT", help="Where the machines meet: one of them, and a free port."
+    ),
+    restarts: int = typer.Option(
+        None,
+        min=0,
+        help="How often to start again from the last checkpoint when a process is lost; default: "
+        "0, with a range of machines 3.",
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Print the plan and train nothing."),
 ) -> None:
     """Train a model as a recipe says, or on pictures with a recipe fitted to them."""
+    from xcite.commands import launching
     from xcite.training import run_folder
 
     settings = with_options(
@@ -85,7 +107,28 @@ def train(
             "--resume takes recipe and folder from the run; leave out RECIPE, --out and "
             "--auto-resume"
         )
+    group = launching.group(processes, hosts, rendezvous, restarts)
+    if group and (out or resume) is None and group.hosts[1] > 1:
+        raise XciteError(
+            "several machines need --out, a folder that all of them share, as the run's number "
+            "could differ"
+        )
     start = _resumed(resume, settings) if resume else _begun(what, settings, out, auto_resume)
+    if group and not dry_run:
+        begins = ["--resume", str(resume)] if resume else [str(what)]
+        begins += [part for setting in settings for part in ("--set", setting)]
+        begins += ["--allow-changes"] if allow_changes else []
+        folder = start.folder.path
+        if not start.resume:
+            folder = launching.claim(folder, numbered=start.numbered)
+        if not resume:
+            begins += ["--out", str(folder), "--auto-resume"]
+        code = launching.launch(
+            group, start.recipe.run.engine, begins, folder, debug="--debug" in sys.argv
+        )
+        if code:
+            raise typer.Exit(code)
+        return
     for note in start.notes:
         say(note)
     if dry_run:
@@ -176,11 +219,14 @@ def _inside(folder: Path, pictures: Path) -> bool:
 
 def _resumed(run: Path, settings: list[str]) -> _Start:
     from xcite import recipe as recipes
+    from xcite.processes import environment
     from xcite.training.run_folder import RunFolder
 
     checkpoint = None
     if run.suffix == ".safetensors":
         checkpoint, run = run, run.parent
+        if environment.restarted():  # it went on from there and has saved since
+            checkpoint = None
     folder = RunFolder.open(run)
     recipe = recipes.load(str(folder.recipe), settings)
     return _Start(recipe, folder, resume=True, checkpoint=checkpoint)

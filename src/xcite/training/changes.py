@@ -34,6 +34,7 @@ FREE = {
         "checkpoint_every",
         "checkpoint_minutes",
         "log_every",
+        "process_timeout",
         "record_views",
         "tensorboard",
         "activation_checkpointing",

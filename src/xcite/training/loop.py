@@ -21,6 +21,8 @@ from xcite.errors import XciteError
 from xcite.evaluation.accuracy import Accuracy
 from xcite.evaluation.evaluate import validation_line
 from xcite.language import noted
+from xcite.processes import environment
+from xcite.processes.loss import ProcessLost, lost
 from xcite.recipe import Recipe
 from xcite.training import checkpoint, lines, plan, tensorboard, validation
 from xcite.training.computing import engine_for
@@ -34,7 +36,7 @@ from xcite.training.session import Session
 from xcite.training.steps import Steps
 from xcite.training.teachers.build import build_teacher
 from xcite.training.teachers.teacher import Teacher
-from xcite.training.together import everywhere, together
+from xcite.training.together import everywhere, together, watched
 from xcite.training.views_log import ViewsLog
 
 # An evaluation is saved before, if more work than this would be lost with it.
@@ -94,6 +96,8 @@ def train(
     starts = not resume or not (checkpoint_file or checkpoint.candidates(RunFolder(path)))
     prepared = plan.make(recipe, initialise=starts, run=path if resume else None)
     console = console or Console()
+    environment.set_timeout(recipe.run.process_timeout)
+    place = environment.settle(recipe.run.engine)
     engine, recipe = engine_for(
         prepared.recipe, prepared.built, len(prepared.train), say=console.print
     )
@@ -127,7 +131,7 @@ def train(
             together(engine, session.accept)
             journal = Journal(session.folder, console, draw, writes=writes)
             run = _Run(prepared, engine, teacher, loader, session, journal, stop)
-            return run.go()
+            return run.go(place.meeting.rpartition(":")[0])
         finally:
             session.close()
 
@@ -169,15 +173,21 @@ class _Run:
         if session.on_disk:
             self.saver.saved = session.position
 
-    def go(self) -> Outcome:
+    def go(self, first_host: str = "") -> Outcome:
         """Train to the end, or until a stop is asked for.
+
+        Args:
+            first_host: address of process 0's machine, where there are several processes.
 
         Raises:
             XciteError: training cannot go on; the last good state is saved.
         """
         try:
-            self._begin()
-            return self._go()
+            with watched(self.engine, self.recipe, self.session.folder, first_host) as watchdog:
+                self.watchdog = watchdog
+                with watchdog.busy():
+                    self._begin()
+                return self._go()
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 "stopped at once; the run stays as its last checkpoint left it; go on with: "
@@ -235,8 +245,9 @@ class _Run:
             if accuracies is None:
                 return self._interrupted()
             self._finish_epoch(accuracies)
-        self.journal.draw()
-        self.saver.wait()
+        with self.watchdog.busy():
+            self.journal.draw()
+            self.saver.wait()
         return self._outcome(finished=True)
 
     def _train_epoch(self, progress: Progress) -> None:
@@ -261,6 +272,7 @@ class _Run:
         self.looked_at = time.monotonic()
         for step, parts in enumerate(self.asked.parts(epoch, done), done):
             self.asked.queue(epoch, step, parts)
+            self.watchdog.progress()
             if not self.asked.look_after(self.position.done, last=step + 1 == self.steps):
                 continue
             self._look(log)
@@ -283,7 +295,13 @@ class _Run:
                 self._save_checkpoint()
             self.journal.tell("evaluating", **self._place())
         accuracies = validation.validate(
-            self.plan, self.engine, epoch, progress, self.stop, self.left_out["validation"]
+            self.plan,
+            self.engine,
+            epoch,
+            progress,
+            self.stop,
+            self.left_out["validation"],
+            after_batch=self.watchdog.progress,
         )
         if accuracies:
             self.pace.evaluation(time.monotonic() - began)
@@ -336,10 +354,11 @@ class _Run:
                 leader = None
         self.position = self.position.next_epoch()
         due = epoch == self.recipe.optim.epochs or epoch % self.recipe.run.checkpoint_every == 0
-        self.saver.epoch(accuracies, self.position, leader=leader, due=due)
-        if due:
-            self.saved_at = time.monotonic()
-        self.journal.draw_now_and_then()
+        with self.watchdog.busy():
+            self.saver.epoch(accuracies, self.position, leader=leader, due=due)
+            if due:
+                self.saved_at = time.monotonic()
+            self.journal.draw_now_and_then()
 
     def _tell_epoch(self, accuracies: dict[str, Accuracy]) -> None:
         position, epoch = self.position, self.position.epoch + 1
@@ -369,11 +388,13 @@ class _Run:
         self.journal.record(row)
 
     def _save_checkpoint(self) -> None:
-        self.saver.checkpoint(self.position)
+        with self.watchdog.busy():
+            self.saver.checkpoint(self.position)
         self.saved_at = time.monotonic()
 
     def _interrupted(self) -> Outcome:
-        self.saver.rescue(self.position)
+        with self.watchdog.busy():
+            self.saver.rescue(self.position)
         self.journal.folder = self.session.folder
         self.journal.skipped(self.left_out)
         self.journal.draw()
@@ -385,9 +406,11 @@ class _Run:
     def _failed(self, error: Exception) -> XciteError:
         """Save the last good state; the error to raise says how to go on."""
         told = error if isinstance(error, XciteError) else None
+        if self.engine.world_size > 1:
+            told = told or lost(error)
         what = str(told or f"{type(error).__name__}: {error}").strip().replace("\n", " ")
         if not self.journal.writes:
-            return XciteError(what)
+            return told or XciteError(what)
         try:
             if not self.asked.whole:
                 raise XciteError("the step was interrupted while it changed the weights")
@@ -412,7 +435,8 @@ class _Run:
             self.journal.skipped(self.left_out)
             self._close("failed", error=what, command=command)
             self.session.folder.write_log(message)
-        return XciteError(message, remedy=remedy)
+        kind = ProcessLost if isinstance(told, ProcessLost) else XciteError
+        return kind(message, remedy=remedy)
 
     def _where(self) -> str:
         position = self.position

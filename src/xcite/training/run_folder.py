@@ -41,6 +41,7 @@ from xcite.control_characters import visible
 from xcite.errors import XciteError
 from xcite.installed import versions_of
 from xcite.machine import usable_cores
+from xcite.processes import environment
 from xcite.recipe import Recipe
 from xcite.training import json_lines
 from xcite.training.ownership import FILE as LOCK_FILE
@@ -256,7 +257,8 @@ def resume_command(start: Path, remedy: str = "") -> str:
     Args:
         remedy: more options, such as an `XciteError.remedy`.
     """
-    return f"xcite train --resume {shlex.quote(str(start))} {remedy}".rstrip()
+    options = " ".join(filter(None, (remedy, environment.launch_options())))
+    return f"xcite train --resume {shlex.quote(str(start))} {options}".rstrip()
 
 
 def stem(what: str) -> str:

@@ -9,6 +9,9 @@ from xcite.data.sources import Source
 from xcite.engines.interface import Engine
 from xcite.errors import XciteError
 from xcite.language import tr
+from xcite.processes.watchdog import Watchdog
+from xcite.recipe import Recipe
+from xcite.training.run_folder import RunFolder, resume_command
 
 T = TypeVar("T")
 
@@ -33,6 +36,29 @@ def everywhere(engine: Engine, source: Source | None, skipped: dict[str, str]) -
     there = np.flatnonzero(engine.average(here) > 0)
     other = tr("met by another process of the run")
     return {names[index]: skipped.get(names[index], other) for index in there.tolist()}
+
+
+def watched(engine: Engine, recipe: Recipe, folder: RunFolder, first_host: str) -> Watchdog:
+    """A watch over the run's other processes, for a ``with``; what it says is in the log, too.
+
+    Args:
+        first_host: address of process 0's machine; "" for a single process.
+    """
+
+    def record(message: str) -> None:
+        if engine.rank == 0:
+            folder.write_log(message)
+
+    return Watchdog(
+        engine.rank,
+        engine.world_size,
+        recipe.run.process_timeout,
+        first_host,
+        lambda array: engine.average(array) * engine.world_size,
+        advice="; the run stays as its last checkpoint left it; go on with: "
+        + resume_command(folder.path),
+        record=record,
+    )
 
 
 def together(engine: Engine, action: Callable[[], T]) -> T:

@@ -1,5 +1,7 @@
 """The evaluation at the end of an epoch."""
 
+from collections.abc import Callable
+
 from rich.progress import Progress
 
 from xcite.data.pipeline import EvaluationLoader
@@ -29,11 +31,14 @@ def validate(
     progress: Progress,
     stop: StopRequest,
     skipped: dict[str, str],
+    *,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, Accuracy]:
     """Accuracy after ``epoch`` (counted from 1) on the plan's validation pictures.
 
     Args:
         skipped: takes up name and reason of the pictures that could not be decoded.
+        after_batch: is called after each.
 
     Returns:
         Of "model" and, if there is a moving average, of "ema"; nothing where no evaluation is due.
@@ -58,7 +63,8 @@ def validate(
     )
     bar = progress.add_task(tr("validate"), total=len(source), note="")
 
-    def after_batch(pictures: int) -> None:
+    def batch_done(pictures: int) -> None:
+        after_batch()
         progress.advance(bar, pictures * engine.world_size)
         # Several processes reduce together at the end, so none of them may leave before.
         if engine.world_size == 1 and stop.signal is not None:
@@ -76,7 +82,7 @@ def validate(
             prepared.class_names,
             average=engine.average,
             processes=engine.world_size,
-            after_batch=after_batch,
+            after_batch=batch_done,
         )
     finally:
         skipped |= loader.skipped

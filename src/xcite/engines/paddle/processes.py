@@ -13,19 +13,33 @@ from paddle import Tensor, nn
 from paddle.autograd import PyLayer
 
 from xcite.engines.paddle.batch_norm import BatchNorm2D
+from xcite.processes import environment
+from xcite.processes.line import hidden_errors
+from xcite.processes.loss import not_joined
 
 
 def start() -> tuple[int, int]:
-    """Join the group that the launcher's environment describes; (rank, number of processes)."""
-    size = int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
-    if size > 1 and not dist.is_initialized():
-        dist.init_parallel_env()
-    return (dist.get_rank(), size) if size > 1 else (0, 1)
+    """Join the group that the launcher's environment describes; (rank, number of processes).
+
+    Raises:
+        XciteError: the environment contradicts itself, or not all processes come.
+    """
+    place = environment.place("paddle")
+    if place.size > 1 and not dist.is_initialized():
+        if not paddle.is_compiled_with_cuda() or paddle.device.cuda.device_count() == 0:
+            os.environ.setdefault("PADDLE_DISTRI_BACKEND", "gloo")
+        os.environ.setdefault("FLAGS_stop_check_timeout", str(int(environment.joining_seconds())))
+        try:
+            with hidden_errors():  # a table of Paddle's own flags
+                dist.init_parallel_env()
+        except (RuntimeError, OSError, ValueError) as error:
+            raise not_joined(place, error) from error
+    return place.rank, place.size
 
 
 def processes_here() -> int:
     """Processes that share this machine's cores."""
-    return int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))
+    return environment.place("paddle").local_size
 
 
 def average(tensors: list[Tensor]) -> None:

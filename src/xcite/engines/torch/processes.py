@@ -3,8 +3,9 @@
 One process is the case of world size 1 and initialises nothing.
 """
 
-import os
+import warnings
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -12,20 +13,34 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from xcite.processes import environment
+from xcite.processes.loss import not_joined
+
 
 def start() -> tuple[int, int]:
-    """Join the group that torchrun's environment describes; (rank, number of processes)."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size > 1 and not dist.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    return (dist.get_rank(), size) if size > 1 else (0, 1)
+    """Join the group that the launcher's environment describes; (rank, number of processes).
+
+    Raises:
+        XciteError: the environment contradicts itself, or not all processes come.
+    """
+    place = environment.place("torch")
+    if place.size > 1 and not dist.is_initialized():
+        gpu = torch.cuda.is_available()
+        if gpu:
+            torch.cuda.set_device(place.local_rank)
+        try:
+            dist.init_process_group(
+                "nccl" if gpu else "gloo",
+                timeout=timedelta(seconds=environment.joining_seconds()),
+            )
+        except RuntimeError as error:
+            raise not_joined(place, error) from error
+    return place.rank, place.size
 
 
 def processes_here() -> int:
     """Processes that share this machine's cores."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return environment.place("torch").local_size
 
 
 def average(tensors: list[Tensor]) -> None:
@@ -42,8 +57,13 @@ def parallel(model: nn.Module) -> DistributedDataParallel:
 
     They are exchanged while the backward pass still computes.
     """
+    # A gradient of a one-channel kernel has other strides than its place in the exchange, which
+    # costs a copy and is no news to whoever trains.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
     # Running statistics are the engine's to keep alike.
-    return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    with warnings.catch_warnings():  # the name that replaces it is not in older versions
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def accumulating(model: DistributedDataParallel) -> AbstractContextManager[None]:
