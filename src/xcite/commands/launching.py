@@ -36,7 +36,8 @@ class Group:
 def group(
     processes: str | None, hosts: str | None, rendezvous: str | None, restarts: int | None
 ) -> Group | None:
-    """What the options ask for; None for one process, which needs no launcher.
+    """What the options ask for; None for one process, which needs no launcher unless it is to be
+    started again.
 
     Raises:
         XciteError: they contradict each other.
@@ -61,6 +62,8 @@ def group(
         )
     if rendezvous:
         parse_rendezvous(rendezvous)
+    if processes == "1" and span[1] == 1 and not restarts:
+        return None
     if restarts is None:
         restarts = RESTARTS_OF_A_RANGE if span[0] < span[1] else 0
     return Group(None if processes == "auto" else int(processes), span, rendezvous or "", restarts)
@@ -108,8 +111,6 @@ def launch(group: Group, engine: str, train: list[str], folder: Path, *, debug: 
             "give one, or --engine torch"
         )
     processes = group.processes or _gpus(engine)
-    if processes == 1 and most == 1:
-        raise XciteError("--processes 1 is a single process; leave it out")
     rendezvous, address = "", "127.0.0.1"
     if most > 1:
         host, port = parse_rendezvous(group.rendezvous)
