@@ -299,9 +299,10 @@ class RunRecipe(Section):
     device: str = Field(
         default="auto", description="auto: a GPU if there is one; cpu, gpu, cuda:1, mps, xpu ..."
     )
-    precision: Literal["auto", "float32", "bf16"] = Field(
+    precision: Literal["auto", "float32", "tf32", "bf16"] = Field(
         default="auto",
-        description="auto: bf16 where the machine has instructions for it, else float32",
+        description="auto: bf16 where the machine has instructions for it, else float32; tf32: "
+        "float32 whose products NVIDIA's GPUs round to 10 bits",
     )
     operators: Literal["fast", "plain"] = Field(
         default="fast", description="plain: slower, computed as the paper writes it"

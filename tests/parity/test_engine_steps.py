@@ -262,6 +262,10 @@ def test_training_needs_to_be_started(name):
         step(engine, 0)
     with pytest.raises(XciteError, match="precision"):
         create_engine(name, ARCHITECTURE, precision="float16")
+    with pytest.raises(XciteError, match="tf32 is a precision of NVIDIA's GPUs"):
+        create_engine(name, ARCHITECTURE, precision="tf32", device="cpu")
+    with pytest.raises(XciteError, match="unknown device 'cuda:x'; choose auto, cpu"):
+        create_engine(name, ARCHITECTURE, device="cuda:x")
 
 
 @each

@@ -21,7 +21,7 @@ from xcite.families import Architecture
 from xcite.machine import usable_cores
 from xcite.recipe_sections import DEVICE, DEVICES
 
-PRECISIONS = ("auto", "float32", "bf16")
+PRECISIONS = ("auto", "float32", "tf32", "bf16")
 
 
 class BaseEngine(Engine):

@@ -107,7 +107,8 @@ class Engine(Protocol):
         """Build the model with `xcite.canonical.initial_weights(architecture, seed)`.
 
         Args:
-            precision: "float32", "bf16" (autocast; parameters stay float32) or "auto", which is
+            precision: "float32", "tf32" (10 bits in products on NVIDIA's GPUs; refused with
+                XciteError elsewhere), "bf16" (autocast; weights stay float32) or "auto", which is
                 `fastest_precision`.
             operators: "fast" or "plain", see `xcite.engines.operators`.
             attention: "auto", "usual" or "covariance" form, see docs/performance.md; "plain"

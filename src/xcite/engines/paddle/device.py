@@ -1,5 +1,6 @@
 """The device to compute on, and numbers on their way to it."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,22 @@ def find(asked: str) -> str:
             "from 0"
         )
     return f"{kind}:{number}" if number else kind
+
+
+def use_tf32(device: str, wanted: bool) -> None:
+    """Whether products of float32 may be rounded to TF32, which NVIDIA's libraries do by default.
+
+    Raises:
+        XciteError: wanted on a device that has no such thing.
+    """
+    if device.startswith("gpu"):
+        if not wanted:  # read by the libraries when they are first used
+            os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+    elif wanted:
+        raise XciteError(
+            "tf32 is a precision of NVIDIA's GPUs, and this run is to use none; set run.precision "
+            "to float32"
+        )
 
 
 class Sender:

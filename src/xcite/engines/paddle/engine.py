@@ -15,7 +15,7 @@ from xcite.choices import Choices, default_choices
 from xcite.engines.paddle import canonical_state, losses, optimizer, pixels, processes
 from xcite.engines.paddle.batch_norm import untouched_statistics
 from xcite.engines.paddle.build import build
-from xcite.engines.paddle.device import Sender, find
+from xcite.engines.paddle.device import Sender, find, use_tf32
 from xcite.engines.paddle.fast import use
 from xcite.engines.paddle.kernels import library
 from xcite.engines.paddle.layers.probabilities import WithProbabilities
@@ -69,6 +69,7 @@ class Engine(TrainingEngine):
     def _prepare(self, threads: int) -> None:
         self._device = find(self._device_asked)
         self._sender = Sender(self._device)
+        use_tf32(self._device, self.precision == "tf32")
         paddle.set_device(self._device)
         # Paddle computes on one thread unless told otherwise.
         paddle.base.core.set_num_threads(threads)

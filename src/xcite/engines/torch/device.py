@@ -40,6 +40,21 @@ def find(asked: str) -> torch.device:
     return torch.device(f"{kind}:{number}" if number else kind)
 
 
+def use_tf32(device: torch.device, wanted: bool) -> None:
+    """Whether products of float32 may be rounded to TF32, which PyTorch does to convolutions.
+
+    Raises:
+        XciteError: wanted on a device that has no such thing.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = wanted
+    elif wanted:
+        raise XciteError(
+            "tf32 is a precision of NVIDIA's GPUs, and this run is to use none; set run.precision "
+            "to float32"
+        )
+
+
 class Sender:
     """Sends arrays to a device without waiting for what it still computes."""
 

@@ -17,7 +17,7 @@ from xcite.engines.steps import TrainingEngine
 from xcite.engines.torch import canonical_state, losses, optimizer, pixels, processes
 from xcite.engines.torch.batch_norm import untouched_statistics
 from xcite.engines.torch.build import build
-from xcite.engines.torch.device import Sender, find
+from xcite.engines.torch.device import Sender, find, use_tf32
 from xcite.engines.torch.fast import use
 from xcite.engines.torch.kernels import library
 from xcite.errors import XciteError
@@ -72,6 +72,7 @@ class Engine(TrainingEngine):
     def _prepare(self, threads: int) -> None:
         self._device = find(self._device_asked)
         self._sender = Sender(self._device)
+        use_tf32(self._device, self.precision == "tf32")
         torch.set_num_threads(threads)
 
     def _possible(self, choices: Choices | None) -> Choices:
