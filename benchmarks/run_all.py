@@ -46,6 +46,7 @@ SUITE = {
     "scaling": ["scaling.py", "--huge", "--picture", str(HERE.parent / "docs" / "scaling.png")],
     "data_pipeline": ["data_pipeline.py"],
     "data_workers": ["data_pipeline.py", "--workers", "1", "2", "4", "--rounds", "5"],
+    "processes": ["processes.py"],
     "weights_loading": ["weights_loading.py"],
     "distilled_step": ["distilled_step.py"],
     "answer_cache": ["answer_cache.py"],

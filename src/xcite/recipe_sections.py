@@ -320,7 +320,10 @@ class RunRecipe(Section):
         description="with several processes: BatchNorm over the pictures of all of them, so that "
         "their number changes nothing; false: each over its own",
     )
-    compile: bool = Field(default=False, description="torch.compile; PyTorch only")
+    compile: bool | Literal["cuda-graphs"] = Field(
+        default=False,
+        description="PyTorch only: torch.compile; cuda-graphs: and replay its kernels as graphs",
+    )
     evaluate_every: int = Field(default=1, ge=1, description="epochs")
     keep: int = Field(default=1, ge=0, description="numbered checkpoints kept beside last and best")
     checkpoint_every: int = Field(default=1, ge=1, description="epochs")

@@ -264,6 +264,8 @@ def test_training_needs_to_be_started(name):
         create_engine(name, ARCHITECTURE, precision="float16")
     with pytest.raises(XciteError, match="tf32 is a precision of NVIDIA's GPUs"):
         create_engine(name, ARCHITECTURE, precision="tf32", device="cpu")
+    with pytest.raises(XciteError, match=r"run\.compile"):
+        create_engine(name, ARCHITECTURE, compile="cuda-graphs", device="cpu")
     with pytest.raises(XciteError, match="unknown device 'cuda:x'; choose auto, cpu"):
         create_engine(name, ARCHITECTURE, device="cuda:x")
 

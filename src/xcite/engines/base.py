@@ -46,7 +46,7 @@ class BaseEngine(Engine):
         choices: Choices | None = None,
         activation_checkpointing: bool = False,
         sync_batch_norm: bool = True,
-        compile: bool = False,
+        compile: bool | str = False,
         device: str = "auto",
         threads: int | None = None,
     ) -> None:
@@ -62,7 +62,7 @@ class BaseEngine(Engine):
             raise XciteError(f"unknown device {device!r}; {DEVICES}")
         keep_freed_memory()
         self.architecture = architecture
-        self.rank, self.world_size = self._processes.start()
+        self.rank, self.world_size = self._processes.start(device)
         self._seed = seed
         self.precision = self.fastest_precision(device) if precision == "auto" else precision
         self._bf16 = self.precision == "bf16"
@@ -78,6 +78,7 @@ class BaseEngine(Engine):
         self._sync_batch_norm = sync_batch_norm
         if self.world_size > 1 and sync_batch_norm:
             self.model = self._processes.synchronise(self.model)
+        self._graphs = compile == "cuda-graphs"
         self._call = self._compiled() if compile else self.model
 
     def choose(self, choices: Choices) -> None:

@@ -100,7 +100,7 @@ class Engine(Protocol):
         choices: Choices | None = None,
         activation_checkpointing: bool = False,
         sync_batch_norm: bool = True,
-        compile: bool = False,
+        compile: bool | str = False,
         device: str = "auto",
         threads: int | None = None,
     ) -> None:
@@ -116,9 +116,10 @@ class Engine(Protocol):
             choices: among exact alternatives; by default what this processor is known for.
             sync_batch_norm: with several processes, BatchNorm normalises by the pictures of all of
                 them; otherwise each by its own, and running statistics are the mean over them.
-            compile: torch.compile; refused with XciteError by an engine that has no such thing.
-            device: "cpu", "gpu" (refused with XciteError where there is none) or "auto": a GPU if
-                the framework finds one.
+            compile: torch.compile, with "cuda-graphs" replayed as graphs of kernels; refused with
+                XciteError by an engine or a device that has no such thing.
+            device: "auto" (a GPU if the framework finds one), "cpu", "gpu", "cuda:1", "mps", "xpu"
+                and so on; refused with XciteError where there is none.
             threads: compute threads; None for all cores.
         """
 

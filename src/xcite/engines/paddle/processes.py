@@ -13,20 +13,25 @@ from paddle import Tensor, nn
 from paddle.autograd import PyLayer
 
 from xcite.engines.paddle.batch_norm import BatchNorm2D
+from xcite.engines.paddle.device import find
+from xcite.engines.paddle.layers.sync_batch_norm import GpuSyncBatchNorm2D
 from xcite.processes import environment
 from xcite.processes.line import hidden_errors
 from xcite.processes.loss import not_joined
 
 
-def start() -> tuple[int, int]:
+def start(device: str) -> tuple[int, int]:
     """Join the group that the launcher's environment describes; (rank, number of processes).
+
+    Args:
+        device: as a recipe's ``run.device``; on GPUs each process takes the one of its number.
 
     Raises:
         XciteError: the environment contradicts itself, or not all processes come.
     """
     place = environment.place("paddle")
     if place.size > 1 and not dist.is_initialized():
-        if not paddle.is_compiled_with_cuda() or paddle.device.cuda.device_count() == 0:
+        if find(device) == "cpu":
             os.environ.setdefault("PADDLE_DISTRI_BACKEND", "gloo")
         os.environ.setdefault("FLAGS_stop_check_timeout", str(int(environment.joining_seconds())))
         try:
@@ -86,7 +91,7 @@ class SumOverProcesses(PyLayer):
 class SyncBatchNorm(BatchNorm2D):
     """BatchNorm whose batch is that of all processes.
 
-    `paddle.nn.SyncBatchNorm` works on GPUs alone and keeps the biased variance.
+    Paddle's own operator works on GPUs alone (`GpuSyncBatchNorm2D`).
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,7 +119,8 @@ class SyncBatchNorm(BatchNorm2D):
 
 def synchronise(model: nn.Layer) -> nn.Layer:
     """Make every BatchNorm of the model use the statistics of all processes."""
+    on_gpu = model.parameters()[0].place.is_gpu_place()
     for layer in model.sublayers():
         if type(layer) is BatchNorm2D:
-            layer.__class__ = SyncBatchNorm
+            layer.__class__ = GpuSyncBatchNorm2D if on_gpu else SyncBatchNorm
     return model

@@ -89,7 +89,12 @@ class Engine(TrainingEngine):
                 "run.compile needs a C++ compiler and there is no g++ on this machine; "
                 "install one or leave run.compile off"
             )
-        return torch.compile(self.model)
+        if self._graphs and self._device.type != "cuda":
+            raise XciteError(
+                "run.compile is cuda-graphs, and there is no CUDA device to replay them on; set "
+                "run.compile to true or false"
+            )
+        return torch.compile(self.model, mode="reduce-overhead" if self._graphs else None)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16)

@@ -13,19 +13,23 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from xcite.engines.torch.device import find
 from xcite.processes import environment
 from xcite.processes.loss import not_joined
 
 
-def start() -> tuple[int, int]:
+def start(device: str) -> tuple[int, int]:
     """Join the group that the launcher's environment describes; (rank, number of processes).
+
+    Args:
+        device: as a recipe's ``run.device``; on GPUs each process takes the one of its number.
 
     Raises:
         XciteError: the environment contradicts itself, or not all processes come.
     """
     place = environment.place("torch")
     if place.size > 1 and not dist.is_initialized():
-        gpu = torch.cuda.is_available()
+        gpu = find(device).type == "cuda"
         if gpu:
             torch.cuda.set_device(place.local_rank)
         try:
@@ -118,7 +122,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
 
 def synchronise(model: nn.Module) -> nn.Module:
     """Make every BatchNorm of the model use the statistics of all processes."""
-    if torch.cuda.is_available():
+    if next(model.parameters()).is_cuda:
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
