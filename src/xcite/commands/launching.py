@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,6 +103,21 @@ def launch(group: Group, engine: str, train: list[str], folder: Path, *, debug: 
     Raises:
         XciteError: what ended the run.
     """
+    with _unused_folder_removed(folder):
+        return _launch(group, engine, train, folder, debug=debug)
+
+
+@contextlib.contextmanager
+def _unused_folder_removed(folder: Path) -> Iterator[None]:
+    """Leave no folder behind in which nothing was begun."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _launch(group: Group, engine: str, train: list[str], folder: Path, *, debug: bool) -> int:
     from xcite.processes.supervisor import supervise
 
     least, most = group.hosts
@@ -148,9 +164,6 @@ def launch(group: Group, engine: str, train: list[str], folder: Path, *, debug: 
         raise XciteError(
             f"{error}; the run stays as its last checkpoint left it; go on with: {command_line}"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # nothing was begun in it
 
 
 def _options(group: Group, processes: int) -> str:

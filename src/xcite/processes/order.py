@@ -7,11 +7,13 @@ import re
 import signal
 import socket
 import sys
+import threading
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from xcite.errors import XciteError
-from xcite.processes.line import ENDS
+from xcite.processes.line import ENDS, GRACE
 
 FILE = "order.json"
 
@@ -142,11 +144,14 @@ def interface(address: str) -> str | None:
 
 
 def die_with_parent() -> None:
-    """Have the kernel send SIGTERM when the process that started this one ends (Linux)."""
-    if sys.platform == "linux":
-        import ctypes
+    """End when the process that started this one has ended, by SIGTERM if that is enough."""
+    parent = os.getppid()
 
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:  # it has ended meanwhile
-            os._exit(2)
+    def follow() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE)  # waiting for another machine, compiled code hears no signals
+        os._exit(2)
+
+    threading.Thread(target=follow, daemon=True, name="xcite parent").start()
