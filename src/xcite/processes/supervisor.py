@@ -204,6 +204,8 @@ class _Supervisor:
             connection.close()
             return
         connection.setblocking(False)
+        for old in [c for c, caller in self.round.callers.items() if caller.open]:
+            self._hear(old, selector)  # it may have ended before this one was started
         if self.round.callers and not self.round.living():  # started again by the launcher
             for old in self.round.callers:
                 old.close()
