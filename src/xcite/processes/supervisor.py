@@ -318,6 +318,8 @@ class _Supervisor:
         silent = [caller for caller in callers if caller.end is None]
         # The launcher saw these end first; others are ended by it, when they are stopped or stuck.
         for rank in codes:
+            if codes[rank] == -signal.SIGTERM and len(codes) > 1:
+                continue  # the launcher's own, to those that the first left behind
             if first := next((c for c in silent if c.hello.rank == rank), None):
                 raise XciteError(_died(first.hello, codes[rank], folder))
         told = [c.end for c in sorted(callers, key=lambda c: c.heard) if c.end and c.end.message]
