@@ -32,9 +32,10 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from train_step import load_reference
+from train_step import PLAIN, load_reference
 
 from xcite import canonical
 from xcite.cost import multiply_adds
@@ -75,8 +76,8 @@ LEGEND = """
 - the reference trains: the same pictures lie normalised and mixed on the device; soft cross
   entropy, backward, PyTorch's fused AdamW, the same average by foreach.
 - infer: float32 pictures lie on the device, for both. bf16 is autocast.
-- memory: peak of the first two steps, weights included, less what was held before that side was
-  built; on a CPU the resident peak of the whole process.
+- memory: peak of a step, weights included, less what was held before that side was built; on a CPU
+  the resident peak of the whole process.
 - of the peak: GMACs of the usual form, times 3 for training, of the bf16 products measured here.
 - anchor: timm's published images/s on another card."""
 
@@ -249,6 +250,7 @@ def side(case: Case, name: str, framework: str, make: Callable[..., Any], of: st
     held = held_memory(cuda)
     step, parameters = make(case, of)
     for _ in range(2):
+        held_memory(cuda)  # the first step's peak may be the compiler's
         began = time.perf_counter()
         step()
         wait()
@@ -425,10 +427,12 @@ def check(options: argparse.Namespace) -> None:
     """Refuse what cannot be, and fill in what follows from the device.
 
     Raises:
-        XciteError: no GPU, no such engine, or an unknown model.
+        XciteError: no GPU, no such engine or file, or an unknown model.
     """
     for model in options.models:
         find(model)
+    if options.reference not in (None, PLAIN) and not Path(options.reference).is_file():
+        raise XciteError(f"there is no file {options.reference}")
     gpu = options.device == "gpu"
     if gpu and not cuda_of(options.engine).device_count():
         raise XciteError(f"{options.engine} finds no GPU here; a dry run without is: {DRY_RUN}")
