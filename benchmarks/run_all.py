@@ -1,4 +1,5 @@
 """Run every benchmark and rewrite its table in docs/performance.md or results.md (`make bench`).
+The one for a GPU runs only by its name.
 
     python benchmarks/run_all.py [NAME ... [-- OPTIONS of their scripts]]
 
@@ -63,6 +64,8 @@ SUITE = {
     "tuning_avx2": ["tuning.py", "--points", *AVX2_POINTS],
     "server_load": ["server_load.py"],
 }
+# Only by name, where there is a GPU.
+ON_A_GPU = {"gpu": ["gpu.py"]}
 
 
 def main(arguments: list[str]) -> None:
@@ -70,7 +73,7 @@ def main(arguments: list[str]) -> None:
     end = arguments.index("--") if "--" in arguments else len(arguments)
     names, further = arguments[:end], arguments[end + 1 :]
     for name in names or SUITE:
-        script, *options = [*SUITE[name], *further]
+        script, *options = [*(SUITE | ON_A_GPU)[name], *further]
         command = [sys.executable, str(HERE / script), *options]
         print(f"{name}: {' '.join(command[1:])}", flush=True)
         imitate = name.endswith("_avx2") and this_processor().instruction_set != "AVX2"

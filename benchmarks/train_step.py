@@ -16,9 +16,10 @@ resident before it (weights, moments, libraries), each side in a process of its 
 The reference is Xcite's own model of plain operators, which computes what the official code does,
 operation by operation; with --reference uncompiled Xcite's on Paddle without compiled operators;
 with --reference FILE.py any Python file, which runs as a program of yours would.
-The file defines either `build(architecture)` or a class `XCiT` that takes the architecture
-(`xcite.variants.XCiTArchitecture`: patch_size, embed_dim, depth, num_heads, num_classes, ...), and
-gives a module with `model(images) -> logits`. For timm:
+The file defines `build(architecture)`, a class `XCiT` that takes the architecture
+(`xcite.variants.XCiTArchitecture`: patch_size, embed_dim, depth, num_heads, num_classes, ...), or
+functions with the models' names that take num_classes, as a copy of the official xcit.py has them.
+The module gives `model(images) -> logits`. For timm:
 
     import timm
     def build(architecture):
@@ -96,18 +97,22 @@ CASES = {
 MEMORY = Case("xcit_nano_12_p8", 1, 448)
 
 
-def load_reference(path: str, engine: str, architecture: Architecture) -> Any:
-    """The module that the file's ``build`` or ``XCiT`` makes, or that of plain operators."""
+def load_reference(path: str, engine: str, name: str) -> Any:
+    """The module that the file makes of the model called ``name``, or that of plain operators."""
+    architecture = find(name)
     if path in (PLAIN, UNCOMPILED):
         return ours(engine, architecture, path)
     spec = importlib.util.spec_from_file_location("reference_model", path)
     if spec is None or spec.loader is None:
         sys.exit(f"{path} is not a Python file")
     file = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = file  # where timm's register_model looks for it
     spec.loader.exec_module(file)
+    if not hasattr(file, "build") and hasattr(file, name):
+        return getattr(file, name)(num_classes=architecture.num_classes)
     make = getattr(file, "build", None) or getattr(file, "XCiT", None)
     if make is None:
-        sys.exit(f"{path} defines neither build(architecture) nor XCiT")
+        sys.exit(f"{path} defines none of build(architecture), {name}(num_classes=...) and XCiT")
     return make(architecture)
 
 
@@ -132,7 +137,8 @@ def torch_side(model: Any, case: Case, product: bool) -> dict[str, Callable[[], 
 
     def logits() -> Any:
         with torch.autocast("cpu", torch.bfloat16, enabled=case.precision == "bf16"):
-            return model(images)
+            output = model(images)
+        return output[0] if isinstance(output, tuple) else output  # the official one trains on two
 
     if product:
         from xcite.engines.torch.optimizer import AdamW, named_parameters
@@ -214,10 +220,9 @@ def data(model: Any, case: Case) -> tuple[np.ndarray, np.ndarray]:
 
 def side(engine: str, case: Case, reference: str | None) -> dict[str, Callable[[], None]]:
     """What can be timed of the reference, or of the product where there is none."""
-    architecture = find(case.model)
     if reference is None:
-        return SIDES[engine](ours(engine, architecture), case, True)
-    model = load_reference(reference, engine, architecture)
+        return SIDES[engine](ours(engine, find(case.model)), case, True)
+    model = load_reference(reference, engine, case.model)
     return SIDES[engine](model, case, reference == UNCOMPILED)
 
 
@@ -303,10 +308,11 @@ def shown(seconds: list[float]) -> str:
 
 def step_memory(engine: str, case: Case, reference: str | None) -> float:
     """MiB of one training step over what was resident before it; runs in a child process."""
-    architecture = find(case.model)
     product = reference in (None, UNCOMPILED)
     model = (
-        load_reference(reference, engine, architecture) if reference else ours(engine, architecture)
+        load_reference(reference, engine, case.model)
+        if reference
+        else ours(engine, find(case.model))
     )
     # A small step first: libraries are loaded, moments exist.
     SIDES[engine](model, replace(case, batch=2, size=64), product)["train"]()
