@@ -33,7 +33,7 @@ from xcite.training.run_folder import RunFolder, resume_command
 from xcite.training.saving import Saver
 from xcite.training.schedules import learning_rate
 from xcite.training.session import Session
-from xcite.training.steps import Steps
+from xcite.training.steps import NotFinite, Steps
 from xcite.training.teachers.build import build_teacher
 from xcite.training.teachers.teacher import Teacher
 from xcite.training.together import everywhere, together, watched
@@ -134,10 +134,6 @@ def train(
             return run.go(place.meeting.rpartition(":")[0])
         finally:
             session.close()
-
-
-class NotFinite(XciteError):
-    """A loss or a gradient that is no finite number."""
 
 
 class _Run:
@@ -321,16 +317,8 @@ class _Run:
             NotFinite: a loss or a gradient is not finite; the position is the one before it.
         """
         count, began = len(self.asked.queued), time.monotonic()
-        for step in self.asked.look():
+        for step in self.asked.look(self.position.epoch, self.position.step):
             result, batch = step.result, self.recipe.optim.batch
-            if not result.finite:
-                raise NotFinite(
-                    f"the loss is {result.loss}, the gradient's norm {result.gradient_norm}, in "
-                    f"epoch {self.position.epoch + 1}, step {self.position.step + 1} of "
-                    f"{self.steps} (learning rate {step.rate:.3g}); lower optim.lr, set optim.clip "
-                    "or set run.precision to float32",
-                    remedy=f"--set optim.lr={self.recipe.optim.lr / 2:g} --allow-changes",
-                )
             seconds = step.seconds + (time.monotonic() - began) / count
             self.position = self.position.after(result.loss, seconds, batch)
             self.pace.step((time.monotonic() - self.looked_at) / count)
@@ -393,6 +381,7 @@ class _Run:
         self.saved_at = time.monotonic()
 
     def _interrupted(self) -> Outcome:
+        self._look()
         with self.watchdog.busy():
             self.saver.rescue(self.position)
         self.journal.folder = self.session.folder

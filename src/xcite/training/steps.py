@@ -17,6 +17,7 @@ from xcite.data.batch import split
 from xcite.data.pipeline import TrainLoader
 from xcite.engines.interface import Engine, StepResult
 from xcite.engines.staging import Staged
+from xcite.errors import XciteError
 from xcite.randomness import drop_path_scales
 from xcite.recipe_sections import DistillRecipe
 from xcite.training.plan import Plan
@@ -24,6 +25,10 @@ from xcite.training.schedules import distillation, learning_rate
 from xcite.training.teachers.teacher import Teacher
 
 T = TypeVar("T")
+
+
+class NotFinite(XciteError):
+    """A loss or a gradient that is no finite number."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +109,28 @@ class Steps:
         due = (done + len(self.queued)) % self._plan.recipe.run.log_every == 0
         return due or last or not self._engine.asynchronous
 
-    def look(self) -> Iterator[Step]:
-        """The queued steps. One that is not finite changed nothing, nor did those after it."""
+    def look(self, epoch: int, done: int) -> Iterator[Step]:
+        """The queued steps, as soon as each is done.
+
+        Args:
+            epoch: counted from 0.
+            done: steps of it that were looked at.
+
+        Raises:
+            NotFinite: a step is not finite; it has changed nothing, nor have those behind it.
+        """
+        recipe, steps = self._plan.recipe, self._loader.steps_per_epoch
         queued, self.queued = self.queued, []
-        yield from queued
+        for number, step in enumerate(queued, done + 1):
+            result = step.result
+            if not result.finite:
+                raise NotFinite(
+                    f"the loss is {result.loss}, the gradient's norm {result.gradient_norm}, in "
+                    f"epoch {epoch + 1}, step {number} of {steps} (learning rate {step.rate:.3g}); "
+                    "lower optim.lr, set optim.clip or set run.precision to float32",
+                    remedy=f"--set optim.lr={recipe.optim.lr / 2:g} --allow-changes",
+                )
+            yield step
 
 
 def one_ahead(items: Iterable[T]) -> Iterator[T]:
