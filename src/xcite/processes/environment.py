@@ -30,6 +30,7 @@ _NUMBERS = {  # rank, size, rank and number on this machine
         "PADDLE_LOCAL_SIZE",
     ),
 }
+_settled: set[str] = set()  # engines of this process's runs
 _LAUNCHERS = {"torch": "torchrun", "paddle": "paddle.distributed.launch"}
 
 
@@ -84,6 +85,7 @@ def settle(engine: str) -> Place:
         XciteError: as `place`; or another framework's launcher started this process, or srun
             started several without saying where they meet.
     """
+    _settled.add(engine)
     if _named(engine, os.environ):
         return place(engine)
     other = next(name for name in _NUMBERS if name != engine)
@@ -95,6 +97,14 @@ def settle(engine: str) -> Place:
         )
     os.environ.update(_from_slurm(engine, os.environ))
     return place(engine)
+
+
+def joined(engine: str) -> Place:
+    """This process's place in the run that `settle` was called for; alone where there is none.
+
+    So a command that trains nothing joins nobody, whatever variables a container has.
+    """
+    return place(engine) if engine in _settled else Place()
 
 
 def is_launched() -> bool:

@@ -29,7 +29,7 @@ def start(device: str) -> tuple[int, int]:
     Raises:
         XciteError: the environment contradicts itself, or not all processes come.
     """
-    place = environment.place("paddle")
+    place = environment.joined("paddle")
     if place.size > 1 and not dist.is_initialized():
         if find(device) == "cpu":
             os.environ.setdefault("PADDLE_DISTRI_BACKEND", "gloo")
@@ -44,7 +44,7 @@ def start(device: str) -> tuple[int, int]:
 
 def processes_here() -> int:
     """Processes that share this machine's cores."""
-    return environment.place("paddle").local_size
+    return environment.joined("paddle").local_size
 
 
 def average(tensors: list[Tensor]) -> None:

@@ -27,7 +27,7 @@ def start(device: str) -> tuple[int, int]:
     Raises:
         XciteError: the environment contradicts itself, or not all processes come.
     """
-    place = environment.place("torch")
+    place = environment.joined("torch")
     if place.size > 1 and not dist.is_initialized():
         gpu = find(device).type == "cuda"
         if gpu:
@@ -44,7 +44,7 @@ def start(device: str) -> tuple[int, int]:
 
 def processes_here() -> int:
     """Processes that share this machine's cores."""
-    return environment.place("torch").local_size
+    return environment.joined("torch").local_size
 
 
 def average(tensors: list[Tensor]) -> None:
