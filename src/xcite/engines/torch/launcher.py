@@ -62,5 +62,5 @@ if __name__ == "__main__":
         die_with_parent()
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         # Shared with the launcher, the processes' store would still name those before a restart.
-        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
         report_ends(Path(sys.argv[1]), launch(Order.read(Path(sys.argv[1])), Path(sys.argv[1])))
