@@ -14,7 +14,7 @@ from xcite import engines
 from xcite.errors import XciteError
 from xcite.figures.curves import _epochs
 from xcite.figures.report import write_report
-from xcite.training import checkpoint, loop, pictures
+from xcite.training import checkpoint, loop, pictures, steps
 from xcite.training.checkpoint import Position
 from xcite.training.history import History
 from xcite.training.run_folder import RunFolder
@@ -277,7 +277,7 @@ class TestGoingBack:
             raise SystemExit
 
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "learning_rate", killed)
+            patch.setattr(steps, "learning_rate", killed)
             with pytest.raises(SystemExit):
                 changed(noise, run.path, "optim.epochs=3", "run.keep=5", checkpoint_file=back)
         assert checkpoint.load(run.checkpoint).position.epoch == 1

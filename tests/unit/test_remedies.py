@@ -17,7 +17,7 @@ from xcite import engines
 from xcite import recipe as recipes
 from xcite.errors import XciteError
 from xcite.recipe import Recipe
-from xcite.training import changes, loop
+from xcite.training import changes, loop, steps
 from xcite.training.run_folder import RunFolder
 
 ENGINE = (engines.installed() or ["paddle"])[-1]
@@ -47,6 +47,8 @@ FREE = {
     "run.tensorboard": "false",
     "run.engine": ENGINE,
     "run.device": "cpu",
+    "run.record_views": "true",
+    "run.process_timeout": "900",
 }
 LOUD = {
     "optim.lr": "0.001",
@@ -166,7 +168,7 @@ def test_a_run_goes_on_with_each_of_them(tmp_path: Path, monkeypatch: pytest.Mon
             with pytest.raises(XciteError, match="|".join(map(re.escape, group))):
                 resume(tmp_path, run.path, *settings)
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "learning_rate", stop)
+            patch.setattr(steps, "learning_rate", stop)
             with pytest.raises(_Stop):
                 resume(tmp_path, run.path, *settings, allow_changes=bool(loud))
         kept = recipes.load(str(run.path))

@@ -20,7 +20,7 @@ from xcite import engines
 from xcite import recipe as recipes
 from xcite.cli import main
 from xcite.errors import XciteError
-from xcite.training import checkpoint, loop
+from xcite.training import checkpoint, loop, steps
 from xcite.training.changes import FREE, NEVER, changes, check
 from xcite.training.history import History
 from xcite.training.json_lines import read as read_lines
@@ -61,14 +61,14 @@ def stopped(pictures: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, step:
 
 def at(monkeypatch: pytest.MonkeyPatch, step: int, do: Any) -> None:
     """Call ``do`` before optimiser step ``step``, counted from 0."""
-    real = loop.learning_rate
+    real = steps.learning_rate
 
-    def rate(recipe: Any, number: int, steps: int) -> float:
+    def rate(recipe: Any, number: int, of_epoch: int) -> float:
         if number == step:
             do()
-        return real(recipe, number, steps)
+        return real(recipe, number, of_epoch)
 
-    monkeypatch.setattr(loop, "learning_rate", rate)
+    monkeypatch.setattr(steps, "learning_rate", rate)
 
 
 def test_a_checkpoint_of_step_0(
