@@ -52,19 +52,24 @@ def tensors(path: Path) -> dict[str, bytes]:
     return {name: array.tobytes() for name, array in checkpoint.load(path).state.items()}
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Ctrl-C while optimiser step ``step`` (counted from 0) is about to be done.
+def deliver(number: signal.Signals) -> None:
+    """Call a signal's handler as Python calls it.
 
-    The handler is called as Python calls it: a signal in pytest's own process may meet whatever
-    other tests left there. `tests/commands` sends real ones to processes of their own.
+    A real one in pytest's own process may meet whatever other tests left there; `tests/commands`
+    sends them to processes of their own.
     """
+    handler = signal.getsignal(number)
+    assert callable(handler)
+    handler(number, None)
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Ctrl-C while optimiser step ``step`` (counted from 0) is about to be done."""
     real = steps.learning_rate
 
     def rate(recipe: Recipe, number: int, of_epoch: int) -> float:
         if number == step:
-            handler = signal.getsignal(signal.SIGINT)
-            assert callable(handler)
-            handler(signal.SIGINT, None)
+            deliver(signal.SIGINT)
         return real(recipe, number, of_epoch)
 
     monkeypatch.setattr(steps, "learning_rate", rate)

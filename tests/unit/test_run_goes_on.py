@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from noise_runs import EPOCHS, STEPS, interrupt, make_both, make_pictures, tensors, tiny
+from noise_runs import EPOCHS, STEPS, deliver, interrupt, make_both, make_pictures, tensors, tiny
 from rich.console import Console
 
 from xcite import engines
@@ -261,7 +261,7 @@ def test_a_signal_that_also_ends_the_loader_is_a_stop(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def end() -> None:
-        signal.raise_signal(signal.SIGTERM)
+        deliver(signal.SIGTERM)
         raise XciteError("a data worker process ended unexpectedly")
 
     at(monkeypatch, 2, end)

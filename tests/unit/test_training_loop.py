@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from noise_runs import EPOCHS, STEPS, interrupt, make_both, make_pictures, tensors, tiny
+from noise_runs import EPOCHS, STEPS, deliver, interrupt, make_both, make_pictures, tensors, tiny
 from tiffs import tiff
 
 from xcite import engines
@@ -111,7 +111,7 @@ def test_stopped_while_evaluating(
     real = validation.evaluate
 
     def evaluate(*arguments: Any, **options: Any) -> Any:
-        signal.raise_signal(signal.SIGTERM)
+        deliver(signal.SIGTERM)
         return real(*arguments, **options)
 
     with monkeypatch.context() as patch:
