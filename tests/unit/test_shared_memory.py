@@ -1,6 +1,7 @@
 """Shared memory tells its owner; what a dead one left is removed, nothing else."""
 
 import os
+import re
 import subprocess
 import sys
 from multiprocessing import shared_memory
@@ -68,7 +69,11 @@ def test_workers_use_memory_again_and_leave_none(tmp_path: Path) -> None:
         Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(path)
 
     def ours() -> set[str]:
-        return {name for name in os.listdir(owned.FOLDER) if f"-{os.getpid()}-" in name}
+        return {
+            name
+            for name in os.listdir(owned.FOLDER)
+            if re.match(rf"xcite-\d+-{os.getpid()}-", name)
+        }
 
     seen: set[str] = set()
     kept: dict[int, list[np.ndarray]] = {0: [], 2: []}
