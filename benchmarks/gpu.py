@@ -25,7 +25,6 @@ import gc
 import importlib
 import io
 import itertools
-import math
 import statistics
 import subprocess
 import sys
@@ -37,7 +36,7 @@ from typing import Any
 
 from train_step import PLAIN, load_reference
 
-from xcite import canonical
+from xcite.canonical import parameter_count
 from xcite.cost import multiply_adds
 from xcite.data.batch import Batch
 from xcite.data.mixing import draw, soft_targets
@@ -182,8 +181,7 @@ def ours(case: Case, framework: str) -> tuple[Callable[[], object], int]:
         compile=case.mode == "compiled",
         device="gpu" if case.gpu else "cpu",
     )
-    shapes = canonical.shapes(architecture).items()
-    count = sum(math.prod(shape) for name, shape in shapes if canonical.is_parameter(name))
+    count = parameter_count(architecture)
     batch, preprocessing = pictures(case)
     if case.work == "infer":
         images = engine.tensor(model_input(batch, preprocessing))

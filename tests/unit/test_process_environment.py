@@ -6,7 +6,7 @@ import pytest
 
 from xcite.errors import XciteError
 from xcite.processes.environment import Place, is_launched, place, settle
-from xcite.processes.loss import lost
+from xcite.processes.lost import lost
 from xcite.processes.order import can_host, parse_hosts, parse_rendezvous
 
 MEETING = {"MASTER_ADDR": "node1", "MASTER_PORT": "29500"}

@@ -8,7 +8,7 @@ from xcite import cli
 from xcite.errors import XciteError
 from xcite.processes import environment, line
 from xcite.processes.line import End
-from xcite.processes.loss import ProcessLost, lost
+from xcite.processes.lost import ProcessLost, lost
 
 
 def main(engine: str, arguments: list[str]) -> int:

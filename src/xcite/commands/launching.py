@@ -5,7 +5,6 @@ import shlex
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,23 +102,15 @@ def launch(group: Group, engine: str, train: list[str], folder: Path, *, debug: 
     Raises:
         XciteError: what ended the run.
     """
-    with _unused_folder_removed(folder):
-        return _launch(group, engine, train, folder, debug=debug)
-
-
-@contextlib.contextmanager
-def _unused_folder_removed(folder: Path) -> Iterator[None]:
-    """Leave no folder behind in which nothing was begun."""
     try:
-        yield
+        order = _order(group, engine, train, folder, debug=debug)
+        return _supervised(engine, order, _options(group, order.processes), folder)
     finally:
         with contextlib.suppress(OSError):
-            folder.rmdir()
+            folder.rmdir()  # nothing was begun in it
 
 
-def _launch(group: Group, engine: str, train: list[str], folder: Path, *, debug: bool) -> int:
-    from xcite.processes.supervisor import supervise
-
+def _order(group: Group, engine: str, train: list[str], folder: Path, *, debug: bool) -> Order:
     least, most = group.hosts
     if engine == "paddle" and least != most:
         raise XciteError(
@@ -133,7 +124,7 @@ def _launch(group: Group, engine: str, train: list[str], folder: Path, *, debug:
         rendezvous, address = f"{host}:{port}", own_address(host, port)
     command = [sys.executable, "-m", "xcite.commands.launched", engine]
     command += ["--debug"] if debug else []
-    order = Order(
+    return Order(
         processes=processes,
         hosts=group.hosts,
         rendezvous=rendezvous,
@@ -142,7 +133,11 @@ def _launch(group: Group, engine: str, train: list[str], folder: Path, *, debug:
         name=f"xcite-{zlib.crc32(str(folder).encode('utf-8', 'surrogateescape')):08x}",
         address=address,
     )
-    options = _options(group, processes)
+
+
+def _supervised(engine: str, order: Order, options: str, folder: Path) -> int:
+    from xcite.processes.supervisor import supervise
+
     try:
         return supervise(
             engine,

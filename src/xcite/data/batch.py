@@ -93,8 +93,7 @@ def share(length: int, parts: int, process: int, processes: int) -> tuple[np.nda
     bounds = [round(cell * pairs / cells) for cell in range(cells + 1)]
     starts = [part * processes + process for part in range(parts)]
     first = np.concatenate([np.arange(bounds[cell], bounds[cell + 1]) for cell in starts])
-    second = length - 1 - first[::-1]
-    places = np.concatenate([first, second[second >= pairs]])
+    places = _with_partners(first, length)
     return places, [bounds[cell + 1] - bounds[cell] for cell in starts]
 
 
@@ -113,10 +112,15 @@ def split(batch: Batch, parts: int) -> list[Batch]:
     pairs = batch.pairs if len(batch.pairs) == parts else share(len(batch), parts, 0, 1)[1]
     result, length = [], len(batch)
     for stop, count in zip(itertools.accumulate(pairs), pairs, strict=True):
-        first = np.arange(stop - count, stop)
-        second = length - 1 - first[::-1]
-        result.append(_take(batch, np.concatenate([first, second[second > first[-1]]])))
+        places = _with_partners(np.arange(stop - count, stop), length)
+        result.append(_take(batch, places))
     return result
+
+
+def _with_partners(first: np.ndarray, length: int) -> np.ndarray:
+    """Places in the first half of a batch, and those of their partners in mirrored order."""
+    second = length - 1 - first[::-1]
+    return np.concatenate([first, second[second >= (length + 1) // 2]])
 
 
 def _take(batch: Batch, indices: np.ndarray) -> Batch:

@@ -95,19 +95,18 @@ class BaseEngine(Engine):
         return weights
 
     def predict(self, images: np.ndarray, *, ema: bool = False) -> np.ndarray:
-        if not ema:
-            return self._array(self.forward(self._images(images)))
-        model = self._evaluated(ema)
-        with self._inference():
-            return self._array(model(self._images(images)))
+        return self._array(self.forward(self._images(images), ema=ema))
 
     def features(self, images: np.ndarray) -> np.ndarray:
         return self._array(self.forward(self._images(images), features=True))
 
-    def forward(self, images: Any, *, features: bool = False) -> Any:
-        model = self._evaluated()
+    def forward(self, images: Any, *, features: bool = False, ema: bool = False) -> Any:
+        model = self._evaluated(ema)
+        call = model if ema else self._call
+        if features:
+            call = model.forward_features
         with self._inference():
-            output = model.forward_features(images) if features else self._call(images)
+            output = call(images)
         return self._ordinary(output)
 
     def activations(self, images: np.ndarray, *, train: bool = False) -> dict[str, np.ndarray]:

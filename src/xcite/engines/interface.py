@@ -164,7 +164,7 @@ class Engine(Protocol):
     def predict(self, images: np.ndarray, *, ema: bool = False) -> np.ndarray:
         """Logits float32 (B, K) in evaluation mode of normalised float32 images (B, C, H, W)."""
 
-    def forward(self, images: Any, *, features: bool = False) -> Any:
+    def forward(self, images: Any, *, features: bool = False, ema: bool = False) -> Any:
         """As `predict` or `features`, of and as the framework's tensors on the device."""
 
     def tensor(self, array: np.ndarray) -> Any:

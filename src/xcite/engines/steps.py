@@ -112,25 +112,26 @@ class TrainingEngine(BaseEngine):
         training, mixing = self._started(), batch.mixing
         require_channels(batch.pictures, training.preprocessing)
         erased = [(*box[:3], *box[3].shape[1:]) for box in batch.erased]
-        arrays = [targets, batch.pictures]
-        arrays += [mixing.share, mixing.boxes] if mixing else []
-        arrays.append(
-            np.concatenate([np.empty(0, np.float32), *(box[3].ravel() for box in batch.erased)])
+        noises = np.concatenate(
+            [np.empty(0, np.float32), *(box[3].ravel() for box in batch.erased)]
         )
+        arrays = [targets, batch.pictures, noises]
+        arrays += [mixing.share, mixing.boxes] if mixing else []
         with self._ahead() as arrive:
             sent = [self.tensor(array) for array in arrays]
+        there, pictures, noise, *mixed = sent
 
         @functools.cache
         def images() -> Any:
-            arrive(sent)
-            mixed = (sent[2], sent[3]) if mixing else None
+            arrive(sent[1:])
             return self._pixels.model_input(
-                sent[1], erased, sent[-1], mixed, *training.normalisation
+                pictures, erased, noise, tuple(mixed) or None, *training.normalisation
             )
 
+        @functools.cache
         def targets_there() -> Any:
-            arrive(sent[:1])
-            return sent[0]
+            arrive([there])
+            return there
 
         return Staged(batch, images, targets_there)
 

@@ -22,7 +22,7 @@ from xcite.evaluation.accuracy import Accuracy
 from xcite.evaluation.evaluate import validation_line
 from xcite.language import noted
 from xcite.processes import environment
-from xcite.processes.loss import ProcessLost, lost
+from xcite.processes.lost import ProcessLost, lost
 from xcite.recipe import Recipe
 from xcite.training import checkpoint, lines, plan, tensorboard, validation
 from xcite.training.computing import engine_for

@@ -172,9 +172,12 @@ def _pieces(
         start, length = info.fields.get("offset"), info.fields.get("length")
         if _PLAIN.fullmatch(file) is None:
             raise PickleError(f"a piece lies in {shown(file)}, which is no plain name of a file")
-        if type(start) is not int or type(length) is not int or not 0 <= start + length < 2**48:
-            raise PickleError(f"a piece of {_called(name)} is at no place in a file")
-        if start < 0 or length < 0:
+        if (
+            type(start) is not int
+            or type(length) is not int
+            or min(start, length) < 0
+            or start + length >= 2**48
+        ):
             raise PickleError(f"a piece of {_called(name)} is at no place in a file")
         packed = info.fields.get("transform_descriptors")
         if packed:

@@ -9,7 +9,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from xcite.errors import XciteError
+from xcite.engines.devices import no_tf32, numbered
 
 
 def find(asked: str) -> str:
@@ -22,7 +22,7 @@ def find(asked: str) -> str:
     Raises:
         XciteError: this machine has no such device.
     """
-    kind, _, number = asked.partition(":")
+    kind = asked.partition(":")[0]
     if kind == "auto":
         device: str = "gpu" if paddle.device.cuda.device_count() else paddle.get_device()
         return device
@@ -32,17 +32,7 @@ def find(asked: str) -> str:
     counts = {"gpu": paddle.device.cuda.device_count, "xpu": paddle.device.xpu.device_count}
     built = kind == "gpu" or (kind == "xpu" and paddle.is_compiled_with_xpu())
     count = counts[kind]() if built else 0
-    if not count:
-        told = "GPU" if kind == "gpu" else f"device {kind}"
-        raise XciteError(
-            f"PaddlePaddle finds no {told} on this machine; set run.device to cpu (--device cpu)"
-        )
-    if number and int(number) >= count:
-        raise XciteError(
-            f"run.device is {asked}, but PaddlePaddle finds {count} such devices here, counted "
-            "from 0"
-        )
-    return f"{kind}:{number}" if number else kind
+    return numbered("PaddlePaddle", asked, kind, count)
 
 
 def use_tf32(device: str, wanted: bool) -> None:
@@ -55,10 +45,7 @@ def use_tf32(device: str, wanted: bool) -> None:
         if not wanted:  # read by the libraries when they are first used
             os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     elif wanted:
-        raise XciteError(
-            "tf32 is a precision of NVIDIA's GPUs, and this run is to use none; set run.precision "
-            "to float32"
-        )
+        raise no_tf32()
 
 
 class Sender:
@@ -66,9 +53,8 @@ class Sender:
 
     def __init__(self, device: str) -> None:
         self._device = device
-        self._sent: deque[Tensor] = deque(
-            maxlen=1024
-        )  # of several steps: they have arrived by then
+        # of several steps: they have arrived when they are forgotten
+        self._sent: deque[Tensor] = deque(maxlen=1024)
 
     def tensor(self, array: np.ndarray) -> Tensor:
         """The array on the device, of its own dtype; may share the array's memory."""

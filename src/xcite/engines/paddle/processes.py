@@ -17,7 +17,7 @@ from xcite.engines.paddle.device import find
 from xcite.engines.paddle.layers.sync_batch_norm import GpuSyncBatchNorm2D
 from xcite.processes import environment
 from xcite.processes.line import hidden_errors
-from xcite.processes.loss import not_joined
+from xcite.processes.lost import not_joined
 
 
 def start(device: str) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xcite.errors import XciteError
+from xcite.engines.devices import no_tf32, numbered
 
 
 def find(asked: str) -> torch.device:
@@ -20,7 +20,7 @@ def find(asked: str) -> torch.device:
     Raises:
         XciteError: this machine has no such device.
     """
-    kind, _, number = asked.partition(":")
+    kind = asked.partition(":")[0]
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
     kind = {"gpu": "cuda"}.get(kind, kind)
@@ -28,16 +28,7 @@ def find(asked: str) -> torch.device:
         return torch.device("cpu")
     backend = getattr(torch, kind)
     count = backend.device_count() if backend.is_available() else 0
-    if not count:
-        told = "GPU" if kind == "cuda" else f"device {kind}"
-        raise XciteError(
-            f"PyTorch finds no {told} on this machine; set run.device to cpu (--device cpu)"
-        )
-    if number and int(number) >= count:
-        raise XciteError(
-            f"run.device is {asked}, but PyTorch finds {count} such devices here, counted from 0"
-        )
-    return torch.device(f"{kind}:{number}" if number else kind)
+    return torch.device(numbered("PyTorch", asked, kind, count))
 
 
 def use_tf32(device: torch.device, wanted: bool) -> None:
@@ -49,10 +40,7 @@ def use_tf32(device: torch.device, wanted: bool) -> None:
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = wanted
     elif wanted:
-        raise XciteError(
-            "tf32 is a precision of NVIDIA's GPUs, and this run is to use none; set run.precision "
-            "to float32"
-        )
+        raise no_tf32()
 
 
 class Sender:

@@ -148,10 +148,12 @@ class MovingAverage:
         """``average`` is a model of the same architecture; it starts as a copy of ``model``."""
         self.model = average.eval()
         self.decay = decay
-        self._sources = list(model.state_dict().values())
-        self._averages = list(average.state_dict().values())
+        pairs = list(zip(average.state_dict().values(), model.state_dict().values(), strict=True))
+        numbers = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._averages, self._sources = (list(each) for each in zip(*numbers, strict=True))
+        self._counters = [pair for pair in pairs if not pair[0].is_floating_point()]
         with torch.no_grad():
-            for average_, source in zip(self._averages, self._sources, strict=True):
+            for average_, source in pairs:
                 average_.copy_(source)
 
     @torch.no_grad()
@@ -161,18 +163,14 @@ class MovingAverage:
         Args:
             skip: bool (), whether to change nothing after all.
         """
-        pairs = list(zip(self._averages, self._sources, strict=True))
-        numbers = [pair for pair in pairs if pair[0].is_floating_point()]
-        averages, sources = (list(each) for each in zip(*numbers, strict=True))
         if skip is None:
-            torch._foreach_lerp_(averages, sources, 1 - self.decay)
+            torch._foreach_lerp_(self._averages, self._sources, 1 - self.decay)
         else:
-            differences = torch._foreach_sub(sources, averages)
+            differences = torch._foreach_sub(self._sources, self._averages)
             torch._foreach_mul_(differences, (1 - self.decay) * (~skip).float())
-            torch._foreach_add_(averages, differences)
-        for average, source in pairs:
-            if not average.is_floating_point():
-                average.copy_(source)
+            torch._foreach_add_(self._averages, differences)
+        for average, source in self._counters:
+            average.copy_(source)
 
 
 def keep(before: Sequence[Tensor], tensors: Sequence[Tensor], skip: Tensor) -> None:

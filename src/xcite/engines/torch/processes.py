@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from xcite.engines.torch.device import find
 from xcite.processes import environment
-from xcite.processes.loss import not_joined
+from xcite.processes.lost import not_joined
 
 
 def start(device: str) -> tuple[int, int]:
